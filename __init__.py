@@ -1,0 +1,1 @@
+"""Hand tracking from depth cameras on small computers."""

@@ -1,0 +1,124 @@
+"""Depth cameras: one file of this folder is one backend.
+
+A backend `<kind>.py` has `open_camera(source: str | None, **options) -> Camera` and declares as keywords the options
+it knows, of `mode` ("848x480@90"), `fps` (float; replay: None = as recorded, 0 = as fast as possible) and `loop`
+(bool). Its SDK is imported inside it, when a camera is opened.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections import deque
+from types import TracebackType
+from typing import Any, Protocol
+
+from ...hand.camera import Intrinsics
+from ...hand.frames import DepthFrame
+
+
+class CameraError(Exception):
+    """The camera cannot be opened or has failed; one line that says what was seen and what to do."""
+
+
+class FrameTimeout(CameraError):
+    """No frame came in the time given to `read`; reading on may still work."""
+
+
+class BadFrame(Exception):
+    """One frame cannot be used; the next `read` goes on with the one after it."""
+
+
+class EndOfStream(Exception):
+    """The recording has no more frames."""
+
+
+class Camera(Protocol):
+    """An open depth camera; leaving its `with` block closes it."""
+
+    @property
+    def name(self) -> str: ...  # the serial number, or the name of a recording
+    @property
+    def intrinsics(self) -> Intrinsics: ...
+    @property
+    def fps(self) -> float: ...  # Hz, the rate frames come at; a replay at full speed says its recorded rate
+
+    def read(self, timeout_s: float = 1.0) -> DepthFrame:
+        """Wait for the next frame (live: the newest) at most timeout_s seconds.
+
+        Raises FrameTimeout, BadFrame, EndOfStream, or CameraError when the camera is gone.
+        """
+
+    def __enter__(self) -> Camera: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def camera_kinds() -> list[str]:
+    """The backends there are: the files of this folder."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def open_camera(kind: str, source: str | None = None, **options: Any) -> Camera:
+    """Open a camera of one kind; options that are None or False count as not given.
+
+    Raises CameraError for an unknown kind, an option that this kind does not have, and whatever the backend finds.
+    """
+    if kind not in camera_kinds():
+        raise CameraError(f"camera {kind!r}: there is no such camera; possible are {', '.join(camera_kinds())}")
+    backend = importlib.import_module(f".{kind}", __name__).open_camera
+    given = {key: value for key, value in options.items() if value is not None and value is not False}
+    known = list(inspect.signature(backend).parameters)[1:]
+    for key in given:
+        if key not in known:
+            raise CameraError(f"camera {kind!r} has no option --{key}; it has {', '.join('--' + k for k in known)}")
+    camera: Camera = backend(source, **given)
+    return camera
+
+
+class ClockMap:
+    """Maps a camera's time stamps to the host's CLOCK_MONOTONIC.
+
+    A device clock runs beside ours with an unknown offset, and a frame arrives a varying latency after its stamp.
+    The smallest arrival - stamp of the last window_s seconds is the offset plus the smallest latency: so times are
+    late by that latency (transport, a few ms), but free of jitter. A stamp in wall-clock time needs only the offset
+    between the two host clocks; if it says that the frame came from the future or over a second ago (the wall clock
+    was set), it is mapped like a device clock.
+    Times never go back and are never later than the arrival.
+    """
+
+    JUMP_NS = 1_000_000_000  # a stamp this far off the estimate means that the clock was set or wrapped
+    WALL_TOLERANCE_NS = 20_000_000  # a wall-clock stamp may be this far in the future: librealsense estimates it
+
+    def __init__(self, window_s: float = 10.0) -> None:
+        self._window_ns = round(window_s * 1e9)
+        self._offsets: deque[tuple[int, int]] = deque()  # (arrival, arrival - stamp), both rising: the front is least
+        self._last_ns: int | None = None
+
+    def to_monotonic(self, stamp_ns: int, arrival_ns: int, wall_ns: int | None = None) -> int:
+        """A frame's stamp in ns of CLOCK_MONOTONIC.
+
+        arrival_ns is CLOCK_MONOTONIC when the frame came, wall_ns the wall clock then if the stamp is in its time.
+        """
+        offset_ns = self._least_offset(arrival_ns, arrival_ns - stamp_ns)
+        if wall_ns is not None and -self.WALL_TOLERANCE_NS <= wall_ns - stamp_ns <= self.JUMP_NS:
+            offset_ns = arrival_ns - wall_ns
+        t_ns = stamp_ns + offset_ns
+        if self._last_ns is not None:
+            t_ns = max(t_ns, self._last_ns + 1)
+        self._last_ns = min(t_ns, arrival_ns)
+        return self._last_ns
+
+    def _least_offset(self, arrival_ns: int, offset_ns: int) -> int:
+        """The smallest offset of the window, with the new one in it."""
+        offsets = self._offsets
+        if offsets and abs(offset_ns - offsets[0][1]) > self.JUMP_NS:
+            offsets.clear()
+        while offsets and offsets[-1][1] >= offset_ns:
+            offsets.pop()
+        offsets.append((arrival_ns, offset_ns))
+        while offsets[0][0] < arrival_ns - self._window_ns:
+            offsets.popleft()
+        return offsets[0][1]

@@ -1,0 +1,40 @@
+# Needs make and Python 3.10 or newer, nothing else. Two environments, so that `run` never waits for PyTorch.
+PYTHON ?= $(shell command -v python3 || command -v python3.11)
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+DEMO := edge/demo/hand.mcap
+
+.PHONY: run test lint demo bench clean
+
+run: $(VENV)/.installed  ## track the recorded hand and publish it
+	$(VENV)/bin/edge-hand run --camera replay --source $(DEMO)
+
+test: lint  ## everything that must hold before a commit
+	$(TEST_VENV)/bin/python -m pytest
+
+lint: $(TEST_VENV)/.installed
+	$(TEST_VENV)/bin/ruff check .
+	$(TEST_VENV)/bin/ruff format --check .
+	mkdir -p .types
+	ln -sfn .. .types/edge_hand
+	MYPYPATH=.types $(TEST_VENV)/bin/mypy -p edge_hand
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/edge-hand eval --source $(DEMO) --out out/demo
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/edge-hand bench
+
+clean:
+	rm -rf $(VENV) $(TEST_VENV) .types .mypy_cache .pytest_cache .ruff_cache .hypothesis build out *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: EXTRAS :=
+$(TEST_VENV)/.installed: EXTRAS := [train,dev,realsense]
+
+# The .gitignore keeps git and ruff out of an environment, whatever its name.
+%/.installed: pyproject.toml constraints.txt
+	test -x $*/bin/python || $(PYTHON) -m venv $*
+	echo '*' > $*/.gitignore
+	$*/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
+	touch $@

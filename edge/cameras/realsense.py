@@ -1,0 +1,392 @@
+"""Intel RealSense depth cameras, and librealsense's own recordings (.bag, .db3), through pyrealsense2.
+
+Only the depth stream (Z16) is opened. pyrealsense2 is imported when a camera is opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ...hand.camera import Intrinsics
+from ...hand.frames import DepthFrame
+from . import BadFrame, Camera, CameraError, ClockMap, EndOfStream, FrameTimeout
+from .replay import Pacer
+
+# What a D400 offers on USB 3: the first is ours, 480x270@90 costs the least, 1280x720@30 reaches furthest.
+MODES = ("848x480@90", "848x480@60", "640x480@90", "640x480@60", "640x480@30", "480x270@90", "1280x720@30")
+DEFAULT_MODE = MODES[0]
+POLL_S = 0.1  # how often a wait looks whether the camera is still there or the file has ended
+DISTORTION_TOLERANCE_PX = 0.5
+
+
+def open_camera(source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False) -> Camera:
+    """Open a camera (source = its serial number, None = the only one) or a recording (source = its path)."""
+    if source is None or not (Path(source).suffix in (".bag", ".db3") or Path(source).exists()):
+        if fps is not None or loop:
+            raise CameraError("--fps and --loop are for recordings; a camera's rate is in its mode: --mode 848x480@90")
+        return RealSenseCamera(source, mode or DEFAULT_MODE)
+    if mode is not None:
+        raise CameraError(f"--mode is for cameras; {source} has the mode it was recorded in")
+    return RealSenseCamera(source=Path(source), fps=fps, loop=loop)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Mode:
+    """A depth stream's size in px and rate in Hz."""
+
+    width: int
+    height: int
+    fps: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}@{self.fps}"
+
+
+def parse_mode(text: str) -> Mode:
+    """ "848x480@90" as a Mode; raises CameraError."""
+    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})@(\d{1,4})", text)
+    if match is None:
+        raise CameraError(f"mode {text!r}: expected WIDTHxHEIGHT@FPS, such as {', '.join(MODES)}")
+    return Mode(*map(int, match.groups()))
+
+
+@dataclass(frozen=True, slots=True)
+class RealSenseInfo:
+    """A connected camera: usb is the link's version ("3.2"), modes its depth modes."""
+
+    serial: str
+    name: str
+    firmware: str
+    usb: str
+    modes: tuple[Mode, ...]
+
+
+def list_cameras() -> list[RealSenseInfo]:
+    """The RealSense cameras that are connected. Raises CameraError if pyrealsense2 cannot be used."""
+    rs = import_realsense()
+    try:
+        return [_describe(rs, device) for device in rs.context().query_devices()]
+    except RuntimeError as error:
+        raise CameraError(f"realsense: the cameras cannot be listed ({_reason(error)})") from error
+
+
+class RealSenseCamera:
+    """The depth stream of a camera, or of a librealsense recording.
+
+    Live, `read` gives the newest frame, with t_ns = its mid-exposure as well as the camera tells it. A recording is
+    shown as the replay camera does: each frame at its time, none dropped, fps None as recorded or 0 at once.
+    `dropped` counts the frames which the sensor made and `read` did not return, by the gaps in the frame numbers.
+    device is a librealsense device to use instead of a connected one (a software device).
+    """
+
+    def __init__(
+        self,
+        serial: str | None = None,
+        mode: str = DEFAULT_MODE,
+        source: Path | None = None,
+        *,
+        fps: float | None = None,
+        loop: bool = False,
+        device: Any = None,
+    ) -> None:
+        self._rs = import_realsense()
+        self._source = source
+        self._loop = loop
+        self._pacer = Pacer(fps)
+        self._clock = ClockMap()
+        self._pending: DepthFrame | None = None
+        self._seq_offset, self._t_offset_ns = 0, 0
+        self._first_ns, self._last = 0, (-1, 0)  # of this lap: time of the first frame; number and time of the last
+        self.dropped = 0
+        if source is None:
+            self._label = f"realsense {serial}" if serial else "realsense"
+            profile = self._start_device(serial, parse_mode(mode), device)
+        else:
+            self._label = str(source)
+            profile = self._start_file(source)
+        try:
+            self._describe_stream(profile)
+        except BaseException:
+            self.close()
+            raise
+        self.fps: float = fps or self._stream_fps
+
+    def read(self, timeout_s: float = 1.0) -> DepthFrame:
+        """The newest frame of a camera, the next one of a recording.
+
+        Raises FrameTimeout, BadFrame, EndOfStream, or CameraError when the camera is gone.
+        """
+        deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
+        if self._source is None:
+            return self._convert(self._wait(deadline_ns, timeout_s))
+        if self._pending is None:
+            self._pending = self._convert(self._wait(deadline_ns, timeout_s))
+        due_ns = self._pacer.wait(self._pending.t_ns, deadline_ns)
+        frame, self._pending = self._pending, None
+        return replace(frame, t_ns=due_ns)
+
+    def close(self) -> None:
+        try:
+            self._pipeline.stop()
+        except RuntimeError:
+            return  # it was stopped already, or the camera is gone
+
+    def __enter__(self) -> RealSenseCamera:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start_device(self, serial: str | None, mode: Mode, device: Any) -> Any:
+        """Start a camera's depth stream; returns the pipeline's profile."""
+        rs = self._rs
+        config = rs.config()
+        self._pipeline = rs.pipeline()
+        self._playback = None
+        try:
+            if device is None:
+                device = _find_device(rs, serial)
+                config.enable_device(device.get_info(rs.camera_info.serial_number))
+            else:
+                self._pipeline.set_device(device)
+            self._device = device
+            info = _describe(rs, device)
+            if mode not in info.modes:
+                link = f" on USB {info.usb}" if info.usb else ""
+                raise CameraError(f"{info.name} {info.serial}{link} has no mode {mode}; it has {_by_size(info.modes)}")
+            config.enable_stream(rs.stream.depth, mode.width, mode.height, rs.format.z16, mode.fps)
+            return self._pipeline.start(config)
+        except RuntimeError as error:
+            raise CameraError(
+                f"{self._label} cannot be started: {_reason(error)}; is another program using it?"
+            ) from error
+
+    def _start_file(self, path: Path) -> Any:
+        """Start playing a recording from its beginning; returns the pipeline's profile."""
+        rs = self._rs
+        if not path.is_file():
+            raise CameraError(f"{path}: no such recording")
+        config = rs.config()
+        self._pipeline = rs.pipeline()
+        try:
+            config.enable_device_from_file(str(path), repeat_playback=False)
+            config.enable_stream(rs.stream.depth)
+            # Before start: after it, the first frames of the file can be lost.
+            config.resolve(rs.pipeline_wrapper(self._pipeline)).get_device().as_playback().set_real_time(False)
+            profile = self._pipeline.start(config)
+        except RuntimeError as error:
+            if "Couldn't resolve" in str(error):
+                raise CameraError(f"{path} has no depth stream") from error
+            raise CameraError(f"{path} is not a librealsense recording that can be read: {_reason(error)}") from error
+        self._device = profile.get_device()
+        self._playback = self._device.as_playback()
+        return profile
+
+    def _describe_stream(self, profile: Any) -> None:
+        rs = self._rs
+        stream = profile.get_stream(rs.stream.depth).as_video_stream_profile()
+        try:
+            scale = self._device.first_depth_sensor().get_depth_scale()
+            # A float32 in librealsense; its shortest decimal is what the sensor means: 0.001, not 0.0010000000475.
+            self._depth_unit_m = float(str(np.float32(scale)))
+            self.name: str = _info(self._device, rs.camera_info.serial_number) or "realsense"
+            self.intrinsics = intrinsics_from_realsense(rs, stream.get_intrinsics())
+        except (RuntimeError, ValueError) as error:
+            raise CameraError(f"{self._label}: depth unit or intrinsics are missing ({_reason(error)})") from error
+        if not 1e-6 <= self._depth_unit_m <= 0.1:
+            raise CameraError(f"{self._label}: depth unit {self._depth_unit_m} m is not plausible")
+        self._stream_fps = float(stream.fps())
+
+    def _wait(self, deadline_ns: int, timeout_s: float) -> Any:
+        """librealsense's next depth frame."""
+        while True:
+            left_s = (deadline_ns - time.monotonic_ns()) * 1e-9
+            depth = self._poll(min(POLL_S, max(left_s, 0.001)))
+            if depth is not None:
+                return depth
+            if self._playback is not None and self._playback.current_status() == self._rs.playback_status.stopped:
+                depth = self._poll(0.02)  # the last frame may have come between the poll and the question
+                if depth is not None:
+                    return depth
+                self._end_lap()
+            if left_s <= POLL_S:
+                self._check_connected()
+                raise FrameTimeout(f"{self._label}: no depth frame within {timeout_s:g} s")
+
+    def _poll(self, timeout_s: float) -> Any:
+        try:
+            arrived, frames = self._pipeline.try_wait_for_frames(max(1, round(timeout_s * 1000)))
+        except RuntimeError as error:
+            raise CameraError(f"{self._label} has failed: {_reason(error)}") from error
+        return (frames.get_depth_frame() or None) if arrived else None
+
+    def _end_lap(self) -> None:
+        """Start the recording again, or raise EndOfStream."""
+        number, last_ns = self._last
+        if not self._loop or number < 0 or self._source is None:
+            raise EndOfStream(f"{self._label}: no more frames")
+        self._seq_offset += number + 1
+        self._t_offset_ns += last_ns - self._first_ns + round(1e9 / self._stream_fps)
+        self._last = (-1, 0)
+        self.close()
+        self._start_file(self._source)
+
+    def _check_connected(self) -> None:
+        try:
+            connected = self._device.is_connected()
+        except RuntimeError:
+            connected = False
+        if not connected:
+            raise CameraError(f"{self._label} is no longer connected; check its cable")
+
+    def _convert(self, depth: Any) -> DepthFrame:
+        """librealsense's frame as ours; t_ns is the host's clock for a camera, the recorded time for a file."""
+        arrival_ns = time.monotonic_ns()
+        rs = self._rs
+        number = int(depth.get_frame_number())
+        stamp_ns = round(depth.get_timestamp() * 1e6)
+        before, _ = self._last
+        if before >= 0 and number > before:
+            self.dropped += number - before - 1
+        if before < 0:
+            self._first_ns = stamp_ns
+        self._last = (number, stamp_ns)
+        if self._source is not None:
+            t_ns = stamp_ns + self._t_offset_ns
+        else:
+            is_device_clock = depth.get_frame_timestamp_domain() == rs.timestamp_domain.hardware_clock
+            wall_ns = None if is_device_clock else time.time_ns()
+            t_ns = self._clock.to_monotonic(stamp_ns, arrival_ns, wall_ns) - _exposure_to_stamp_ns(rs, depth)
+        try:
+            return DepthFrame(
+                camera=self.name,
+                seq=number + self._seq_offset,
+                t_ns=t_ns,
+                depth=np.array(depth.get_data(), np.uint16),  # a copy: librealsense reuses its memory
+                depth_unit_m=self._depth_unit_m,
+                intrinsics=self.intrinsics,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise BadFrame(f"{self._label}: {_reason(error)}") from error
+
+
+def intrinsics_from_realsense(rs: Any, given: Any) -> Intrinsics:
+    """A stream's intrinsics as ours.
+
+    brown_conrady is our own model. D400 depth is rectified: all coefficients are 0, whatever the model's name. For
+    another model with coefficients (SR300 depth: inverse_brown_conrady) ours is fitted to librealsense's own
+    deprojection over the image, and refused (ValueError) if it is off by more than DISTORTION_TOLERANCE_PX.
+    """
+    pinhole = Intrinsics(given.width, given.height, given.fx, given.fy, given.ppx, given.ppy)
+    coefficients = tuple(float(c) for c in given.coeffs)
+    if given.model == rs.distortion.none or not any(coefficients):
+        return pinhole
+    if given.model == rs.distortion.brown_conrady:
+        return replace(pinhole, distortion=coefficients)  # type: ignore[arg-type]
+
+    columns, rows = np.meshgrid(np.linspace(0, given.width - 1, 17), np.linspace(0, given.height - 1, 13))
+    pixels = np.stack([columns.ravel(), rows.ravel()], -1)  # (221, 2) px
+    rays = np.array([rs.rs2_deproject_pixel_to_point(given, list(pixel), 1.0) for pixel in pixels])  # (221, 3)
+    back = np.array([rs.rs2_project_point_to_pixel(given, list(ray)) for ray in rays])  # (221, 2) px
+    x, y = rays[:, 0], rays[:, 1]
+    r2 = x * x + y * y
+    # distort() is linear in k1, k2, p1, p2, k3
+    a_x = np.stack([x * r2, x * r2**2, 2 * x * y, r2 + 2 * x * x, x * r2**3], -1)  # (221, 5)
+    a_y = np.stack([y * r2, y * r2**2, r2 + 2 * y * y, 2 * x * y, y * r2**3], -1)
+    distorted = pinhole.rays(pixels)[:, :2]
+    b = np.concatenate([distorted[:, 0] - x, distorted[:, 1] - y])
+    fitted = np.linalg.lstsq(np.concatenate([a_x, a_y]), b, rcond=None)[0]  # (5,)
+    intrinsics = replace(pinhole, distortion=tuple(fitted.tolist()))
+    off_px = max(np.abs(intrinsics.project(rays) - pixels).max(), np.abs(back - pixels).max())
+    if not off_px <= DISTORTION_TOLERANCE_PX:
+        raise ValueError(f"distortion {given.model} {list(coefficients)} is off our model by {off_px:.1f} px")
+    return intrinsics
+
+
+def import_realsense() -> Any:
+    """pyrealsense2, with libusb from libusb-package if the system has none. Raises CameraError."""
+    try:
+        import pyrealsense2
+    except ImportError as error:
+        if "libusb" not in str(error):
+            raise CameraError(
+                f"pyrealsense2 cannot be imported ({_reason(error)}); pip install 'edge-hand[realsense]'"
+            ) from error
+        try:
+            import libusb_package
+
+            ctypes.CDLL(str(libusb_package.get_library_path()), mode=ctypes.RTLD_GLOBAL)
+            import pyrealsense2
+        except (ImportError, OSError):
+            raise CameraError(
+                "pyrealsense2 needs libusb-1.0: apt install libusb-1.0-0, or pip install libusb-package"
+            ) from error
+    return pyrealsense2
+
+
+def _find_device(rs: Any, serial: str | None) -> Any:
+    """The connected camera with this serial number, or the only one."""
+    devices = {_info(device, rs.camera_info.serial_number): device for device in rs.context().query_devices()}
+    if not devices:
+        raise CameraError("no RealSense camera is connected; check the cable, the USB 3 port and the udev rules")
+    if serial is None and len(devices) > 1:
+        raise CameraError(
+            f"{len(devices)} RealSense cameras are connected: choose one with --source {'|'.join(devices)}"
+        )
+    if serial is not None and serial not in devices:
+        raise CameraError(f"no RealSense camera {serial} is connected; there is {', '.join(devices)}")
+    return devices[serial] if serial is not None else next(iter(devices.values()))
+
+
+def _describe(rs: Any, device: Any) -> RealSenseInfo:
+    modes = {
+        Mode(video.width(), video.height(), video.fps())
+        for sensor in device.query_sensors()
+        for profile in sensor.get_stream_profiles()
+        if profile.stream_type() == rs.stream.depth and profile.format() == rs.format.z16
+        for video in [profile.as_video_stream_profile()]
+    }
+    info = rs.camera_info
+    return RealSenseInfo(
+        serial=_info(device, info.serial_number),
+        name=_info(device, info.name) or "RealSense",
+        firmware=_info(device, info.firmware_version),
+        usb=_info(device, info.usb_type_descriptor),
+        modes=tuple(sorted(modes)),
+    )
+
+
+def _info(device: Any, field: Any) -> str:
+    return str(device.get_info(field)) if device.supports(field) else ""
+
+
+def _by_size(modes: tuple[Mode, ...]) -> str:
+    """ "640x480@30/60, 848x480@90"."""
+    rates: dict[str, list[str]] = {}
+    for mode in modes:
+        rates.setdefault(f"{mode.width}x{mode.height}", []).append(str(mode.fps))
+    return ", ".join(f"{size}@{'/'.join(fps)}" for size, fps in rates.items()) or "no depth stream"
+
+
+def _exposure_to_stamp_ns(rs: Any, depth: Any) -> int:
+    """How long before its stamp (start of the readout) the frame's exposure was half over, if the camera tells it."""
+    kind = rs.frame_metadata_value
+    if not all(depth.supports_frame_metadata(k) for k in (kind.frame_timestamp, kind.sensor_timestamp)):
+        return 0
+    us = int(depth.get_frame_metadata(kind.frame_timestamp) - depth.get_frame_metadata(kind.sensor_timestamp))
+    return us * 1000 if 0 <= us < 100_000 else 0
+
+
+def _reason(error: Exception) -> str:
+    """librealsense's own words in one line, without its wrapping."""
+    return " ".join(str(error).split()).rpartition("Reason: ")[2]

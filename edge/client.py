@@ -1,0 +1,130 @@
+"""The subscriber: `for message in subscribe(): ...`, newest wins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+import zmq
+
+from ..hand.wire import MAX_BYTES, Message, decode
+
+KINDS = ("joints", "mesh", "status", "topology")
+QUEUE = 256  # messages kept while the caller is busy
+
+
+class SubscribeError(ValueError):
+    """An address or a topic that cannot be; the text is one line."""
+
+
+def subscribe(
+    address: str = "tcp://127.0.0.1:5555",
+    topics: Sequence[str] = ("joints",),
+    *,
+    latest: bool = True,
+    timeout_s: float | None = None,
+) -> Subscription:
+    """Messages of a running `edge-hand run`, decoded: iterate, and use `with` to close it in time.
+
+    topics are `joints`, `mesh`, `status` (of every camera), `joints.<camera>` and so on (of one), `topology`.
+    latest: a caller slower than the camera gets the newest message of each topic and skips what is older; otherwise
+    every message comes, in order, as long as the queues hold. timeout_s: how long to wait for one message.
+
+    Raises SubscribeError for a bad address or topic; while iterating, TimeoutError after timeout_s and
+    `hand.wire.WireError` for a message that is not the contract's. Iterating may go on after both.
+    """
+    return Subscription(address, (topics,) if isinstance(topics, str) else tuple(topics), latest, timeout_s)
+
+
+class Subscription:
+    """An open subscription, made by `subscribe`: an iterator and a context manager.
+
+    skipped counts the messages passed over because a newer one of their topic was there.
+    """
+
+    def __init__(self, address: str, topics: tuple[str, ...], latest: bool, timeout_s: float | None) -> None:
+        for topic in topics or ("",):
+            if topic.partition(".")[0] not in KINDS or topic.endswith("."):
+                raise SubscribeError(f"topic {topic!r}: expected {', '.join(KINDS)}, or one camera's, like joints.front")
+        self.skipped = 0
+        self._address, self._topics = address, topics
+        self._latest, self._timeout_s = latest, timeout_s
+        self._exact = {topic.encode() for topic in topics if "." in topic}
+        self._kinds = {topic.encode() for topic in topics if "." not in topic}
+        self._waiting: dict[bytes, list[bytes]] = {}  # newest of each topic, the longest waiting topic first
+        self._socket: zmq.Socket[bytes] | None = None
+        self._open()
+
+    def __enter__(self) -> Subscription:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Subscription:
+        return self
+
+    def __next__(self) -> Message:
+        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        while True:
+            if self._socket is None:
+                raise StopIteration
+            if self._latest:
+                self._drain()
+            if self._waiting:
+                return decode(self._waiting.pop(next(iter(self._waiting))))
+            left_ms = None if deadline is None else max(0, round(1000 * (deadline - time.monotonic())))
+            if not self._socket.poll(left_ms):
+                raise TimeoutError(
+                    f"no message on {', '.join(self._topics)} from {self._address} in {self._timeout_s:g} s; "
+                    "is `edge-hand run` running there?"
+                )
+            if not self._latest:
+                self._take(self._socket.recv_multipart())
+
+    def close(self) -> None:
+        """Close the socket; iterating ends."""
+        if self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+        self._waiting.clear()
+
+    def _open(self) -> None:
+        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        try:
+            self._socket.setsockopt(zmq.RCVHWM, QUEUE)
+            self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
+            self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
+            for topic in self._topics:
+                self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
+            self._socket.connect(self._address)
+        except zmq.ZMQError as error:
+            self.close()
+            why = str(error).lower()
+            raise SubscribeError(
+                f"cannot subscribe at {self._address!r}: {why}; expected tcp://HOST:PORT or ipc://PATH"
+            ) from None
+
+    def _drain(self) -> None:
+        """Take all there is. After a long absence what is queued is old and the newest was lost: start anew."""
+        assert self._socket is not None
+        taken = 0
+        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            self._take(self._socket.recv_multipart())
+            taken += 1
+            if taken == QUEUE // 2:  # libzmq's queue counts as full from half on, see its low-water mark
+                self.skipped += len(self._waiting)
+                self.close()
+                self._open()
+                return
+
+    def _take(self, parts: list[bytes]) -> None:
+        topic = parts[0]
+        # SUB matches prefixes: `joints.cam1` would bring `joints.cam10` too.
+        if topic in self._exact or topic.partition(b".")[0] in self._kinds:
+            self.skipped += topic in self._waiting
+            self._waiting[topic] = parts

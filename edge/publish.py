@@ -1,0 +1,160 @@
+"""The publisher: an XPUB socket that never waits for anyone."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import stat
+from types import TracebackType
+from urllib.parse import urlsplit
+
+import zmq
+
+ADDRESS = "tcp://127.0.0.1:5555"
+
+QUEUE = 4  # messages kept for a subscriber that does not read; then its newest are lost, never ours to wait for
+SEND_BUFFER = 128 << 10  # bytes the kernel keeps, so that a slow reader is not fed seconds of old poses
+LINGER_MS = 100
+
+
+class PublishError(RuntimeError):
+    """The socket cannot be opened as asked; the text is one line with what to type next."""
+
+
+class Publisher:
+    """Owns the socket: `with Publisher("tcp://127.0.0.1:5555", topology=encode_topology(faces)) as publisher`.
+
+    A subscriber that stops reading loses messages (libzmq drops them per subscriber and does not say how many: it
+    sees the gap in `seq`); nobody else notices. `dropped` counts messages the socket refused as a whole.
+    topology is sent whenever someone subscribes to it. One thread only. Raises PublishError on entry.
+    """
+
+    def __init__(
+        self, bind: str = ADDRESS, *, topology: list[bytes] | None = None, insecure: bool = False, queue: int = QUEUE
+    ) -> None:
+        self.address = bind
+        self.dropped = 0
+        self._topology = topology
+        self._insecure = insecure
+        self._queue = queue
+        self._subscriptions: set[bytes] = set()
+        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
+
+    def __enter__(self) -> Publisher:
+        target = _checked(self.address, self._insecure)
+        self._context = context = zmq.Context()
+        try:
+            self._socket = context.socket(zmq.XPUB)
+            self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+            self._socket.setsockopt(zmq.SNDHWM, self._queue)
+            self._socket.setsockopt(zmq.SNDBUF, SEND_BUFFER)
+            self._socket.setsockopt(zmq.XPUB_VERBOSE, 1)  # each new subscriber is told, so each gets the topology
+            self._socket.setsockopt(zmq.MAXMSGSIZE, 1024)  # what comes in is subscriptions
+            self._socket.setsockopt(zmq.IPV6, int("[" in target))
+            self._socket.bind(target)
+        except zmq.ZMQError as error:
+            context.destroy(linger=0)
+            self._context = None
+            raise PublishError(_explained(self.address, error)) from None
+        self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)  # the port that `:*` became
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._context is not None:
+            self._context.destroy(linger=LINGER_MS)
+            self._context = None
+
+    def wants(self, topic: str) -> bool:
+        """Whether someone subscribed to a prefix of this topic, as of the last `poll_subscriptions`."""
+        name = topic.encode()
+        return any(name.startswith(prefix) for prefix in self._subscriptions)
+
+    def poll_subscriptions(self) -> None:
+        """Read who came and went, and send the topology to whoever just asked; call it once a frame."""
+        asked = False
+        for _ in range(256):
+            if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+                break
+            event = self._socket.recv(zmq.NOBLOCK)
+            if event[:1] == b"\x01":
+                self._subscriptions.add(event[1:])
+                asked |= b"topology".startswith(event[1:])
+            elif event[:1] == b"\x00":
+                self._subscriptions.discard(event[1:])
+        if asked and self._topology is not None:
+            self.publish(self._topology)
+
+    def publish(self, parts: list[bytes]) -> bool:
+        """Hand over one message and return at once; False if the socket would not take it."""
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.Again:
+            self.dropped += 1
+            return False
+        return True
+
+
+def _checked(address: str, insecure: bool) -> str:
+    """The address as libzmq wants it; PublishError if it is malformed, open to others or taken."""
+    scheme, _, rest = address.partition("://")
+    if scheme == "ipc" and rest:
+        _check_ipc(address, rest)
+        return address
+    try:
+        url = urlsplit(address)
+        host, port = url.hostname, "*" if url.netloc.endswith(":*") else url.port
+    except ValueError:
+        host = port = None
+    if scheme != "tcp" or not host or port is None:
+        raise PublishError(f"--bind {address}: expected tcp://HOST:PORT or ipc://PATH, for example {ADDRESS}")
+    if host == "localhost":
+        host = "127.0.0.1"  # libzmq binds to numbers only
+    if not insecure and not _is_loopback(host):
+        raise PublishError(
+            f"--bind {address}: anyone who can reach this address could read the hands; "
+            f"use {ADDRESS}, or add --insecure on a network you trust"
+        )
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_ipc(address: str, path: str) -> None:
+    """libzmq removes whatever lies at the path, a running daemon's socket or a plain file alike: look first."""
+    if path.startswith("@") or not os.path.lexists(path):
+        return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise PublishError(f"--bind {address}: {path} is not a socket and would be lost; choose another path")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except OSError:
+            return  # left behind by a process that is gone
+    raise PublishError(_in_use(address))
+
+
+def _in_use(address: str) -> str:
+    other = "ipc:///tmp/edge-hand-2" if address.startswith("ipc") else "tcp://127.0.0.1:5556"
+    return f"{address} is in use, perhaps by another edge-hand; stop it or take another: --bind {other}"
+
+
+def _explained(address: str, error: zmq.ZMQError) -> str:
+    if error.errno == zmq.EADDRINUSE:
+        return _in_use(address)
+    if error.errno in (zmq.EADDRNOTAVAIL, errno.ENODEV):
+        return f"--bind {address}: this machine has no such address; `ip addr` lists those it has"
+    if error.errno == errno.EACCES:
+        return f"--bind {address}: not permitted for this user; take a port above 1023 or a path you can write"
+    if error.errno == errno.ENOENT:
+        return f"--bind {address}: the folder does not exist; create it first"
+    return f"--bind {address}: {str(error).lower()}; for example {ADDRESS}"

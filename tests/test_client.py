@@ -1,0 +1,148 @@
+"""The subscriber against a real publisher."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import pytest
+from edge_hand import subscribe
+from edge_hand.edge.client import QUEUE, SubscribeError
+from edge_hand.edge.publish import Publisher
+from edge_hand.hand.wire import Header, JointsMessage, MeshMessage, TopologyMessage, WireError, encode_topology
+from edge_hand.hand.wire import encode_joints as joints_parts
+from edge_hand.hand.wire import encode_mesh as mesh_parts
+
+
+def joints(seq: int, camera: str = "front") -> list[bytes]:
+    return joints_parts(Header(camera, seq, 1, 2, 3), [], stages_us={}, dropped=0)
+
+
+def mesh(seq: int, camera: str = "front") -> list[bytes]:
+    return mesh_parts(Header(camera, seq, 1, 2, 3), [])
+
+
+@contextmanager
+def connected(*topics: str, wait_for: str = "joints.front", **options):
+    """A publisher and its subscription, both ready."""
+    topology = encode_topology([[0, 1, 2]])
+    with Publisher("tcp://127.0.0.1:*", topology=topology) as publisher:
+        options = {"timeout_s": 5.0} | options
+        with subscribe(publisher.address, topics or ("joints",), **options) as messages:
+            for _ in range(1000):
+                publisher.poll_subscriptions()
+                if publisher.wants(wait_for):
+                    break
+                time.sleep(0.005)
+            yield publisher, messages
+
+
+def test_importing_edge_hand_loads_neither_torch_nor_a_socket_library() -> None:
+    code = "import edge_hand, sys; assert not {'torch', 'zmq', 'numpy'} & set(sys.modules); edge_hand.subscribe"
+    code += "; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_message_arrives_in_order_when_all_are_wanted() -> None:
+    with connected(latest=False) as (publisher, messages):
+        for seq in range(4):
+            publisher.publish(joints(seq))
+            assert next(messages).seq == seq
+
+
+def test_the_newest_wins_for_a_slow_caller() -> None:
+    with connected("joints", "mesh") as (publisher, messages):
+        for seq in range(20):
+            publisher.publish(joints(seq))
+            publisher.publish(mesh(seq))
+            time.sleep(0.002)
+        time.sleep(0.1)
+        first, second = next(messages), next(messages)
+        assert isinstance(first, JointsMessage) and isinstance(second, MeshMessage)
+        assert (first.seq, second.seq, messages.skipped) == (19, 19, 38)
+
+
+def test_after_a_long_absence_no_old_pose_comes_as_new() -> None:
+    with connected() as (publisher, messages):
+        for seq in range(4 * QUEUE):
+            publisher.publish(joints(seq))
+            time.sleep(0.0002)
+        time.sleep(0.1)
+        live = threading.Event()
+
+        def keep_publishing() -> None:
+            seq = 10_000
+            while not live.wait(0.01):
+                publisher.publish(joints(seq))
+                publisher.poll_subscriptions()
+                seq += 1
+
+        thread = threading.Thread(target=keep_publishing)
+        thread.start()
+        try:
+            assert next(messages).seq >= 10_000
+        finally:
+            live.set()
+            thread.join()
+
+
+def test_one_camera_is_not_another_whose_name_begins_the_same() -> None:
+    with connected("joints.cam1", wait_for="joints.cam1") as (publisher, messages):
+        publisher.publish(joints(1, "cam10"))
+        publisher.publish(joints(2, "cam1"))
+        assert (next(messages).camera, messages.skipped) == ("cam1", 0)
+
+
+def test_the_topology_comes_to_who_asks() -> None:
+    with connected("topology", wait_for="topology") as (_, messages):
+        message = next(messages)
+        assert isinstance(message, TopologyMessage) and message.faces.tolist() == [[0, 1, 2]]
+
+
+def test_a_timeout_says_where_and_for_how_long_and_iterating_goes_on() -> None:
+    with connected(timeout_s=0.2) as (publisher, messages):
+        with pytest.raises(TimeoutError) as caught:
+            next(messages)
+        assert str(caught.value) == (
+            f"no message on joints from {publisher.address} in 0.2 s; is `edge-hand run` running there?"
+        )
+        publisher.publish(joints(5))
+        assert next(messages).seq == 5
+
+
+def test_a_bad_message_is_an_error_and_iterating_goes_on() -> None:
+    with connected(latest=False) as (publisher, messages):
+        publisher.publish([b"joints.front", b"\xc1"])
+        publisher.publish(joints(6))
+        with pytest.raises(WireError, match=r"^joints.front: not readable as msgpack"):
+            next(messages)
+        assert next(messages).seq == 6
+
+
+def test_a_closed_subscription_ends() -> None:
+    with connected() as (_, messages):
+        messages.close()
+        assert list(messages) == []
+
+
+def test_one_topic_may_be_a_plain_string() -> None:
+    with connected("joints") as (publisher, _), subscribe(publisher.address, "joints", timeout_s=0.01) as messages:
+        with pytest.raises(TimeoutError, match="no message on joints from"):
+            next(messages)
+
+
+@pytest.mark.parametrize("topic", ["joint", "joints.", "", "mash.front"])
+def test_an_unknown_topic_is_refused(topic: str) -> None:
+    with pytest.raises(SubscribeError) as caught:
+        subscribe(topics=[topic])
+    assert str(caught.value) == (
+        f"topic {topic!r}: expected joints, mesh, status, topology, or one camera's, like joints.front"
+    )
+
+
+def test_an_address_that_cannot_be_is_refused() -> None:
+    with pytest.raises(SubscribeError, match=r"^cannot subscribe at 'localhost:5555': .*expected tcp://HOST:PORT or ipc://PATH$"):
+        subscribe("localhost:5555")

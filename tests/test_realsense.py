@@ -1,0 +1,352 @@
+"""The RealSense camera, driven by librealsense's own software device and by its recordings."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from edge_hand.edge.cameras import CameraError, ClockMap, EndOfStream, FrameTimeout, open_camera
+from edge_hand.edge.cameras.realsense import (
+    Mode,
+    RealSenseCamera,
+    import_realsense,
+    intrinsics_from_realsense,
+    list_cameras,
+    parse_mode,
+)
+from edge_hand.hand.camera import Intrinsics
+
+try:
+    rs = import_realsense()
+except CameraError as error:
+    rs = None
+    reason = str(error)
+needs_realsense = pytest.mark.skipif(rs is None, reason="" if rs else f"no pyrealsense2 here: {reason}")
+
+WIDTH, HEIGHT = 640, 480
+INTRINSICS = Intrinsics(WIDTH, HEIGHT, 476.0, 477.0, 313.5, 242.75, (0.125, -0.25, 0.0009765625, 0.001953125, 0.0625))
+
+
+class SoftwareCamera:
+    """A librealsense software device with one depth stream; frames are pushed by hand."""
+
+    def __init__(self, unit_m=0.001, serial="900000000042", intrinsics=INTRINSICS, fps=30):
+        self.device = rs.software_device()
+        for key, value in (
+            (rs.camera_info.name, "Soft Depth Camera"),
+            (rs.camera_info.serial_number, serial),
+            (rs.camera_info.usb_type_descriptor, "3.2"),
+        ):
+            self.device.register_info(key, value)
+        self.unit_m = unit_m
+        self.sensor = self.device.add_sensor("Stereo Module")
+        self.sensor.add_read_only_option(rs.option.depth_units, unit_m)
+        stream = rs.video_stream()
+        stream.type, stream.index, stream.uid = rs.stream.depth, 0, 1
+        stream.width, stream.height, stream.fps, stream.bpp, stream.fmt = WIDTH, HEIGHT, fps, 2, rs.format.z16
+        stream.intrinsics = librealsense_intrinsics(intrinsics)
+        self.profile = self.sensor.add_video_stream(stream, True)
+        self.device.create_matcher(rs.matchers.default)
+
+    def push(self, depth, number, stamp_ms, domain=None):
+        frame = rs.software_video_frame()
+        frame.pixels = np.ascontiguousarray(depth)
+        frame.bpp, frame.stride = 2, 2 * WIDTH
+        frame.timestamp = stamp_ms
+        frame.domain = rs.timestamp_domain.hardware_clock if domain is None else domain
+        frame.frame_number = number
+        frame.profile = self.profile.as_video_stream_profile()
+        frame.depth_units = self.unit_m
+        self.sensor.on_video_frame(frame)
+
+
+def librealsense_intrinsics(ours, model=None):
+    given = rs.intrinsics()
+    given.width, given.height, given.fx, given.fy = ours.width, ours.height, ours.fx, ours.fy
+    given.ppx, given.ppy = ours.cx, ours.cy
+    given.model, given.coeffs = model or rs.distortion.brown_conrady, list(ours.distortion)
+    return given
+
+
+def noise(seed):
+    return np.random.default_rng(seed).integers(0, 65536, (HEIGHT, WIDTH)).astype(np.uint16)
+
+
+def read_all(camera):
+    frames = []
+    try:
+        while True:
+            frames.append(camera.read(5.0))
+    except EndOfStream:
+        return frames
+
+
+@pytest.fixture(scope="module", params=[0.001, 0.000125])
+def recording(request, tmp_path_factory):
+    """A file of five frames, numbers 1 2 3 5 6, 20 ms apart but for the gap; and the unit it was recorded with."""
+    suffix = ".db3" if hasattr(rs.context, "convert_bag_to_db3") else ".bag"
+    path = tmp_path_factory.mktemp("rs") / f"hand{suffix}"
+    camera = SoftwareCamera(request.param, fps=50)
+    recorder = rs.recorder(str(path), camera.device)
+    sensor = recorder.query_sensors()[0]
+    queue = rs.frame_queue(64, True)
+    sensor.open(sensor.get_stream_profiles()[0])
+    sensor.start(queue)
+    for number in (1, 2, 3, 5, 6):
+        camera.push(noise(number), number, 1000.0 + 20.0 * number)
+        queue.wait_for_frame(2000)  # the recorder writes on its own thread
+    sensor.stop()
+    sensor.close()
+    del sensor, recorder, queue  # the file is finished when the recorder is destroyed
+    gc.collect()
+    return path, request.param
+
+
+@needs_realsense
+@pytest.mark.parametrize("unit_m", [0.001, 0.000125])
+def test_live_frames_come_unchanged_with_unit_intrinsics_and_host_times(unit_m):
+    soft = SoftwareCamera(unit_m)
+    with RealSenseCamera(mode="640x480@30", device=soft.device) as camera:
+        assert (camera.name, camera.fps) == ("900000000042", 30.0)
+        times = []
+        for number in range(1, 6):
+            pushed_ns = time.monotonic_ns()
+            soft.push(noise(number), number, 777.0 + number * 33.0)
+            frame = camera.read(2.0)
+            read_ns = time.monotonic_ns()
+            assert np.array_equal(frame.depth, noise(number)) and frame.depth.flags.owndata
+            assert (frame.camera, frame.seq, frame.depth_unit_m) == ("900000000042", number, unit_m)
+            assert frame.intrinsics == INTRINSICS
+            assert frame.t_ns <= read_ns
+            times.append(frame.t_ns)
+            time.sleep(max(0.0, 0.033 - (time.monotonic_ns() - pushed_ns) * 1e-9))
+        assert camera.dropped == 0
+    assert np.allclose(np.diff(times) * 1e-6, 33.0, atol=15.0)  # ms; the pushes are as regular as sleep() here
+
+
+@needs_realsense
+def test_live_gives_the_newest_frame_and_counts_the_dropped():
+    soft = SoftwareCamera()
+    with RealSenseCamera(mode="640x480@30", device=soft.device) as camera:
+        soft.push(noise(1), 1, 1000.0)
+        assert camera.read(2.0).seq == 1
+        for number in range(2, 11):
+            soft.push(noise(number), number, 1000.0 + 33 * number)
+            time.sleep(0.005)
+        assert camera.read(2.0).seq == 10
+        assert camera.dropped == 8
+
+
+@needs_realsense
+def test_a_wall_clock_stamp_is_mapped_by_the_wall_clock():
+    soft = SoftwareCamera()
+    with RealSenseCamera(mode="640x480@30", device=soft.device) as camera:
+        stamp_ns = time.monotonic_ns() - 7_000_000
+        soft.push(noise(1), 1, time.time() * 1e3 - 7.0, rs.timestamp_domain.system_time)
+        assert abs(camera.read(2.0).t_ns - stamp_ns) < 2_000_000
+
+
+@needs_realsense
+def test_a_silent_camera_is_a_timeout_and_can_go_on():
+    soft = SoftwareCamera()
+    with RealSenseCamera(mode="640x480@30", device=soft.device) as camera:
+        start = time.monotonic()
+        with pytest.raises(FrameTimeout, match=r"^realsense: no depth frame within 0.2 s$"):
+            camera.read(0.2)
+        assert 0.15 < time.monotonic() - start < 1.0
+        pusher = threading.Timer(0.15, soft.push, (noise(1), 1, 1000.0))
+        pusher.start()
+        assert camera.read(2.0).seq == 1
+        pusher.join()
+
+
+@needs_realsense
+def test_a_mode_the_sensor_has_not_says_which_it_has():
+    text = r"^Soft Depth Camera 900000000042 on USB 3.2 has no mode 848x480@90; it has 640x480@30$"
+    with pytest.raises(CameraError, match=text):
+        RealSenseCamera(device=SoftwareCamera().device)
+
+
+@needs_realsense
+def test_a_recording_is_played_back_bit_for_bit_at_its_own_times(recording):
+    path, unit_m = recording
+    with open_camera("replay", str(path)) as camera:
+        assert isinstance(camera, RealSenseCamera)
+        assert (camera.name, camera.fps, camera.intrinsics) == ("900000000042", 50.0, INTRINSICS)
+        start_ns = time.monotonic_ns()
+        frames = read_all(camera)
+        elapsed_ns = time.monotonic_ns() - start_ns
+        assert camera.dropped == 1
+        with pytest.raises(EndOfStream, match="no more frames"):
+            camera.read(0.5)
+    assert [frame.seq for frame in frames] == [1, 2, 3, 5, 6]
+    for frame in frames:
+        assert np.array_equal(frame.depth, noise(frame.seq))
+        assert frame.depth_unit_m == unit_m and frame.intrinsics == INTRINSICS
+    assert np.diff([frame.t_ns for frame in frames]).tolist() == [20_000_000, 20_000_000, 40_000_000, 20_000_000]
+    assert frames[0].t_ns >= start_ns and elapsed_ns >= 100_000_000
+
+
+@needs_realsense
+def test_a_recording_at_full_speed_loses_nothing_to_a_slow_reader(recording):
+    path, _ = recording
+    with open_camera("realsense", str(path), fps=0) as camera:
+        time.sleep(0.3)
+        assert [frame.seq for frame in read_all(camera)] == [1, 2, 3, 5, 6]
+
+
+@needs_realsense
+def test_a_looped_recording_goes_on_counting(recording):
+    path, _ = recording
+    with open_camera("realsense", str(path), fps=500, loop=True) as camera:
+        frames = [camera.read(5.0) for _ in range(12)]
+        assert camera.dropped == 2
+    assert [frame.seq for frame in frames] == [1, 2, 3, 5, 6, 8, 9, 10, 12, 13, 15, 16]
+    assert np.array_equal(frames[5].depth, noise(1))
+    assert min(np.diff([frame.t_ns for frame in frames])) >= 2_000_000
+
+
+@needs_realsense
+@pytest.mark.parametrize("suffix", [".bag", ".db3"])
+def test_a_broken_or_missing_file_is_one_line(tmp_path, suffix):
+    path = tmp_path / f"broken{suffix}"
+    with pytest.raises(CameraError, match=r"no such recording$"):
+        open_camera("realsense", str(path))
+    path.write_bytes(b"not a recording")
+    with pytest.raises(
+        CameraError, match=rf"broken{suffix} is not a librealsense recording that can be read: "
+    ) as seen:
+        open_camera("realsense", str(path))
+    assert "\n" not in str(seen.value)
+
+
+@needs_realsense
+def test_no_camera_is_one_line():
+    if list_cameras():
+        pytest.skip("a RealSense camera is connected")
+    with pytest.raises(CameraError, match=r"^no RealSense camera is connected; check the cable, the USB 3 port and"):
+        open_camera("realsense")
+
+
+@needs_realsense
+def test_options_of_recordings_are_refused_for_cameras_and_the_other_way_round(recording):
+    with pytest.raises(CameraError, match=r"^--fps and --loop are for recordings"):
+        open_camera("realsense", "817612070001", loop=True)
+    with pytest.raises(CameraError, match=r"^--mode is for cameras; .* has the mode it was recorded in$"):
+        open_camera("realsense", str(recording[0]), mode="640x480@30")
+
+
+def test_a_mode_is_read_and_a_wrong_one_is_one_line():
+    assert parse_mode("848x480@90") == Mode(848, 480, 90)
+    for text in ("848x480", "848x480@", "848*480@90", "fast"):
+        with pytest.raises(CameraError, match=r"expected WIDTHxHEIGHT@FPS, such as 848x480@90, 848x480@60"):
+            parse_mode(text)
+
+
+def test_a_missing_pyrealsense2_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyrealsense2", None)
+    with pytest.raises(CameraError, match=r"pip install 'edge-hand\[realsense\]'$"):
+        open_camera("realsense")
+
+
+@needs_realsense
+def test_a_missing_libusb_says_what_to_install():
+    probe = "import ctypes; ctypes.CDLL('libusb-1.0.so.0')"
+    if subprocess.run([sys.executable, "-c", probe], capture_output=True).returncode == 0:
+        pytest.skip("libusb-1.0 is installed on this system")
+    program = (
+        "import sys; sys.modules['libusb_package'] = None\n"
+        "from edge_hand.edge.cameras import open_camera, CameraError\n"
+        "try: open_camera('realsense')\n"
+        "except CameraError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout
+    assert said == "pyrealsense2 needs libusb-1.0: apt install libusb-1.0-0, or pip install libusb-package\n"
+
+
+def test_the_backend_imports_no_sdk_before_a_camera_is_opened():
+    program = "import sys, edge_hand.edge.cameras.realsense; print({'pyrealsense2', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
+
+
+@needs_realsense
+def test_brown_conrady_and_undistorted_models_are_ours():
+    assert intrinsics_from_realsense(rs, librealsense_intrinsics(INTRINSICS)) == INTRINSICS
+    pinhole = Intrinsics(WIDTH, HEIGHT, 476.0, 477.0, 313.5, 242.75)
+    for model in ("none", "brown_conrady", "inverse_brown_conrady", "modified_brown_conrady"):
+        assert intrinsics_from_realsense(rs, librealsense_intrinsics(pinhole, getattr(rs.distortion, model))) == pinhole
+
+
+@needs_realsense
+def test_the_distortion_of_an_sr300_is_fitted_to_librealsense_within_a_quarter_of_a_pixel():
+    coefficients = (0.0981390, 0.2033020, 0.0031004, 0.0026419, -0.1123854)  # librealsense issue 10838
+    ours = Intrinsics(WIDTH, HEIGHT, 472.95, 472.95, 310.21, 245.26, coefficients)
+    given = librealsense_intrinsics(ours, rs.distortion.inverse_brown_conrady)
+    fitted = intrinsics_from_realsense(rs, given)
+    pixels = np.random.default_rng(1).uniform((0, 0), (WIDTH - 1, HEIGHT - 1), (200, 2))
+    theirs = np.array([rs.rs2_deproject_pixel_to_point(given, list(pixel), 1.0) for pixel in pixels])
+    assert fitted.is_distorted
+    assert np.abs(fitted.rays(pixels) - theirs).max() * 473 < 0.25
+
+
+@needs_realsense
+def test_a_distortion_librealsense_cannot_deproject_is_refused():
+    ours = Intrinsics(WIDTH, HEIGHT, 476.0, 477.0, 313.5, 242.75, (0.13, 0.11, 0.004, 0.003, 0.05))
+    with pytest.raises(ValueError, match=r"distortion .*modified_brown_conrady .* is off our model by \d+\.\d px"):
+        intrinsics_from_realsense(rs, librealsense_intrinsics(ours, rs.distortion.modified_brown_conrady))
+
+
+def device_clock_run(seconds=60, hz=90, drift=50e-6, seed=2):
+    """Stamps of a drifting device clock and their arrivals after a latency of 4 ms and up; ns."""
+    rng = np.random.default_rng(seed)
+    true_ns = (np.arange(seconds * hz) * 1e9 / hz).astype(np.int64) + 50_000_000_000
+    stamps = ((true_ns - true_ns[0]) * (1 + drift)).astype(np.int64) + 123_000_000
+    arrivals = true_ns + 4_000_000 + rng.exponential(2e6, len(true_ns)).astype(np.int64)
+    return true_ns, stamps, np.maximum.accumulate(arrivals)
+
+
+def test_clock_map_takes_out_jitter_and_follows_drift():
+    true_ns, stamps, arrivals = device_clock_run()
+    clock = ClockMap()
+    t = np.array([clock.to_monotonic(int(s), int(a)) for s, a in zip(stamps, arrivals, strict=True)])
+    assert np.all(np.diff(t) > 0) and np.all(t <= arrivals)
+    late_ms = (t - true_ns)[90:] * 1e-6
+    assert late_ms.min() > 3.9 and late_ms.max() < 4.7  # the least latency, and 10 s of 50 ppm
+
+
+def test_clock_map_is_the_least_offset_of_its_window():
+    _, stamps, arrivals = device_clock_run(seconds=8, drift=-50e-6)
+    clock = ClockMap(window_s=2.0)
+    last, window_ns = 0, 2_000_000_000
+    for k, (stamp, arrival) in enumerate(zip(stamps.tolist(), arrivals.tolist(), strict=True)):
+        window = [
+            a - s for a, s in zip(arrivals[: k + 1], stamps[: k + 1], strict=True) if a >= arrival - 2_000_000_000
+        ]
+        last = min(max(stamp + int(min(window)), last + 1), arrival)
+        assert clock.to_monotonic(stamp, arrival) == last
+
+
+def test_clock_map_survives_a_device_clock_that_wraps():
+    clock = ClockMap()
+    wrap_ns = 2**32 * 1000
+    t = []
+    for k in range(200):
+        arrival = 10_000_000_000 + k * 11_000_000
+        t.append(clock.to_monotonic((wrap_ns - 1_000_000_000 + k * 11_000_000) % wrap_ns, arrival))
+        assert t[-1] == arrival
+    assert set(np.diff(t)) == {11_000_000}
+
+
+def test_clock_map_does_not_believe_a_wall_clock_that_was_set():
+    clock = ClockMap()
+    for k in range(100):
+        arrival = 10_000_000_000 + k * 11_000_000
+        wall = 1_700_000_000_000_000_000 + k * 11_000_000
+        stepped = wall + (3600_000_000_000 if k >= 50 else 0)  # NTP sets the host's clock; stamps stay on the old time
+        t = clock.to_monotonic(wall - 6_000_000, arrival, stepped)
+        assert arrival - 6_000_000 <= t <= arrival

@@ -1,0 +1,287 @@
+"""What the terminal shows, read back from its escape codes."""
+
+from __future__ import annotations
+
+import io
+import os
+import pty
+import re
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_hand.edge import watch as watch_module
+from edge_hand.edge.publish import Publisher
+from edge_hand.edge.watch import BACK, FINGER_COLOURS, Screen, draw, summary, watch
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.frames import DepthFrame, HandPose
+from edge_hand.hand.wire import Header, JointsMessage, WireHand, decode, encode_joints, encode_status
+
+HEADER = Header("front", 42, 10**9, 0, 10**9 + 8_300_000)
+
+
+def flat_hand(x_m: float = 0.0, z_m: float = 0.5, state: str = "tracked", closed: float = 0.0) -> WireHand:
+    """A hand of straight fingers, upright before the camera: thumb at the image's right, wrist at the bottom."""
+    joints = np.zeros((21, 3))
+    for finger in range(5):
+        for k in range(4):
+            joints[1 + 4 * finger + k] = (0.06 - 0.03 * finger, -0.05 - 0.03 * k, 0)
+    joints += (x_m, 0.08, z_m)
+    theta = np.zeros(26)
+    theta[6 + 4 : 6 + 8] = np.array([95, 0, 112, 80]) * np.pi / 180 * closed  # the index finger
+    wrist = np.eye(4)
+    wrist[:3, 3] = joints[0]
+    pose = HandPose(
+        "right", 0.9, state, 0.93, wrist, theta, np.ones(6), np.zeros(7), joints, joints, np.ones(21), fit_mm=2.4
+    )
+    return WireHand(7, 0.0, pose, joints)
+
+
+def message(*hands: WireHand) -> JointsMessage:
+    decoded = decode(encode_joints(HEADER, hands, stages_us={}, dropped=3))
+    assert isinstance(decoded, JointsMessage)
+    return decoded
+
+
+def cells(text: str) -> tuple[list[str], np.ndarray]:
+    """The screen's lines as plain text, and its half blocks as an image (2 R, C, 3)."""
+    plain, pixels = [], []
+    for line in text.split("\n"):
+        fore = back = (0, 0, 0)
+        chars, top, bottom = "", [], []
+        for code, final, char in re.findall(r"\x1b\[([0-9;?]*)([A-Za-z])|(.)", line):
+            numbers = [int(n) for n in code.split(";") if n.isdigit()]
+            if final == "m" and numbers[0] == 38:
+                fore = tuple(numbers[2:])
+            elif final == "m" and numbers[0] == 48:
+                back = tuple(numbers[2:])
+            elif not final:
+                chars += char
+                top.append(fore if char == "▀" else back)
+                bottom.append(back)
+        plain.append(chars)
+        pixels += [top, bottom]
+    width = max(map(len, pixels))
+    return plain, np.array([row + [(0, 0, 0)] * (width - len(row)) for row in pixels])
+
+
+def where_hue(image: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    """(N, 2) row, column of the pixels whose colour points the same way as this one, off the background."""
+    away, wanted = image - np.array(BACK), np.array(colour) - np.array(BACK)
+    length = np.linalg.norm(away, axis=-1)
+    cosine = (away * wanted).sum(-1) / np.maximum(length * np.linalg.norm(wanted), 1e-9)
+    return np.argwhere((cosine > 0.995) & (length > 60))
+
+
+@pytest.mark.parametrize(("columns", "rows"), [(80, 24), (41, 13), (200, 60), (20, 8)])
+def test_the_drawing_fills_the_screen_and_no_more(columns: int, rows: int) -> None:
+    for hands in ([], [flat_hand()], [flat_hand(-0.1), flat_hand(0.1)], [flat_hand()] * 4):
+        plain, _ = cells(draw(message(*hands), columns, rows, note="x" * 300))
+        assert len(plain) == rows
+        assert max(map(len, plain)) <= columns
+        assert len(plain[0]) == columns
+
+
+def test_fingers_are_drawn_in_their_colours_where_the_camera_sees_them() -> None:
+    _, image = cells(draw(message(flat_hand()), 80, 30))
+    picture = image[: 2 * (30 - 4)]
+    middle = [where_hue(picture, colour).mean(0) for colour in FINGER_COLOURS]
+    columns = [m[1] for m in middle]
+    assert columns == sorted(columns, reverse=True)  # thumb at the image's right, little finger at its left
+    extent = where_hue(picture, FINGER_COLOURS[2])
+    assert np.ptp(extent[:, 0]) > 2 * np.ptp(extent[:, 1])  # upright
+
+
+def test_the_view_holds_every_hand_with_a_margin() -> None:
+    _, image = cells(draw(message(flat_hand(-0.15, 0.4), flat_hand(0.15, 0.7)), 80, 30))
+    drawn = np.argwhere(np.abs(image[: 2 * (30 - 6)] - np.array(BACK)).sum(-1) > 30)
+    assert drawn.min(0).min() >= 1 and drawn[:, 1].max() < 79 and drawn[:, 0].max() < 47
+
+
+def test_depth_lies_under_the_hand_in_the_right_place() -> None:
+    intrinsics = Intrinsics(320, 240, 240.0, 240.0, 159.5, 119.5)
+    depth = np.zeros((240, 320), np.uint16)
+    depth[:, 160:] = 520  # a wall behind the right half of the image
+    frame = DepthFrame("front", 1, 1, depth, 0.001, intrinsics)
+    _, image = cells(draw(message(flat_hand()), 80, 30, frame=frame))
+    row = image[0].sum(-1)
+    assert (row[:30] == sum(BACK)).all() and (row[50:60] > 150).all()
+    _, empty = cells(draw(message(), 80, 30, frame=frame))
+    assert empty[20, 20].sum() == sum(BACK) and empty[20, 50].sum() > 150
+
+
+def test_a_predicted_hand_is_fainter() -> None:
+    _, tracked = cells(draw(message(flat_hand()), 60, 24))
+    _, predicted = cells(draw(message(flat_hand(state="predicted")), 60, 24))
+    assert predicted[:36].sum() < 0.9 * tracked[:36].sum()
+
+
+def test_a_hand_behind_the_camera_is_not_drawn() -> None:
+    _, image = cells(draw(message(flat_hand(z_m=-0.5)), 60, 24))
+    assert (image[:36] == BACK).all()
+
+
+def test_the_text_says_what_is_known() -> None:
+    plain, _ = cells(draw(message(flat_hand(0.0123, closed=1.0)), 100, 24, fps=29.9, note="stalled: no frame"))
+    text = "\n".join(plain)
+    assert " front  seq 42  29.9 fps  latency 8.3 ms  dropped 3" in text
+    assert " #7 right   tracked   0.93  wrist +12 +80 +500 mm  fit 2.4 mm  age 0 ms" in text
+    assert "thumb ······  index ██████  middle ······" in text
+    assert "stalled: no frame" in text
+
+
+def test_no_hand_is_said() -> None:
+    plain, _ = cells(draw(message(), 80, 24))
+    assert " no hand" in plain
+
+
+def test_the_summary_is_one_plain_line() -> None:
+    assert summary(message(flat_hand()), 30.0) == (
+        "front seq 42 30.0 fps latency 8.3 ms dropped 3 | #7 right tracked 0.93 age 0 ms wrist +0 +80 +500 mm"
+    )
+
+
+class Terminal:
+    """The far end of a pseudo terminal: collects what a program draws."""
+
+    def __init__(self) -> None:
+        self.master, slave = pty.openpty()
+        self.stream = os.fdopen(slave, "w")
+        self.seen = b""
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:
+                return
+            self.seen += data
+
+    def wait_for(self, text: bytes) -> None:
+        end = time.monotonic() + 5
+        while text not in self.seen and time.monotonic() < end:
+            time.sleep(0.01)
+        assert text in self.seen
+
+
+@pytest.fixture
+def colourful(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_the_screen_is_given_back_even_after_an_error(colourful: None) -> None:
+    terminal = Terminal()
+    with pytest.raises(ZeroDivisionError), Screen(terminal.stream) as screen:
+        screen.show(message(flat_hand()))
+        raise ZeroDivisionError
+    terminal.wait_for(b"\x1b[?25h\x1b[?1049l")
+    assert terminal.seen.startswith(b"\x1b[?1049h\x1b[?25l")
+    assert "▀".encode() in terminal.seen
+
+
+def test_the_screen_draws_no_more_than_fifteen_times_a_second(colourful: None) -> None:
+    terminal = Terminal()
+    with Screen(terminal.stream) as screen:
+        start = time.monotonic()
+        while time.monotonic() - start < 0.3:
+            screen.show(message())
+    terminal.wait_for(b"\x1b[?1049l")
+    assert 2 <= terminal.seen.count(b"\x1b[?2026h") <= 6
+
+
+@pytest.mark.parametrize("case", ["NO_COLOR", "pipe"])
+def test_without_colour_or_terminal_it_prints_one_line_a_second(
+    case: str, colourful: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream: Any = io.StringIO()
+    if case == "NO_COLOR":
+        monkeypatch.setenv("NO_COLOR", "1")
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    with Screen(stream) as screen:
+        for _ in range(50):
+            screen.show(message(flat_hand()))
+    assert stream.getvalue() == summary(message(flat_hand()), 0.0) + "\n"
+
+
+class Broadcast:
+    """A publisher in a thread that repeats its messages, as a daemon would."""
+
+    def __init__(self, *messages: list[bytes], seconds: float = 10.0) -> None:
+        self.messages, self.seconds = messages, seconds
+        self.stop = threading.Event()
+        self.ready = threading.Event()
+
+    def __enter__(self) -> Broadcast:
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+        self.ready.wait(5)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _run(self) -> None:
+        with Publisher("tcp://127.0.0.1:*") as publisher:
+            self.address = publisher.address
+            self.ready.set()
+            end = time.monotonic() + self.seconds
+            while not self.stop.wait(0.02):
+                publisher.poll_subscriptions()
+                if time.monotonic() < end:
+                    for parts in self.messages:
+                        publisher.publish(parts)
+
+
+def joints_of(camera: str, *hands: WireHand) -> list[bytes]:
+    return encode_joints(Header(camera, 1, 1, 1, 1), hands, stages_us={}, dropped=0)
+
+
+def test_watch_shows_a_running_daemon_and_ends_after_its_frames(capsys: pytest.CaptureFixture[str]) -> None:
+    with Broadcast(joints_of("front", flat_hand())) as daemon:
+        watch(daemon.address, frames=3)
+    assert "front seq 1" in capsys.readouterr().out
+
+
+def test_watch_shows_only_the_camera_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    with Broadcast(joints_of("front"), joints_of("side")) as daemon:
+        watch(daemon.address, camera="side", frames=3)
+    assert "front" not in capsys.readouterr().out
+
+
+def test_watch_hints_once_while_nobody_publishes_and_keeps_waiting(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "HINT_S", 0.3)
+    with Broadcast(joints_of("front"), seconds=-1) as daemon:
+        threading.Timer(1.2, lambda: (setattr(daemon, "seconds", 99), setattr(daemon, "messages", ()))).start()
+        thread = threading.Thread(target=watch, args=(daemon.address, "front", 1), daemon=True)
+        thread.start()
+        thread.join(1.0)
+        assert thread.is_alive()
+        out = capsys.readouterr().out
+    assert out == (
+        f"nothing on joints.front or status.front at {daemon.address} yet: start `edge-hand run` (still waiting)\n"
+    )
+
+
+def test_watch_never_keeps_showing_an_old_hand(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "LINE_S", 0.0)
+    monkeypatch.setattr(watch_module, "STALE_S", 0.3)
+    status = encode_status(
+        HEADER, state="stalled", fps=0, frames=9, dropped=0, bad_frames=0, engine="e", model="m", uptime_s=1
+    )
+    with Broadcast(joints_of("front", flat_hand()), seconds=0.5) as daemon:
+        thread = threading.Thread(target=watch, args=(daemon.address, None, 10_000), daemon=True)
+        thread.start()
+        time.sleep(0.6)
+        daemon.messages, daemon.seconds = (status,), 99
+        time.sleep(1.0)
+        last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert "#7" not in last and "no hand" in last and "no frame for" in last

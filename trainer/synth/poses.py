@@ -1,0 +1,175 @@
+"""Random hands: joint angles inside the limits and without fingers passing through each other, shapes, views.
+
+Every draw comes from the generator given, so a sample depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...hand import se3
+from ...hand.kinematics import clamp_angles, forward_kinematics
+from ...hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_NAMES
+from ...hand.template import HandTemplate
+
+Array = NDArray[Any]
+_INDEX = {name: i for i, name in enumerate(ANGLE_NAMES)}
+
+
+def _pose(thumb: tuple[float, ...], *fingers: tuple[float, ...]) -> Array:
+    """Degrees: thumb (cmc flex, cmc abd, mcp, ip), then (mcp, abd, pip, dip) for index, middle, ring, little."""
+    return np.radians(np.concatenate([thumb, *fingers]))
+
+
+_STRAIGHT, _FIST = (2, 0, 2, 2), (72, 0, 94, 42)
+_HALF = (45, 0, 55, 35)
+# Hand shapes people make; the sampler walks between two of them and adds noise.
+POSES = {
+    "open": _pose((-8, 10, 4, 4), (0, 10, 0, 0), (0, 2, 0, 0), (0, -5, 0, 0), (0, -12, 0, 0)),
+    "spread": _pose((-12, 24, 0, 0), (-5, 18, 0, 0), (-5, 3, 0, 0), (-5, -10, 0, 0), (-5, -20, 0, 0)),
+    "flat": _pose((0, -12, 10, 6), (4, -6, 3, 3), (4, 0, 3, 3), (4, 5, 3, 3), (4, 9, 3, 3)),
+    "relaxed": _pose((4, 4, 16, 16), (20, 2, 22, 12), (24, 0, 26, 14), (28, -2, 28, 16), (30, -4, 28, 16)),
+    "fist": _pose((22, 8, 38, 52), _FIST, _FIST, _FIST, _FIST),
+    "loose_fist": _pose((16, 8, 30, 30), (68, 0, 80, 45), (70, 0, 84, 48), (70, 0, 84, 48), (68, 0, 80, 45)),
+    "point": _pose((22, 8, 38, 52), _STRAIGHT, _FIST, _FIST, _FIST),
+    "gun": _pose((-10, 18, 0, 0), _STRAIGHT, _FIST, _FIST, _FIST),
+    "victory": _pose((26, 12, 38, 50), (0, 12, 0, 0), (0, -10, 0, 0), _FIST, _FIST),
+    "three": _pose((26, 12, 38, 55), (0, 10, 0, 0), (0, 0, 0, 0), (0, -10, 0, 0), _FIST),
+    "four": _pose((30, 0, 40, 60), (0, 9, 0, 0), (0, 2, 0, 0), (0, -5, 0, 0), (0, -12, 0, 0)),
+    "thumb_up": _pose((-14, 22, -5, -5), _FIST, _FIST, _FIST, _FIST),
+    "shaka": _pose((-14, 22, -5, -5), _FIST, _FIST, _FIST, (0, -16, 0, 0)),
+    "horns": _pose((24, 8, 38, 50), _STRAIGHT, _FIST, _FIST, (0, -8, 0, 0)),
+    "little": _pose((24, 8, 38, 50), _FIST, _FIST, _FIST, (0, -4, 0, 0)),
+    "pinch": _pose((26, 16, 14, 18), (54, -3, 50, 28), (30, 0, 22, 14), (24, -3, 18, 10), (18, -6, 14, 8)),
+    "pinch_middle": _pose((32, 10, 18, 20), (20, 4, 16, 8), (58, 0, 52, 28), (26, -3, 20, 10), (18, -6, 14, 8)),
+    "pinch_ring": _pose((36, 2, 22, 24), (10, 6, 10, 6), (18, 2, 16, 10), (62, 0, 56, 28), (22, -6, 18, 10)),
+    "tripod": _pose((28, 14, 16, 20), (56, -4, 46, 24), (60, 2, 46, 24), (66, 0, 70, 40), (66, 0, 72, 40)),
+    "claw": _pose((4, 16, 24, 40), (0, 8, 70, 50), (0, 2, 70, 50), (0, -4, 70, 50), (0, -10, 70, 50)),
+    "hook": _pose((4, 0, 20, 20), (4, 0, 95, 60), (4, 0, 98, 62), (4, 0, 98, 62), (4, 0, 95, 60)),
+    "tabletop": _pose((4, 6, 10, 8), (80, 0, 5, 4), (82, 0, 5, 4), (82, 0, 5, 4), (80, 0, 5, 4)),
+    "grasp": _pose((12, 22, 14, 26), _HALF, _HALF, _HALF, _HALF),
+    "grasp_wide": _pose((4, 28, 8, 20), (26, 8, 32, 22), (26, 1, 32, 22), (26, -5, 32, 22), (26, -12, 34, 22)),
+    "ok": _pose((28, 16, 16, 22), (56, -4, 52, 30), (8, 2, 8, 6), (2, -4, 4, 4), (-2, -12, 2, 2)),
+    "point_bent": _pose((22, 8, 34, 44), (20, 0, 60, 40), _FIST, _FIST, _FIST),
+}
+_NAMED = np.stack(list(POSES.values()))
+_FINGER_MCP = [_INDEX[f"{f}_mcp_flex"] for f in ("index", "middle", "ring", "little")]
+# Half the thickness of a finger at its bones, for the penetration test (m): thumb first, proximal to distal.
+_RADIUS = np.array([[0.011, 0.0095, 0.0085]] + [[0.0095, 0.0085, 0.007]] * 3 + [[0.008, 0.007, 0.006]])
+_SEGMENTS = np.array([[1 + 4 * f + k, 2 + 4 * f + k] for f in range(5) for k in range(3)])  # (15, 2) joints
+_FINGER_OF = np.repeat(np.arange(5), 3)
+_PAIRS = np.array([(a, b) for a in range(15) for b in range(a) if _FINGER_OF[a] != _FINGER_OF[b]])
+_ALONG = np.array([0.1, 0.4, 0.7, 1.0])
+
+
+def sample_angles(t: HandTemplate, rng: np.random.Generator, tries: int = 12) -> Array:
+    """20 joint angles (rad) inside the limits whose bones keep their distance from each other and the palm."""
+    angles = np.stack([_draw_angles(rng) for _ in range(4)])
+    for _ in range(tries // 4):
+        free = ~penetrates(t, angles)
+        if free.any():
+            return angles[np.argmax(free)]  # type: ignore[no-any-return]
+        angles = np.stack([_draw_angles(rng) for _ in range(4)])
+    return _NAMED[0].copy()  # the open hand
+
+
+def _draw_angles(rng: np.random.Generator) -> Array:
+    low, high = ANGLE_LIMITS_RAD.T
+    kind = rng.random()
+    if kind < 0.45:  # between two named hand shapes, finger by finger or as a whole
+        a, b = _NAMED[rng.integers(len(_NAMED), size=2)]
+        if rng.random() < 0.5:
+            mix = np.full(20, rng.beta(0.6, 0.6))
+        else:
+            mix = np.repeat(rng.beta(0.4, 0.4, 5), 4)
+        angles = a + mix * (b - a) + rng.normal(0, np.radians(rng.choice([4, 9])), 20)
+    elif kind < 0.8:  # every finger curls by itself, its joints together
+        curl = np.where(rng.random(4) < 0.45, rng.choice([0.0, 1.0], 4), rng.random(4))
+        if rng.random() < 0.4:
+            curl = curl[rng.integers(4)] + rng.normal(0, 0.12, 4)
+        angles = rng.uniform(low, high)
+        mcp = np.radians(-5 + 92 * np.clip(curl + rng.normal(0, 0.15, 4), -0.15, 1))
+        pip = np.radians(2 + 100 * np.clip(curl + rng.normal(0, 0.15, 4), -0.1, 1.05))
+        angles[_FINGER_MCP] = mcp
+        angles[[i + 2 for i in _FINGER_MCP]] = pip
+        thumb = _NAMED[rng.integers(len(_NAMED)), :4]
+        if rng.random() < 0.6:
+            angles[:4] = thumb + rng.normal(0, np.radians(8), 4)
+    else:
+        angles = rng.uniform(low, high)
+    # The tip joint follows the middle one (a shared tendon); spread goes away as the knuckle bends.
+    for i in _FINGER_MCP:
+        if rng.random() < 0.8:
+            angles[i + 3] = 0.62 * angles[i + 2] + rng.normal(0, np.radians(7))
+        angles[i + 1] *= 1 - 0.75 * np.clip(angles[i] / np.radians(80), 0, 1)
+    return clamp_angles(angles)
+
+
+def penetrates(t: HandTemplate, angles: Array) -> NDArray[np.bool_]:
+    """Whether bones of two fingers, or a finger and the palm, come closer than flesh allows; (N, 20) to (N,)."""
+    n = len(angles)
+    theta = np.zeros((n, 26))
+    theta[:, 6:] = angles
+    joints = forward_kinematics(t, theta, np.ones((n, 6)), np.zeros((n, 7))).joints_m
+    start, end = joints[:, _SEGMENTS[:, 0]], joints[:, _SEGMENTS[:, 1]]
+    radius = _RADIUS.ravel()
+    gap = segment_distance(
+        start[:, _PAIRS[:, 0]], end[:, _PAIRS[:, 0]], start[:, _PAIRS[:, 1]], end[:, _PAIRS[:, 1]]
+    )
+    touching = 0.8 * (radius[_PAIRS[:, 0]] + radius[_PAIRS[:, 1]])
+    between = (gap < touching).any(1)
+    # The palm is a slab: finger points over it must stay on its palmar side.
+    points = start[:, 1:, None] + (end - start)[:, 1:, None] * _ALONG[:, None]  # the thumb's metacarpal is palm
+    x, y, z = points[..., 0], points[..., 1], points[..., 2]
+    over = (y > 0.015) & (y < 0.085) & (np.abs(x) < 0.034)
+    inside = over & (z > -0.017) & (z < 0.02)
+    return between | inside.any((1, 2))  # type: ignore[no-any-return]
+
+
+def segment_distance(a0: Array, a1: Array, b0: Array, b1: Array) -> Array:
+    """Least distance between segments a0-a1 and b0-b1, all (..., 3), in their unit."""
+    u, v, w = a1 - a0, b1 - b0, a0 - b0
+    a, b, c = (u * u).sum(-1), (u * v).sum(-1), (v * v).sum(-1)
+    d, e = (u * w).sum(-1), (v * w).sum(-1)
+    det = np.maximum(a * c - b * b, 1e-12)
+    s = np.clip((b * e - c * d) / det, 0, 1)
+    r = np.clip((b * s + e) / np.maximum(c, 1e-12), 0, 1)
+    s = np.clip((b * r - d) / np.maximum(a, 1e-12), 0, 1)
+    return np.linalg.norm(w + s[..., None] * u - r[..., None] * v, axis=-1)  # type: ignore[no-any-return]
+
+
+def sample_shape(rng: np.random.Generator) -> tuple[Array, Array]:
+    """alpha (6,) and beta (7,) over the human range: hands of about 150 to 215 mm."""
+    alpha = np.clip(rng.normal(1, 0.035, 6), 0.88, 1.12)
+    beta = np.clip(rng.normal(0, 0.4, 7), -1, 1)
+    beta[2] = rng.uniform(-1, 0.9)  # size
+    return alpha, beta
+
+
+def sample_view(rng: np.random.Generator) -> Array:
+    """Rotation (3, 3) of the hand in the crop camera: half of all draws any, half palm or back towards the camera."""
+    if rng.random() < 0.5:
+        q = rng.normal(size=4)
+        return _rotation_from_quaternion(q / np.linalg.norm(q))
+    # The hand's +z (back) towards or away from the camera within a cone, any roll.
+    flip = rng.random() < 0.5
+    base = se3.so3_exp(np.array([np.pi, 0, 0])) if flip else np.eye(3)
+    tilt_axis = rng.uniform(0, 2 * np.pi)
+    tilt = np.radians(60) * np.sqrt(rng.random())
+    tilted = se3.so3_exp(tilt * np.array([np.cos(tilt_axis), np.sin(tilt_axis), 0]))
+    roll = se3.so3_exp(np.array([0, 0, rng.uniform(0, 2 * np.pi)]))
+    return roll @ tilted @ base  # type: ignore[no-any-return]
+
+
+def _rotation_from_quaternion(q: Array) -> Array:
+    w, x, y, z = q
+    return np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )

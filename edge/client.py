@@ -46,7 +46,9 @@ class Subscription:
     def __init__(self, address: str, topics: tuple[str, ...], latest: bool, timeout_s: float | None) -> None:
         for topic in topics or ("",):
             if topic.partition(".")[0] not in KINDS or topic.endswith("."):
-                raise SubscribeError(f"topic {topic!r}: expected {', '.join(KINDS)}, or one camera's, like joints.front")
+                raise SubscribeError(
+                    f"topic {topic!r}: expected {', '.join(KINDS)}, or one camera's, like joints.front"
+                )
         self.skipped = 0
         self._address, self._topics = address, topics
         self._latest, self._timeout_s = latest, timeout_s
@@ -113,7 +115,7 @@ class Subscription:
         """Take all there is. After a long absence what is queued is old and the newest was lost: start anew."""
         assert self._socket is not None
         taken = 0
-        while self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+        while int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
             self._take(self._socket.recv_multipart())
             taken += 1
             if taken == QUEUE // 2:  # libzmq's queue counts as full from half on, see its low-water mark

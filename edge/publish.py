@@ -14,7 +14,9 @@ import zmq
 
 ADDRESS = "tcp://127.0.0.1:5555"
 
-QUEUE = 4  # messages kept for a subscriber that does not read; then its newest are lost, never ours to wait for
+# Messages kept for a subscriber that does not read; then it loses what is new. libzmq learns of reads up to half a
+# queue late, so that 8 are sure to take one frame's joints, mesh, status and topology.
+QUEUE = 8
 SEND_BUFFER = 128 << 10  # bytes the kernel keeps, so that a slow reader is not fed seconds of old poses
 LINGER_MS = 100
 
@@ -77,7 +79,7 @@ class Publisher:
         """Read who came and went, and send the topology to whoever just asked; call it once a frame."""
         asked = False
         for _ in range(256):
-            if not self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:
+            if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
             event = self._socket.recv(zmq.NOBLOCK)
             if event[:1] == b"\x01":

@@ -71,7 +71,8 @@ def watch(address: str = ADDRESS, camera: str | None = None, frames: int | None 
                     state = screen.status.state if screen.status else "silent"
                     screen.show(replace(message, hands=()), f"{state}: no frame for {now - last:.0f} s")
                 elif now - started > HINT_S and message is None and not hinted:
-                    screen.say(f"nothing on {' or '.join(topics)} at {address} yet: start `edge-hand run` (still waiting)")
+                    where = f"{' or '.join(topics)} at {address}"
+                    screen.say(f"nothing on {where} yet: start `edge-hand run` (still waiting)")
                     hinted = True
         except KeyboardInterrupt:
             pass
@@ -201,7 +202,8 @@ def _picture(hands: tuple[HandJoints, ...], width: int, height: int, frame: Dept
         _paint_depth(canvas, frame, origin, pixel, float(points[:, 2].min()) - 0.05 if len(points) else None)
     for hand in hands:
         _paint_hand(canvas, hand, origin, pixel)
-    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+    image: Array = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
+    return image
 
 
 def _paint_depth(canvas: Array, frame: DepthFrame, origin: Array, pixel: float, near_m: float | None) -> None:
@@ -209,9 +211,10 @@ def _paint_depth(canvas: Array, frame: DepthFrame, origin: Array, pixel: float, 
     height, width = canvas.shape[:2]
     x, y = np.meshgrid(origin[0] + pixel * np.arange(width), origin[1] + pixel * np.arange(height))
     uv = np.rint(frame.intrinsics.project(np.stack([x, y, np.ones_like(x)], -1))).astype(int)  # (h, w, 2)
-    inside = ((uv >= 0) & (uv < (frame.intrinsics.width, frame.intrinsics.height))).all(-1)
-    u, v = np.where(inside[..., None], uv, 0)[..., 0], np.where(inside[..., None], uv, 0)[..., 1]
-    z = frame.depth[v, u] * frame.depth_unit_m  # (h, w) m
+    u, v = uv[..., 0], uv[..., 1]
+    high, wide = frame.depth.shape
+    inside: Array = (u >= 0) & (u < wide) & (v >= 0) & (v < high)
+    z = frame.depth[np.where(inside, v, 0), np.where(inside, u, 0)] * frame.depth_unit_m  # (h, w) m
     valid = inside & (z > 0)
     if near_m is None:
         near_m = float(np.percentile(z[valid], 2)) if valid.any() else 0.0

@@ -129,9 +129,8 @@ def test_a_closed_subscription_ends() -> None:
 
 
 def test_one_topic_may_be_a_plain_string() -> None:
-    with connected("joints") as (publisher, _), subscribe(publisher.address, "joints", timeout_s=0.01) as messages:
-        with pytest.raises(TimeoutError, match="no message on joints from"):
-            next(messages)
+    with pytest.raises(TimeoutError, match="no message on joints from"):
+        next(subscribe("tcp://127.0.0.1:9", "joints", timeout_s=0.01))
 
 
 @pytest.mark.parametrize("topic", ["joint", "joints.", "", "mash.front"])
@@ -144,5 +143,7 @@ def test_an_unknown_topic_is_refused(topic: str) -> None:
 
 
 def test_an_address_that_cannot_be_is_refused() -> None:
-    with pytest.raises(SubscribeError, match=r"^cannot subscribe at 'localhost:5555': .*expected tcp://HOST:PORT or ipc://PATH$"):
+    with pytest.raises(
+        SubscribeError, match=r"^cannot subscribe at 'localhost:5555': .*expected tcp://HOST:PORT or ipc://PATH$"
+    ):
         subscribe("localhost:5555")

@@ -88,17 +88,17 @@ def read_all(camera):
 
 @pytest.fixture(scope="module", params=[0.001, 0.000125])
 def recording(request, tmp_path_factory):
-    """A file of five frames, numbers 1 2 3 5 6, 20 ms apart but for the gap; and the unit it was recorded with."""
+    """A file of five frames, numbers 1 2 3 5 6, 40 ms apart but for the gap; and the unit it was recorded with."""
     suffix = ".db3" if hasattr(rs.context, "convert_bag_to_db3") else ".bag"
     path = tmp_path_factory.mktemp("rs") / f"hand{suffix}"
-    camera = SoftwareCamera(request.param, fps=50)
+    camera = SoftwareCamera(request.param, fps=25)
     recorder = rs.recorder(str(path), camera.device)
     sensor = recorder.query_sensors()[0]
     queue = rs.frame_queue(64, True)
     sensor.open(sensor.get_stream_profiles()[0])
     sensor.start(queue)
     for number in (1, 2, 3, 5, 6):
-        camera.push(noise(number), number, 1000.0 + 20.0 * number)
+        camera.push(noise(number), number, 1000.0 + 40.0 * number)
         queue.wait_for_frame(2000)  # the recorder writes on its own thread
     sensor.stop()
     sensor.close()
@@ -113,20 +113,16 @@ def test_live_frames_come_unchanged_with_unit_intrinsics_and_host_times(unit_m):
     soft = SoftwareCamera(unit_m)
     with RealSenseCamera(mode="640x480@30", device=soft.device) as camera:
         assert (camera.name, camera.fps) == ("900000000042", 30.0)
-        times = []
         for number in range(1, 6):
+            time.sleep(0.02)
             pushed_ns = time.monotonic_ns()
-            soft.push(noise(number), number, 777.0 + number * 33.0)
+            soft.push(noise(number), number, (pushed_ns + 777_000_000_000) * 1e-6)  # a device clock 777 s ahead
             frame = camera.read(2.0)
-            read_ns = time.monotonic_ns()
             assert np.array_equal(frame.depth, noise(number)) and frame.depth.flags.owndata
             assert (frame.camera, frame.seq, frame.depth_unit_m) == ("900000000042", number, unit_m)
             assert frame.intrinsics == INTRINSICS
-            assert frame.t_ns <= read_ns
-            times.append(frame.t_ns)
-            time.sleep(max(0.0, 0.033 - (time.monotonic_ns() - pushed_ns) * 1e-9))
+            assert pushed_ns - 1000 <= frame.t_ns <= time.monotonic_ns()
         assert camera.dropped == 0
-    assert np.allclose(np.diff(times) * 1e-6, 33.0, atol=15.0)  # ms; the pushes are as regular as sleep() here
 
 
 @needs_realsense
@@ -146,9 +142,9 @@ def test_live_gives_the_newest_frame_and_counts_the_dropped():
 def test_a_wall_clock_stamp_is_mapped_by_the_wall_clock():
     soft = SoftwareCamera()
     with RealSenseCamera(mode="640x480@30", device=soft.device) as camera:
-        stamp_ns = time.monotonic_ns() - 7_000_000
-        soft.push(noise(1), 1, time.time() * 1e3 - 7.0, rs.timestamp_domain.system_time)
-        assert abs(camera.read(2.0).t_ns - stamp_ns) < 2_000_000
+        stamp_ns = time.monotonic_ns() - 300_000_000
+        soft.push(noise(1), 1, time.time() * 1e3 - 300.0, rs.timestamp_domain.system_time)
+        assert abs(camera.read(2.0).t_ns - stamp_ns) < 50_000_000
 
 
 @needs_realsense
@@ -177,7 +173,7 @@ def test_a_recording_is_played_back_bit_for_bit_at_its_own_times(recording):
     path, unit_m = recording
     with open_camera("replay", str(path)) as camera:
         assert isinstance(camera, RealSenseCamera)
-        assert (camera.name, camera.fps, camera.intrinsics) == ("900000000042", 50.0, INTRINSICS)
+        assert (camera.name, camera.fps, camera.intrinsics) == ("900000000042", 25.0, INTRINSICS)
         start_ns = time.monotonic_ns()
         frames = read_all(camera)
         elapsed_ns = time.monotonic_ns() - start_ns
@@ -188,8 +184,8 @@ def test_a_recording_is_played_back_bit_for_bit_at_its_own_times(recording):
     for frame in frames:
         assert np.array_equal(frame.depth, noise(frame.seq))
         assert frame.depth_unit_m == unit_m and frame.intrinsics == INTRINSICS
-    assert np.diff([frame.t_ns for frame in frames]).tolist() == [20_000_000, 20_000_000, 40_000_000, 20_000_000]
-    assert frames[0].t_ns >= start_ns and elapsed_ns >= 100_000_000
+    assert np.diff([frame.t_ns for frame in frames]).tolist() == [40_000_000, 40_000_000, 80_000_000, 40_000_000]
+    assert frames[0].t_ns >= start_ns and elapsed_ns >= 200_000_000
 
 
 @needs_realsense
@@ -322,12 +318,11 @@ def test_clock_map_takes_out_jitter_and_follows_drift():
 def test_clock_map_is_the_least_offset_of_its_window():
     _, stamps, arrivals = device_clock_run(seconds=8, drift=-50e-6)
     clock = ClockMap(window_s=2.0)
-    last, window_ns = 0, 2_000_000_000
+    last = 0
     for k, (stamp, arrival) in enumerate(zip(stamps.tolist(), arrivals.tolist(), strict=True)):
-        window = [
-            a - s for a, s in zip(arrivals[: k + 1], stamps[: k + 1], strict=True) if a >= arrival - 2_000_000_000
-        ]
-        last = min(max(stamp + int(min(window)), last + 1), arrival)
+        window = (arrivals - stamps)[: k + 1][arrivals[: k + 1] >= arrival - 2_000_000_000]
+        least = int(window.min())
+        last = min(max(stamp + least, last + 1), arrival)
         assert clock.to_monotonic(stamp, arrival) == last
 
 

@@ -56,32 +56,32 @@ def test_a_folder_is_shown_in_natural_order(folder):
 
 
 def test_frames_are_due_one_period_apart_and_never_early(folder):
-    with open_camera("replay", str(folder), fps=50) as camera:
+    with open_camera("replay", str(folder), fps=20) as camera:
         arrivals, times = [], []
         for _ in range(4):
             times.append(camera.read().t_ns)
             arrivals.append(time.monotonic_ns())
-    assert np.diff(times).tolist() == [20_000_000] * 3
+    assert np.diff(times).tolist() == [50_000_000] * 3
     assert all(arrival >= t for arrival, t in zip(arrivals, times, strict=True))
 
 
 def test_fps_in_camera_json_is_the_rate(folder):
     (folder / "camera.json").write_text(
-        json.dumps(CAMERA | {"fps": 100, "camera": "817", "distortion": [1, 2, 3, 4, 5]})
+        json.dumps(CAMERA | {"fps": 20, "camera": "817", "distortion": [1, 2, 3, 4, 5]})
     )
     with open_camera("replay", str(folder)) as camera:
-        assert (camera.fps, camera.name, camera.intrinsics.distortion) == (100, "817", (1, 2, 3, 4, 5))
-        assert np.diff([camera.read().t_ns for _ in range(3)]).tolist() == [10_000_000] * 2
+        assert (camera.fps, camera.name, camera.intrinsics.distortion) == (20, "817", (1, 2, 3, 4, 5))
+        assert np.diff([camera.read().t_ns for _ in range(3)]).tolist() == [50_000_000] * 2
 
 
 def test_a_late_reader_gets_no_burst(folder):
-    with open_camera("replay", str(folder), fps=100) as camera:
+    with open_camera("replay", str(folder), fps=20) as camera:
         camera.read()
-        time.sleep(0.05)
+        time.sleep(0.2)
         before = time.monotonic_ns()
         late, following = camera.read(), camera.read()
     assert late.seq == 1 and late.t_ns >= before
-    assert following.t_ns - late.t_ns == 10_000_000
+    assert following.t_ns - late.t_ns == 50_000_000
 
 
 def test_a_frame_not_yet_due_is_a_timeout_and_is_not_lost(folder):
@@ -210,18 +210,18 @@ def test_an_unknown_camera_or_option_says_what_is_possible(folder):
 
 
 def test_our_own_recording_is_shown_with_its_own_times_and_numbers(tmp_path):
-    stamps = [1_000_000_000, 1_010_000_000, 1_050_000_000]  # two frames were dropped
+    stamps = [1_000_000_000, 1_050_000_000, 1_200_000_000]  # two frames were dropped
     intrinsics = Intrinsics(64, 48, 50, 50, 32, 24, (0.1, 0.0, 0.0, 0.0, 0.0))
     with RecordingWriter(tmp_path / "hand.mcap") as writer:
         for seq, t_ns in zip([7, 8, 11], stamps, strict=True):
             writer.write(DepthFrame("817", seq, t_ns, depth_of(seq), 0.000125, intrinsics))
     with open_camera("replay", str(tmp_path / "hand.mcap")) as camera:
-        assert (camera.name, camera.intrinsics, camera.fps) == ("817", intrinsics, 40.0)
+        assert (camera.name, camera.intrinsics, camera.fps) == ("817", intrinsics, 10.0)
         start = time.monotonic_ns()
         frames = read_all(camera)
     assert [f.seq for f in frames] == [7, 8, 11]
     assert [int(f.depth[5, 5]) for f in frames] == [407, 408, 411]
-    assert np.diff([f.t_ns for f in frames]).tolist() == [10_000_000, 40_000_000]
+    assert np.diff([f.t_ns for f in frames]).tolist() == [50_000_000, 150_000_000]
     assert frames[0].t_ns >= start and frames[0].depth_unit_m == 0.000125
 
 

@@ -210,8 +210,8 @@ def test_without_colour_or_terminal_it_prints_one_line_a_second(
 class Broadcast:
     """A publisher in a thread that repeats its messages, as a daemon would."""
 
-    def __init__(self, *messages: list[bytes], seconds: float = 10.0) -> None:
-        self.messages, self.seconds = messages, seconds
+    def __init__(self, *messages: list[bytes]) -> None:
+        self.messages = messages
         self.stop = threading.Event()
         self.ready = threading.Event()
 
@@ -229,12 +229,10 @@ class Broadcast:
         with Publisher("tcp://127.0.0.1:*") as publisher:
             self.address = publisher.address
             self.ready.set()
-            end = time.monotonic() + self.seconds
             while not self.stop.wait(0.02):
                 publisher.poll_subscriptions()
-                if time.monotonic() < end:
-                    for parts in self.messages:
-                        publisher.publish(parts)
+                for parts in self.messages:
+                    publisher.publish(parts)
 
 
 def joints_of(camera: str, *hands: WireHand) -> list[bytes]:
@@ -257,13 +255,15 @@ def test_watch_hints_once_while_nobody_publishes_and_keeps_waiting(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watch_module, "HINT_S", 0.3)
-    with Broadcast(joints_of("front"), seconds=-1) as daemon:
-        threading.Timer(1.2, lambda: (setattr(daemon, "seconds", 99), setattr(daemon, "messages", ()))).start()
-        thread = threading.Thread(target=watch, args=(daemon.address, "front", 1), daemon=True)
+    with Broadcast() as daemon:
+        thread = threading.Thread(target=watch, args=(daemon.address, "front", 1))
         thread.start()
-        thread.join(1.0)
+        thread.join(1.5)
         assert thread.is_alive()
         out = capsys.readouterr().out
+        daemon.messages = (joints_of("front"),)
+        thread.join(5)
+        assert not thread.is_alive()
     assert out == (
         f"nothing on joints.front or status.front at {daemon.address} yet: start `edge-hand run` (still waiting)\n"
     )
@@ -277,11 +277,14 @@ def test_watch_never_keeps_showing_an_old_hand(
     status = encode_status(
         HEADER, state="stalled", fps=0, frames=9, dropped=0, bad_frames=0, engine="e", model="m", uptime_s=1
     )
-    with Broadcast(joints_of("front", flat_hand()), seconds=0.5) as daemon:
-        thread = threading.Thread(target=watch, args=(daemon.address, None, 10_000), daemon=True)
+    with Broadcast(joints_of("front", flat_hand())) as daemon:
+        thread = threading.Thread(target=watch, args=(daemon.address, None, 60))
         thread.start()
-        time.sleep(0.6)
-        daemon.messages, daemon.seconds = (status,), 99
+        time.sleep(0.4)
+        daemon.messages = (status,)
         time.sleep(1.0)
         last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert "#7" not in last and "no hand" in last and "no frame for" in last
+        daemon.messages = (joints_of("front"),) * 5
+        thread.join(5)
+        assert not thread.is_alive()
+    assert "#7" not in last and "no hand | stalled: no frame for" in last

@@ -176,7 +176,10 @@ def test_keys_of_a_later_minor_change_are_ignored() -> None:
             [b"hello", b""],
             "topic b'hello' is none of joints.<camera>, mesh.<camera>, status.<camera>, topology",
         ),
-        ([b"joints.front", b"\x80" * (MAX_BYTES + 1)], f"a message of {MAX_BYTES + 13} bytes, expected at most {MAX_BYTES}"),
+        (
+            [b"joints.front", b"\x80" * (MAX_BYTES + 1)],
+            f"a message of {MAX_BYTES + 13} bytes, expected at most {MAX_BYTES}",
+        ),
         ([b"joints.front", b"\x93\x01"], "joints.front: not readable as msgpack (Unpack failed: incomplete input)"),
         ([b"joints.front", b"\x01"], "joints.front: the payload is int, expected a map"),
         (

@@ -78,12 +78,14 @@ class HandPrediction:
     """The network's answer for one crop, in the crop's own coordinates.
 
     vertices_uvd is (V, 3) in [-1, 1] units of the cube (`crop.points_from_uvd` makes metres), error (V,) the error the
-    network expects of each vertex, in half cubes, right_logit the log-odds that the crop shows a right hand.
+    network expects of each vertex, in half cubes, right_logit the log-odds that the crop shows a right hand, hand
+    (S / 2, S / 2) which pixels it takes for hand.
     """
 
     vertices_uvd: Array
     error: Array
     right_logit: float
+    hand: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...hand import se3
+from ...hand.body import Body, hand_with_arm
 from ...hand.crop import BACKGROUND, CROP_SIZE, points_from_uvd, reduce_2x2, uvd_from_points
 from ...hand.kinematics import forward_kinematics, skin
 from ...hand.template import HandTemplate, template
-from .body import Body, hand_with_arm
 from .poses import sample_angles, sample_shape, sample_view
 from .render import draw_ellipsoid, draw_plane, rasterise
 from .sensor import corrupt, sample_noise

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...hand.template import HandTemplate
+from .template import HandTemplate
 
 Array = NDArray[Any]
 RINGS = 5

@@ -1,0 +1,148 @@
+"""The daemon: newest frame in, joints, mesh and status out."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from ..hand.frames import DepthFrame
+from ..hand.messages import StatusState
+from ..hand.template import template
+from ..hand.wire import Header, WireHand, decode, encode_joints, encode_mesh, encode_status, encode_topology
+from .cameras import BadFrame, Camera, EndOfStream, FrameTimeout
+from .publish import Publisher
+from .tracker import Tracker
+
+HEARTBEAT_NS = 1_000_000_000
+STALL_S = 0.5
+
+Watcher = Callable[[DepthFrame, list[bytes]], None]
+
+
+@dataclass
+class Totals:
+    """What a run amounts to."""
+
+    frames: int = 0
+    tracked: int = 0
+    bad_frames: int = 0
+    dropped: int = 0
+    begun_ns: int = field(default_factory=time.monotonic_ns)
+    recent_ns: deque[int] = field(default_factory=lambda: deque(maxlen=60))
+
+    @property
+    def fps(self) -> float:
+        if len(self.recent_ns) < 2:
+            return 0.0
+        return (len(self.recent_ns) - 1) * 1e9 / max(1, self.recent_ns[-1] - self.recent_ns[0])
+
+    def summary(self) -> str:
+        seconds = (time.monotonic_ns() - self.begun_ns) * 1e-9
+        return (
+            f"{self.frames} frames in {seconds:.1f} s ({self.frames / max(seconds, 1e-9):.1f} a second), a hand in "
+            f"{self.tracked}; dropped {self.dropped}, unusable {self.bad_frames}"
+        )
+
+
+class Loop:
+    """One camera's pipeline. step() handles one frame and returns False at the end of the stream."""
+
+    def __init__(self, camera: Camera, tracker: Tracker, publisher: Publisher, watcher: Watcher | None = None) -> None:
+        self.camera, self.tracker, self.publisher, self.watcher = camera, tracker, publisher, watcher
+        self.totals = Totals()
+        self.message = ""
+        self.trouble = ""  # the last bad frame or stall, for the summary
+        self._state: StatusState = "starting"
+        self._last_seq: int | None = None
+        self._status_ns = 0
+        self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
+        self._hand_names = (f"joints.{camera.name}", f"mesh.{camera.name}", f"status.{camera.name}")
+        self.publish_us = 0.0
+
+    def run(self, stop: Callable[[], bool] = lambda: False) -> Totals:
+        """Until the stream ends or stop() says so; publishes `stopping` last. CameraError passes through."""
+        self.say("starting")
+        try:
+            while not stop() and self.step():
+                pass
+        finally:
+            self.say("stopping")
+        return self.totals
+
+    def step(self) -> bool:
+        try:
+            frame = self.camera.read(STALL_S)
+        except EndOfStream:
+            return False
+        except FrameTimeout as error:
+            self.tracker.reset()
+            self.trouble = str(error)
+            self.heartbeat("stalled", self.trouble)
+            return True
+        except BadFrame as error:
+            self.totals.bad_frames += 1
+            self.trouble = str(error)
+            self.heartbeat(self._state, self.trouble)
+            return True
+        self.handle(frame)
+        return True
+
+    def handle(self, frame: DepthFrame) -> None:
+        """Track and publish one frame."""
+        picked_ns = time.monotonic_ns()
+        if self._last_seq is not None and frame.seq > self._last_seq + 1:
+            self.totals.dropped += frame.seq - self._last_seq - 1
+        self._last_seq = frame.seq
+        hands = self.tracker.process(frame)
+        begun_ns = time.monotonic_ns()
+        stages = self.tracker.stages_us
+        stages["capture"] = (picked_ns - frame.t_ns) * 1e-3
+        stages["publish"] = self.publish_us  # of the frame before: this one's is not over yet
+        self.totals.frames += 1
+        self.totals.tracked += bool(hands)
+        self.totals.recent_ns.append(frame.t_ns)
+        self.publisher.poll_subscriptions()
+        joints_topic, mesh_topic, _ = self._hand_names
+        wire_hands = [WireHand(h.id, 0.0, h.pose, h.pose.joints_m) for h in hands]
+        header = Header(frame.camera, frame.seq, frame.t_ns, frame.t_ns + self._wall_offset_ns, time.monotonic_ns())
+        if self.publisher.wants(joints_topic) or self.watcher:
+            parts = encode_joints(header, wire_hands, stages_us=stages, dropped=self.totals.dropped)
+            self.publisher.publish(parts)
+            if self.watcher:
+                self.watcher(frame, parts)
+        if self.publisher.wants(mesh_topic):
+            self.publisher.publish(encode_mesh(header, wire_hands))
+        self.publish_us = (time.monotonic_ns() - begun_ns) * 1e-3
+        self.heartbeat("tracked" if hands else "lost", "")
+
+    def heartbeat(self, state: StatusState, message: str) -> None:
+        """Publish the status when it changes, and once a second."""
+        self.publisher.poll_subscriptions()
+        if state != self._state or message != self.message or time.monotonic_ns() - self._status_ns > HEARTBEAT_NS:
+            self.say(state, message)
+
+    def say(self, state: StatusState, message: str = "") -> None:
+        now_ns = time.monotonic_ns()
+        self._state, self.message, self._status_ns = state, message, now_ns
+        header = Header(
+            self.camera.name, -1 if self._last_seq is None else self._last_seq, now_ns, time.time_ns(), now_ns
+        )
+        self._wall_offset_ns = time.time_ns() - now_ns
+        totals, card = self.totals, self.tracker.engine.card
+        self.publisher.publish(
+            encode_status(
+                header, state=state, fps=totals.fps, frames=totals.frames, dropped=totals.dropped,
+                bad_frames=totals.bad_frames, engine=self.tracker.engine.name, model=f"{card.name} {card.sha256[:12]}",
+                uptime_s=(now_ns - totals.begun_ns) * 1e-9, message=message,
+            )
+        )  # fmt: skip
+
+
+def topology() -> list[bytes]:
+    """The faces of every mesh message; a left hand's vertices are mirrored, so its faces turn the other way."""
+    return encode_topology(template().faces)
+
+
+__all__ = ["Loop", "Totals", "decode", "topology"]

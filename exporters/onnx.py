@@ -1,0 +1,114 @@
+"""torch to ONNX, with a card and a parity check in millimetres that refuses what does not match.
+
+    edge-hand export --checkpoint runs/dgn/last.pt --out edge/models/dgn-nano.onnx
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..edge.engines import open_engine
+from ..edge.model_card import ModelCard, card_path, sha256
+from ..hand.crop import CROP_SIZE, points_from_uvd
+from ..trainer.nets.dgn import DualGridNet
+from ..trainer.synth.samples import CUBE_M, Generator
+from ..trainer.train import load_net
+
+OPSET = 17
+PROBES = 64  # crops of the validation stream
+PARITY_MM = 0.1  # greatest distance allowed between a vertex of the engine and of torch
+
+
+class ExportError(Exception):
+    """An export that was refused, in one line."""
+
+
+class Deployed(nn.Module):
+    """The network as the daemon calls it: fixed shapes, plain outputs."""
+
+    def __init__(self, net: DualGridNet) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out = self.net(image)
+        return out.vertices_uvd, out.log_error[..., 0], out.hand_logit, out.right_logit
+
+
+def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None) -> ModelCard:
+    """Write out (an .onnx file) and its card; nothing is left behind if the parity check fails."""
+    net, config, seen = load_net(checkpoint)
+    deployed = Deployed(net).eval()
+    image = torch.ones(1, 1, CROP_SIZE, CROP_SIZE)
+    names = ["vertices", "log_error", "hand_logit", "right_logit"]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.stem + ".part.onnx")
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                deployed, (image,), str(temporary), input_names=["image"], output_names=names, opset_version=OPSET,
+                dynamo=False,
+            )  # fmt: skip
+            shapes = [list(o.shape) for o in deployed(image)]
+        card = ModelCard(
+            name=out.stem,
+            kind=config.net,
+            sha256=sha256(temporary),
+            precision="fp32",
+            crop_size=CROP_SIZE,
+            cube_m=CUBE_M,
+            inputs={"image": list(image.shape)},
+            outputs=dict(zip(names, shapes, strict=True)),
+            training={**asdict(config), "seen": seen, "command": " ".join(["edge-hand", *sys.argv[1:]]), "commit": commit()},
+            metrics=metrics or {},
+        )
+        card.write(temporary)
+        parity = compare(deployed, temporary)
+        if parity["max_mm"] > PARITY_MM:
+            raise ExportError(
+                f"export {out}: the engine is up to {parity['max_mm']:.3f} mm from torch on {parity['probes']} crops; "
+                f"allowed are {PARITY_MM} mm"
+            )
+        card = ModelCard(**{**asdict(card), "parity": parity})
+        os.replace(temporary, out)
+        card.write(out)
+        return card
+    finally:
+        for leftover in (temporary, card_path(temporary)):
+            leftover.unlink(missing_ok=True)
+
+
+def compare(deployed: nn.Module, model: Path) -> dict[str, Any]:
+    """Distance between the vertices of torch and of the engine on the probe crops, mm, and of the other outputs."""
+    engine = open_engine("onnxruntime", model)
+    generator = Generator("val", seed=1)
+    worst, total, worst_logit = 0.0, 0.0, 0.0
+    for i in range(PROBES):
+        sample = generator.sample(i)
+        image = np.ascontiguousarray(sample.image[None, None])
+        with torch.no_grad():
+            expected = [o.numpy() for o in deployed(torch.from_numpy(image))]
+        got = engine.run(image)
+        points = [points_from_uvd(v[0][0].astype(np.float64), sample.distance_m, sample.cube_m) for v in (expected, got)]
+        distance = np.linalg.norm(points[0] - points[1], axis=1) * 1e3
+        worst, total = max(worst, float(distance.max())), total + float(distance.mean())
+        worst_logit = max(worst_logit, *(float(np.abs(a - b).max()) for a, b in zip(expected[1:], got[1:], strict=True)))
+    return {"max_mm": worst, "mean_mm": total / PROBES, "max_logit": worst_logit, "probes": PROBES}
+
+
+def commit() -> str:
+    """The project's commit, for the card; empty outside a checkout."""
+    here = Path(__file__).parent
+    done = subprocess.run(["git", "-C", str(here), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip()

@@ -1,0 +1,171 @@
+"""Synthetic samples: the same for ever by index, with labels that lie where the picture shows the hand."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_hand.hand.crop import points_from_uvd
+from edge_hand.hand.skeleton import JOINT_PARENTS
+from edge_hand.hand.template import template
+from edge_hand.trainer.synth.samples import CELLS, CUBE_M, Generator, Sample, stream_batches
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+N = 48
+
+
+@pytest.fixture(scope="module")
+def batch() -> Sample:
+    return Generator("val").batch(0, N)
+
+
+def assert_same(a: Sample, b: Sample) -> None:
+    for name, x, y in zip(Sample._fields, a, b, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+def test_a_sample_is_the_same_in_any_order_and_in_any_generator() -> None:
+    one, two = Generator("train", seed=7), Generator("train", seed=7)
+    indices = [5, 300, 0, 64, 128]  # 0, 64 and 128 show one hand from several sides, 300 takes its slot's place
+    forwards = {i: one.sample(i) for i in indices}
+    backwards = {i: two.sample(i) for i in reversed(indices)}
+    for i in indices:
+        assert_same(forwards[i], backwards[i])
+        assert_same(forwards[i], one.sample(i))
+
+
+def test_streams_and_seeds_never_share_a_sample() -> None:
+    images = [Generator(stream, seed).sample(0).image for stream in ("train", "val", "test") for seed in (0, 1)]
+    for i, image in enumerate(images):
+        assert all((image != other).any() for other in images[:i])
+
+
+def test_views_of_one_training_hand_are_a_batch_apart() -> None:
+    g = Generator("train")
+
+    def bones(index: int) -> Array:
+        s = g.sample(index)
+        joints = points_from_uvd(s.joints_uvd.astype(float), float(s.distance_m), CUBE_M)
+        return np.asarray(np.linalg.norm(joints[1:] - joints[list(JOINT_PARENTS[1:])], axis=1))
+
+    for view in (64, 128, 192):
+        np.testing.assert_allclose(bones(3), bones(3 + view), rtol=1e-4)
+        assert (g.sample(3).image != g.sample(3 + view).image).any()
+    assert np.abs(bones(3) - bones(3 + 256)).max() > 1e-4
+    assert np.abs(bones(3) - bones(4)).max() > 1e-4
+
+
+def test_a_batch_has_the_shapes_and_types_the_nets_read(batch: Sample) -> None:
+    shapes = {
+        "image": ((N, 64, 64), np.float32),
+        "uv": ((N, CELLS, CELLS, 2), np.float32),
+        "on_hand": ((N, CELLS, CELLS), np.bool_),
+        "vertices_uvd": ((N, 1609, 3), np.float32),
+        "joints_uvd": ((N, 21, 3), np.float32),
+        "distance_m": ((N,), np.float32),
+        "cube_m": ((N,), np.float32),
+        "is_right": ((N,), np.bool_),
+    }
+    assert {name: (x.shape, x.dtype.type) for name, x in batch._asdict().items()} == shapes
+    assert all(np.isfinite(x).all() for x in batch)
+
+
+def test_images_stay_between_minus_one_and_plus_one_and_have_background(batch: Sample) -> None:
+    assert batch.image.min() >= -1 and batch.image.max() <= 1
+    hand = (batch.image < 1).mean((1, 2))
+    assert 0.05 < hand.min() and np.median(hand) < 0.8
+    assert (batch.image == 1).mean() > 0.2
+
+
+def test_some_pictures_are_noisy_and_have_holes_and_some_hardly(batch: Sample) -> None:
+    roughness = np.array([np.median(np.abs(np.diff(image, 2, axis=1))) for image in _inside(batch)])
+    assert roughness.max() > 4 * np.percentile(roughness, 10)
+    near = batch.image < 1
+    holes = ~near[:, 1:-1, 1:-1] & near[:, :-2, 1:-1] & near[:, 2:, 1:-1] & near[:, 1:-1, :-2] & near[:, 1:-1, 2:]
+    per_image = holes.sum((1, 2))
+    assert (per_image > 3).mean() > 0.1
+    assert (per_image == 0).mean() > 0.1
+
+
+def _inside(batch: Sample) -> list[Array]:
+    """The middle of each picture, in half cubes, background left out as not a number's neighbour."""
+    return [np.where(image < 1, image, 0)[16:48, 16:48] for image in batch.image]
+
+
+def test_the_hand_is_in_the_cube(batch: Sample) -> None:
+    assert (np.abs(batch.joints_uvd) < 1).mean() > 0.98
+    assert np.abs(np.median(batch.joints_uvd, (0, 1))).max() < 0.15
+    np.testing.assert_array_equal(batch.cube_m, np.float32(CUBE_M))
+    assert 0.22 <= batch.distance_m.min() and batch.distance_m.max() <= 1.2
+
+
+def test_labelled_vertices_lie_over_what_the_picture_shows(batch: Sample) -> None:
+    over = []
+    for image, vertices in zip(batch.image, batch.vertices_uvd, strict=True):
+        column, row = np.floor((vertices[:, :2].T + 1) * 32).astype(int)
+        seen = (column >= 1) & (column < 63) & (row >= 1) & (row < 63) & (np.abs(vertices[:, 2]) < 0.95)
+        near = image < 1
+        grown = sum(np.roll(near, (dy, dx), (0, 1)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) > 0
+        over.append(grown[row[seen], column[seen]].mean())
+    assert np.median(over) > 0.99
+    assert np.mean(over) > 0.93
+
+
+def test_pictured_depth_is_the_depth_of_the_nearest_labelled_vertex(batch: Sample) -> None:
+    offset_mm = np.concatenate([_nearest(batch, i)[1] for i in range(N)])
+    assert np.median(np.abs(offset_mm)) < 4
+    assert abs(np.median(offset_mm)) < 2
+
+
+def test_layout_labels_are_those_of_the_nearest_labelled_vertex(batch: Sample) -> None:
+    assert batch.uv.min() >= 0 and batch.uv.max() <= 1
+    uv = template().uv  # (V, 2, 2)
+    distance = []
+    for i in range(N):
+        vertex, _ = _nearest(batch, i)
+        labelled = batch.uv[i][batch.on_hand[i]]  # (M, 2)
+        distance.append(np.linalg.norm(uv[vertex] - labelled[:, None], axis=-1).min(1))
+    apart = np.concatenate(distance)
+    assert apart.size > 100 * N / 2
+    assert np.median(apart) < 0.03
+    assert (apart < 0.1).mean() > 0.85
+
+
+def _nearest(batch: Sample, i: int) -> tuple[Array, Array]:
+    """For each on-hand cell: the nearest vertex (M,) in crop coordinates, and how much deeper the picture is, mm."""
+    row, column = np.nonzero(batch.on_hand[i])
+    four = batch.image[i].reshape(CELLS, 2, CELLS, 2)[row, :, column, :].reshape(-1, 4)
+    d = np.min(four, 1)
+    point = np.stack([(column + 0.5) / 16 - 1, (row + 0.5) / 16 - 1, d], 1)  # (M, 3)
+    vertices = batch.vertices_uvd[i]
+    vertex = np.linalg.norm(point[:, None] - vertices[None], axis=-1).argmin(1)
+    return vertex, (d - vertices[vertex, 2])[d < 1] * CUBE_M / 2 * 1000
+
+
+def test_left_share_mirrors_that_share_and_hides_its_labels() -> None:
+    plain, mixed = Generator("val"), Generator("val", left_share=0.4)
+    left = 0
+    for i in range(40):
+        right_handed, sample = plain.sample(i), mixed.sample(i)
+        assert right_handed.is_right
+        if sample.is_right:
+            assert_same(sample, right_handed)
+        else:
+            left += 1
+            np.testing.assert_array_equal(sample.image, right_handed.image[:, ::-1])
+            assert not sample.on_hand.any()
+    assert 8 <= left <= 24
+
+
+@pytest.mark.slow
+def test_a_worker_streams_the_generators_own_batches_in_order() -> None:
+    stream = stream_batches("train", 12, 4, seed=3, left_share=0.3)
+    generator = Generator("train", 3, 0.3)
+    try:
+        for k, batch in enumerate(islice(stream, 3)):
+            assert_same(batch, generator.batch(12 + 4 * k, 4))
+    finally:
+        stream.close()  # type: ignore[attr-defined]

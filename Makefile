@@ -17,7 +17,7 @@ lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff format --check .
 	mkdir -p .types
 	ln -sfn .. .types/edge_hand
-	MYPYPATH=.types $(TEST_VENV)/bin/mypy -p edge_hand
+	MYPYPATH=.types $(TEST_VENV)/bin/mypy $(addprefix -p edge_hand.,hand edge trainer exporters)
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/edge-hand eval --source $(DEMO) --out out/demo

@@ -22,7 +22,14 @@ WARM_UP = 20
 
 
 def bench(
-    kind: str, source: str | None, *, engine: str, model: Path, threads: int, frames: int | None, flat_out: bool,
+    kind: str,
+    source: str | None,
+    *,
+    engine: str,
+    model: Path,
+    threads: int,
+    frames: int | None,
+    flat_out: bool,
     mode: str | None = None,
 ) -> dict[str, Any]:
     """Run the daemon's own loop over a camera with a subscriber attached; percentiles per stage in microseconds.

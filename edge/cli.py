@@ -170,17 +170,19 @@ def record(camera: str, source: str | None, mode: str | None, out: Path, frames:
         signal.signal(name, lambda number, _: stopping.append(number))
     n = 0
     settings = {"camera": camera, "mode": mode or ""}
-    with open_camera(camera, source, mode=mode) as opened:
-        with RecordingWriter(out, sensor=camera, settings=settings, compress_level=6) as writer:
-            while not stopping and (frames is None or n < frames):
-                try:
-                    writer.write(opened.read())
-                except EndOfStream:
-                    break
-                except (BadFrame, FrameTimeout) as error:
-                    say(str(error))
-                    continue
-                n += 1
+    with (
+        open_camera(camera, source, mode=mode) as opened,
+        RecordingWriter(out, sensor=camera, settings=settings, compress_level=6) as writer,
+    ):
+        while not stopping and (frames is None or n < frames):
+            try:
+                writer.write(opened.read())
+            except EndOfStream:
+                break
+            except (BadFrame, FrameTimeout) as error:
+                say(str(error))
+                continue
+            n += 1
     click.echo(f"{n} frames in {out}")
 
 
@@ -227,7 +229,10 @@ def evaluate(
     else:
         assert data is not None
         trainer = need_trainer("evaluate")
-        result = trainer.evaluate(data, opened, n=n)
+        try:
+            result = trainer.evaluate(data, opened, n=n)
+        except trainer.EvaluateError as error:
+            raise CommandError(str(error)) from None
         click.echo(trainer.table(result))
     write_json(result, json_path)
 

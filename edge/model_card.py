@@ -1,4 +1,4 @@
-"""The sidecar of a network: what goes in and out, where it came from, how good it is. `NAME.json` beside `NAME.onnx`."""
+"""The sidecar of a network: what goes in and out, where it came from, how good it is; NAME.json beside NAME.onnx."""
 
 from __future__ import annotations
 

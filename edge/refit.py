@@ -119,7 +119,7 @@ class Refit:
             length = np.linalg.norm(np.diff(chain, axis=0), axis=1).sum()
             alpha[1 + f] = length / np.linalg.norm(np.diff(rest, axis=0), axis=1).sum()
         mean = (scale * self._variance).sum() / self._variance.sum()
-        return np.clip(0.5 * alpha + 0.5 * mean, *ALPHA_RANGE)  # type: ignore[no-any-return]
+        return np.clip(0.5 * alpha + 0.5 * mean, *ALPHA_RANGE)
 
     def _step(self, theta: Array, root: Array, alpha: Array, target: Array, wanted: Array) -> tuple[Array, Array]:
         """One Gauss-Newton step on the joints' positions, with a prior on the angles, inside the limits."""

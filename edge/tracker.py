@@ -29,7 +29,7 @@ STAGES = ("capture", "find", "crop", "engine", "refit", "publish")
 
 
 class Measurement(NamedTuple):
-    """One crop seen by the network; error_mm the mean error it expects, hand_pixels how many pixels it takes for hand."""
+    """One crop seen by the network: the mean error it expects, and how many pixels it takes for hand."""
 
     crop: HandCrop
     prediction: HandPrediction
@@ -176,7 +176,7 @@ class Tracker:
         dt_s = (frame.t_ns - track.t_ns) * 1e-9
         if 0 < dt_s < 0.2:
             velocity = (centre - track.centre_m) / dt_s
-            speed = np.linalg.norm(velocity)
+            speed = float(np.linalg.norm(velocity))
             track.velocity_m_s = 0.7 * velocity * min(1.0, 3.0 / max(speed, 1e-9))  # hands keep below 3 m/s or so
         else:
             track.velocity_m_s = np.zeros(3)
@@ -222,4 +222,4 @@ def _vertices_of_joints() -> Array:
     t = template()
     squared = ((t.joints_m[:, None] - t.vertices_m[None]) ** 2).sum(-1)
     weight = np.exp(-squared / (2 * 0.012**2)) * t.area
-    return weight / weight.sum(1, keepdims=True)  # type: ignore[no-any-return]
+    return weight / weight.sum(1, keepdims=True)

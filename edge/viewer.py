@@ -1,4 +1,4 @@
-"""The live view beside a running loop: a thread that draws the newest message, so that a slow terminal costs nothing."""
+"""The live view beside a running loop: a thread draws the newest message, so that a slow terminal costs nothing."""
 
 from __future__ import annotations
 

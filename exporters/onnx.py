@@ -1,6 +1,6 @@
 """torch to ONNX, with a card and a parity check in millimetres that refuses what does not match.
 
-    edge-hand export --checkpoint runs/dgn/last.pt --out edge/models/dgn-nano.onnx
+edge-hand export --checkpoint runs/dgn/last.pt --out edge/models/dgn-nano.onnx
 """
 
 from __future__ import annotations
@@ -70,7 +70,12 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None) -
             cube_m=CUBE_M,
             inputs={"image": list(image.shape)},
             outputs=dict(zip(names, shapes, strict=True)),
-            training={**asdict(config), "seen": seen, "command": " ".join(["edge-hand", *sys.argv[1:]]), "commit": commit()},
+            training={
+                **asdict(config),
+                "seen": seen,
+                "command": " ".join(["edge-hand", *sys.argv[1:]]),
+                "commit": commit(),
+            },
             metrics=metrics or {},
         )
         card.write(temporary)
@@ -100,10 +105,14 @@ def compare(deployed: nn.Module, model: Path) -> dict[str, Any]:
         with torch.no_grad():
             expected = [o.numpy() for o in deployed(torch.from_numpy(image))]
         got = engine.run(image)
-        points = [points_from_uvd(v[0][0].astype(np.float64), sample.distance_m, sample.cube_m) for v in (expected, got)]
+        points = [
+            points_from_uvd(v[0][0].astype(np.float64), sample.distance_m, sample.cube_m) for v in (expected, got)
+        ]
         distance = np.linalg.norm(points[0] - points[1], axis=1) * 1e3
         worst, total = max(worst, float(distance.max())), total + float(distance.mean())
-        worst_logit = max(worst_logit, *(float(np.abs(a - b).max()) for a, b in zip(expected[1:], got[1:], strict=True)))
+        worst_logit = max(
+            worst_logit, *(float(np.abs(a - b).max()) for a, b in zip(expected[1:], got[1:], strict=True))
+        )
     return {"max_mm": worst, "mean_mm": total / PROBES, "max_logit": worst_logit, "probes": PROBES}
 
 

@@ -45,7 +45,7 @@ class Intrinsics:
         xy = points_m[..., :2] / points_m[..., 2:3]
         if self.is_distorted:
             xy = distort(xy, self.distortion)
-        return xy * (self.fx, self.fy) + (self.cx, self.cy)  # type: ignore[no-any-return]
+        return xy * (self.fx, self.fy) + (self.cx, self.cy)
 
     def rays(self, pixels: Array) -> Array:
         """Pixels (..., 2) to undistorted rays (..., 3) with z = 1; times depth gives metres."""

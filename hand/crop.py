@@ -39,9 +39,7 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
     slope = half / distance
     right, down, forward = (rotation[:, i] for i in range(3))
     # Ray of sub-pixel (row, column) in the camera frame, axis by axis: (2S, 2S) each.
-    x, y, z = (
-        (slope * grid * down[i])[:, None] + (slope * grid_u * right[i] + forward[i])[None, :] for i in range(3)
-    )
+    x, y, z = ((slope * grid * down[i])[:, None] + (slope * grid_u * right[i] + forward[i])[None, :] for i in range(3))
     camera = frame.intrinsics
     if camera.is_distorted:
         pixel = camera.project(np.stack([x, y, z], -1))
@@ -99,4 +97,4 @@ def camera_from_crop(crop: HandCrop, points_m: Array) -> Array:
     """Points (..., 3) m of the crop's frame to the camera's; undoes the mirroring."""
     if crop.mirrored:
         points_m = points_m * MIRROR
-    return points_m @ crop.R_camera_crop.T  # type: ignore[no-any-return]
+    return points_m @ crop.R_camera_crop.T

@@ -84,13 +84,13 @@ def part_rotations(t: HandTemplate, angles_rad: Array) -> Array:
     local[..., 2, 0] = -cf * st
     local[..., 2, 1] = sf
     local[..., 2, 2] = cf * ct
-    return t.axes @ local @ np.swapaxes(t.axes, -1, -2)  # type: ignore[no-any-return]
+    return t.axes @ local @ np.swapaxes(t.axes, -1, -2)
 
 
 def angles_from_rotations(t: HandTemplate, rotation: Array) -> Array:
     """Inverse of `part_rotations`: (N, 16, 3, 3) in the parent to the nearest angles (N, 20) rad, limits ignored."""
     local = np.swapaxes(t.axes, -1, -2) @ rotation @ t.axes
-    flex = np.arctan2(local[..., 2, 1], np.hypot(local[..., 0, 1], local[..., 1, 1])) 
+    flex = np.arctan2(local[..., 2, 1], np.hypot(local[..., 0, 1], local[..., 1, 1]))
     abd = np.arctan2(local[..., 0, 1], local[..., 1, 1])
     # One axis only: the middle and distal joints take all of their rotation about the flexion axis.
     hinge = np.arctan2(local[..., 2, 1] - local[..., 1, 2], local[..., 1, 1] + local[..., 2, 2])
@@ -109,7 +109,7 @@ def angles_from_rotations(t: HandTemplate, rotation: Array) -> Array:
 
 def clamp_angles(angles_rad: Array) -> Array:
     """Joint angles (..., 20) rad put inside their anatomical limits."""
-    return np.clip(angles_rad, ANGLE_LIMITS_RAD[:, 0], ANGLE_LIMITS_RAD[:, 1])  # type: ignore[no-any-return]
+    return np.clip(angles_rad, ANGLE_LIMITS_RAD[:, 0], ANGLE_LIMITS_RAD[:, 1])
 
 
 def rest_vertices(t: HandTemplate, beta: Array) -> Array:
@@ -121,7 +121,7 @@ def skin(weights: Array, vertices_m: Array, parts: Array) -> Array:
     """Linear blend skinning (DeepHPS, eq. 5): weights (V, P), rest (N, V, 3), parts (N, P, 3, 4) to (N, V, 3) m."""
     n, p = parts.shape[:2]
     blend = (weights @ parts.reshape(n, p, 12)).reshape(n, -1, 3, 4)
-    return (blend[..., :3] @ vertices_m[..., None])[..., 0] + blend[..., 3]  # type: ignore[no-any-return]
+    return (blend[..., :3] @ vertices_m[..., None])[..., 0] + blend[..., 3]
 
 
 def pose_hand(t: HandTemplate, theta: Array, alpha: Array, beta: Array) -> tuple[Array, Array]:

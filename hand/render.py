@@ -92,7 +92,11 @@ def _fragments(index: Array, box: Array, plane: Array, width: int) -> tuple[Arra
     covered = (weight1 >= -TOLERANCE) & (weight2 >= -TOLERANCE) & (weight1 + weight2 <= 1 + TOLERANCE)
     inside = np.flatnonzero(covered)  # (P,)
     row = pixel_of[inside]
-    return (row_pixel[row] + x[inside]).astype(np.intp), at_row[row, 2] + step[row, 2] * x_float[inside], index[row_of[row]]
+    return (
+        (row_pixel[row] + x[inside]).astype(np.intp),
+        at_row[row, 2] + step[row, 2] * x_float[inside],
+        index[row_of[row]],
+    )
 
 
 def _count_up(lengths: Array) -> NDArray[np.int32]:

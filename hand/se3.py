@@ -27,7 +27,7 @@ def so3_exp(rotvec: Array) -> Array:
     a = np.where(small, 1 - angle2 / 6, np.sin(safe) / safe)
     b = np.where(small, 0.5 - angle2 / 24, (1 - np.cos(safe)) / safe**2)
     k = skew(rotvec)
-    return np.eye(3) + a * k + b * (k @ k)  # type: ignore[no-any-return]
+    return np.eye(3) + a * k + b * (k @ k)
 
 
 def so3_log(rotation: Array) -> Array:
@@ -37,10 +37,36 @@ def so3_log(rotation: Array) -> Array:
     trace = r[..., 0, 0] + r[..., 1, 1] + r[..., 2, 2]
     k = np.stack(
         [
-            np.stack([trace, r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1),
-            np.stack([r[..., 2, 1] - r[..., 1, 2], 2 * r[..., 0, 0] - trace, r[..., 0, 1] + r[..., 1, 0], r[..., 0, 2] + r[..., 2, 0]], -1),
-            np.stack([r[..., 0, 2] - r[..., 2, 0], r[..., 0, 1] + r[..., 1, 0], 2 * r[..., 1, 1] - trace, r[..., 1, 2] + r[..., 2, 1]], -1),
-            np.stack([r[..., 1, 0] - r[..., 0, 1], r[..., 0, 2] + r[..., 2, 0], r[..., 1, 2] + r[..., 2, 1], 2 * r[..., 2, 2] - trace], -1),
+            np.stack(
+                [trace, r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1
+            ),
+            np.stack(
+                [
+                    r[..., 2, 1] - r[..., 1, 2],
+                    2 * r[..., 0, 0] - trace,
+                    r[..., 0, 1] + r[..., 1, 0],
+                    r[..., 0, 2] + r[..., 2, 0],
+                ],
+                -1,
+            ),
+            np.stack(
+                [
+                    r[..., 0, 2] - r[..., 2, 0],
+                    r[..., 0, 1] + r[..., 1, 0],
+                    2 * r[..., 1, 1] - trace,
+                    r[..., 1, 2] + r[..., 2, 1],
+                ],
+                -1,
+            ),
+            np.stack(
+                [
+                    r[..., 1, 0] - r[..., 0, 1],
+                    r[..., 0, 2] + r[..., 2, 0],
+                    r[..., 1, 2] + r[..., 2, 1],
+                    2 * r[..., 2, 2] - trace,
+                ],
+                -1,
+            ),
         ],
         -2,
     )  # (..., 4, 4), its rows proportional to the quaternion wxyz
@@ -52,7 +78,7 @@ def so3_log(rotation: Array) -> Array:
     sin_half = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
     angle = 2 * np.arctan2(sin_half, q[..., :1])
     scale = np.where(sin_half < 1e-9, 2.0, angle / np.maximum(sin_half, 1e-12))
-    return q[..., 1:] * scale  # type: ignore[no-any-return]
+    return q[..., 1:] * scale
 
 
 def transform(rotation: Array, translation: Array) -> Array:
@@ -71,4 +97,4 @@ def inverse(t: Array) -> Array:
 
 def apply(t: Array, points: Array) -> Array:
     """Map points (..., N, 3) by transforms (..., 4, 4)."""
-    return points @ np.swapaxes(t[..., :3, :3], -1, -2) + t[..., None, :3, 3]  # type: ignore[no-any-return]
+    return points @ np.swapaxes(t[..., :3, :3], -1, -2) + t[..., None, :3, 3]

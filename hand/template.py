@@ -51,7 +51,7 @@ class HandTemplate:
     @property
     def parts_m(self) -> Array:
         """(16, 3) rest positions where the parts begin."""
-        return self.joints_m[list(PART_JOINTS)]  # type: ignore[no-any-return]
+        return self.joints_m[list(PART_JOINTS)]
 
 
 @lru_cache(maxsize=1)

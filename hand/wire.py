@@ -361,7 +361,7 @@ def _side(m: dict[str, Any]) -> Side:
     side = m.get("side")
     if side not in ("left", "right", "unknown"):
         raise WireError(f"side is {_short(side)}, expected left, right or unknown")
-    return side  # type: ignore[no-any-return]
+    return side
 
 
 def _text(m: dict[str, Any], key: str) -> str:

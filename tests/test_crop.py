@@ -168,7 +168,7 @@ def test_what_lies_outside_the_image_is_plus_one() -> None:
 
 
 def test_a_mirrored_crop_is_the_flipped_crop() -> None:
-    depth = sphere_depth(image_rays(CAMERA), CENTRE + (0.03, 0.02, 0), 0.05)
+    depth = sphere_depth(image_rays(CAMERA), CENTRE + np.array([0.03, 0.02, 0]), 0.05)
     frame = frame_of(np.where(np.isfinite(depth), depth, 0))
     plain, mirrored = (crop_depth(frame, roi_at(CENTRE), mirrored=m) for m in (False, True))
     assert mirrored.mirrored and not plain.mirrored

@@ -84,9 +84,7 @@ def test_moving_the_wrist_moves_the_whole_hand_rigidly(seed: int) -> None:
     still = theta.copy()
     still[:, :6] = 0
     motion = se3.transform(se3.so3_exp(theta[:, 3:6]), theta[:, :3])  # (1, 4, 4)
-    for posed, at_origin in zip(
-        pose_hand(T, theta, alpha, beta), pose_hand(T, still, alpha, beta), strict=True
-    ):
+    for posed, at_origin in zip(pose_hand(T, theta, alpha, beta), pose_hand(T, still, alpha, beta), strict=True):
         np.testing.assert_allclose(posed, se3.apply(motion, at_origin), atol=1e-7)  # float32 weights
 
 
@@ -134,9 +132,19 @@ def test_angles_come_back_from_the_rotations_of_the_parts(seed: int) -> None:
     np.testing.assert_allclose(angles_from_rotations(T, part_rotations(T, angles)), angles, atol=1e-6)
 
 
+def test_angles_come_back_even_past_the_quarter_turn_that_no_knuckle_makes() -> None:
+    angles = np.zeros((2, 20))
+    for finger in ("index", "middle", "ring", "little"):
+        angles[:, ANGLE_NAMES.index(f"{finger}_mcp_flex")] = np.radians([150, -140])
+        angles[:, ANGLE_NAMES.index(f"{finger}_mcp_abd")] = np.radians([20, -15])
+    np.testing.assert_allclose(angles_from_rotations(T, part_rotations(T, angles)), angles, atol=1e-6)
+
+
 def test_part_rotations_are_rotations_and_the_palms_is_none() -> None:
     rotation = part_rotations(T, random_theta(np.random.default_rng(0), 5)[:, 6:])
-    np.testing.assert_allclose(rotation @ np.swapaxes(rotation, -1, -2), np.broadcast_to(np.eye(3), (5, 16, 3, 3)), atol=1e-6)
+    np.testing.assert_allclose(
+        rotation @ np.swapaxes(rotation, -1, -2), np.broadcast_to(np.eye(3), (5, 16, 3, 3)), atol=1e-6
+    )
     np.testing.assert_allclose(rotation[:, 0], np.broadcast_to(np.eye(3), (5, 3, 3)), atol=1e-6)
 
 
@@ -221,9 +229,7 @@ def test_a_left_hand_is_the_mirror_image_with_the_same_angles(seed: int) -> None
     )
     mirrored = theta.copy()
     mirrored[:, [0, 4, 5]] *= -1  # the wrist's place, and its rotation vector as an axial vector
-    for right, of_left in zip(
-        pose_hand(T, theta, alpha, beta), pose_hand(left, mirrored, alpha, beta), strict=True
-    ):
+    for right, of_left in zip(pose_hand(T, theta, alpha, beta), pose_hand(left, mirrored, alpha, beta), strict=True):
         np.testing.assert_allclose(of_left, right * MIRROR, atol=1e-12)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.render import render, render_depth
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.template import template
-from edge_hand.hand.kinematics import pose_hand
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -85,7 +85,7 @@ def test_tilted_plane_is_perspective_correct_over_the_whole_image() -> None:
 
 def test_nearest_triangle_wins_whatever_the_order() -> None:
     triangle = np.array([[-1.0, -1, 0], [1, -1, 0], [0, 1, 0]])
-    vertices = np.concatenate([triangle + (0, 0, z) for z in (2.0, 1.0, 3.0)])
+    vertices = np.concatenate([triangle + np.array([0, 0, z]) for z in (2.0, 1.0, 3.0)])
     for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
         seen = render(vertices, np.arange(9).reshape(3, 3)[order], CAMERA)
         assert seen.depth_m[61, 79] == pytest.approx(1.0)
@@ -104,8 +104,8 @@ def test_pixel_is_covered_if_its_centre_is() -> None:
 def test_what_is_behind_or_beside_the_camera_is_not_drawn() -> None:
     triangle = np.array([[-1.0, -1, 0], [1, -1, 0], [0, 1, 0]])
     for shift in ((0, 0, -1.0), (0, 0, 0.01), (50.0, 0, 1.0), (0, -50.0, 1.0)):
-        assert not render_depth(triangle + shift, np.array([[0, 1, 2]]), CAMERA).any()
-    assert not render_depth(triangle + (0, 0, 1.0), np.zeros((0, 3), int), CAMERA).any()
+        assert not render_depth(triangle + np.array(shift), np.array([[0, 1, 2]]), CAMERA).any()
+    assert not render_depth(triangle + np.array([0, 0, 1.0]), np.zeros((0, 3), int), CAMERA).any()
 
 
 def test_rolled_camera_sees_the_rolled_picture() -> None:

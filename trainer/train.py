@@ -1,7 +1,7 @@
 """The training loop, in plain sight: rendered samples in, checkpoints and a log out.
 
-    edge-hand train --out runs/dgn --samples 1500000
-    edge-hand train --out runs/dgn --resume          # goes on, sample for sample, where it stopped
+edge-hand train --out runs/dgn --samples 1500000
+edge-hand train --out runs/dgn --resume          # goes on, sample for sample, where it stopped
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def train(
         raise TrainError(f"{path} exists: go on with --resume, or choose another --out")
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = build_net(config).to(device, memory_format=torch.channels_last)
+    net = build_net(config).to(device)
+    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     decay = [p for p in net.parameters() if p.ndim > 1]
     plain = [p for p in net.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -127,7 +128,9 @@ def train(
                     + "  ".join(f"{k} {v:.3f}" for k, v in means.items()),
                     flush=True,
                 )
-                log.write(json.dumps({"seen": seen, "s": round(now - begun, 1), "lr": rate(config, seen), **means}) + "\n")
+                log.write(
+                    json.dumps({"seen": seen, "s": round(now - begun, 1), "lr": rate(config, seen), **means}) + "\n"
+                )
                 log.flush()
                 totals, steps, said = {}, 0, now
             if now - saved > 120:
@@ -139,7 +142,14 @@ def train(
 
 
 def step(
-    net: DualGridNet, labels: Labels, refit: Refit, area: Tensor, optimizer: torch.optim.Optimizer, *, full: bool, bf16: bool
+    net: DualGridNet,
+    labels: Labels,
+    refit: Refit,
+    area: Tensor,
+    optimizer: torch.optim.Optimizer,
+    *,
+    full: bool,
+    bf16: bool,
 ) -> dict[str, Tensor]:
     """One optimiser step; the loss's terms."""
     net.train()

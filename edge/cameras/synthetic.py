@@ -6,7 +6,7 @@ The scene is a function of the seed and the frame's number alone. `truth` tells 
 from __future__ import annotations
 
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
 from types import TracebackType
@@ -29,7 +29,7 @@ from .replay import Pacer
 
 Array = NDArray[Any]
 DEPTH_UNIT_M = 0.001
-FOCAL = 0.8  # focal length over the image's height, as a RealSense D435 has
+FOCAL = 0.8  # focal length over the image's shorter side, as a RealSense D435 has
 BASELINE_M = 0.05  # between the sensor's two eyes
 SIGMA_PER_M = 0.0025  # noise of a reading over z^2: a tenth of a pixel of disparity, roughly
 EDGE_M = 0.02  # a step in depth greater than this is an edge
@@ -37,7 +37,7 @@ EDGE_LOSS = 0.35  # share of the readings lost beside an edge
 
 
 class Key(NamedTuple):
-    """A hand shape, how the forearm is rolled (deg; 0 = palm to the camera, 180 = back) and leans to the right (deg)."""
+    """A hand shape, the roll (deg; 0 = palm to the camera, 180 = back) and lean to the right (deg) of the forearm."""
 
     pose: str
     roll: float
@@ -78,15 +78,14 @@ class SyntheticCamera:
         size = parse_mode(mode)
         if min(size.width, size.height) < 48 or size.fps < 1:
             raise CameraError(f"mode {mode}: the synthetic camera needs at least 48x48@1")
-        focal = FOCAL * size.height
+        focal = FOCAL * min(size.width, size.height)
         self.name = f"synthetic-{seed}"
-        self.intrinsics = Intrinsics(
-            size.width, size.height, focal, focal, (size.width - 1) / 2, (size.height - 1) / 2
-        )
+        self.intrinsics = Intrinsics(size.width, size.height, focal, focal, (size.width - 1) / 2, (size.height - 1) / 2)
         self._pacer = Pacer(fps)
         self.fps = float(fps or size.fps)
         self._seed = seed
         self._hand = _MovingHand(np.random.default_rng([seed, 0]))
+        self.alpha, self.beta = self._hand.alpha, self._hand.beta  # the hand's shape
         self._background = _background(self.intrinsics)
         self._background_edges = np.flatnonzero(_beside_edges(self._background))
         # One field of noise, shifted at random from frame to frame.
@@ -134,6 +133,10 @@ class SyntheticCamera:
         """The joints (21, 3) of the hand in frame seq, m in the camera's frame."""
         return self._hand.joints(seq / self.fps)
 
+    def theta(self, seq: int) -> Array:
+        """The pose (26,) of the hand in frame seq, m and rad."""
+        return self._hand.pose(seq / self.fps)[0]
+
     def close(self) -> None:
         self._painter.shutdown(wait=True, cancel_futures=True)
 
@@ -160,9 +163,9 @@ class _MovingHand:
     def __init__(self, rng: np.random.Generator) -> None:
         self._template = template()
         self._body = hand_with_arm(self._template)
-        self._alpha = rng.normal(1, 0.02, 6).clip(0.95, 1.05)
-        self._beta = rng.normal(0, 0.3, 7).clip(-0.6, 0.6)
-        self._rest = self._body.vertices_m + np.tensordot(self._beta, self._body.morphs_m, 1)
+        self.alpha = rng.normal(1, 0.02, 6).clip(0.95, 1.05)
+        self.beta = rng.normal(0, 0.3, 7).clip(-0.6, 0.6)
+        self._rest = self._body.vertices_m + np.tensordot(self.beta, self._body.morphs_m, 1)
         self._elbow_ring = np.arange(len(self._rest) - 20, len(self._rest))
         capsule = _capsule_faces()
         self._faces = np.concatenate([self._body.faces, capsule + len(self._rest)]).astype(np.int32)
@@ -171,14 +174,14 @@ class _MovingHand:
         self._phase = rng.uniform(0, 2 * np.pi, (8, 2))
 
     def joints(self, t_s: float) -> Array:
-        joints, _ = pose_hand(self._template, self._theta(t_s)[0][None], self._alpha[None], self._beta[None])
-        return joints[0]  # type: ignore[no-any-return]
+        joints, _ = pose_hand(self._template, self.pose(t_s)[0][None], self.alpha[None], self.beta[None])
+        return joints[0]
 
     def mesh(self, t_s: float) -> tuple[Array, Array]:
         """Vertices (B, 3) m in the camera frame and faces of hand, forearm and upper arm."""
-        theta, R_camera_arm = self._theta(t_s)
-        parts = forward_kinematics(self._template, theta[None], self._alpha[None], self._beta[None]).parts
-        arm = np.concatenate([R_camera_arm * self._alpha[0], theta[:3, None]], 1)  # (3, 4)
+        theta, R_camera_arm = self.pose(t_s)
+        parts = forward_kinematics(self._template, theta[None], self.alpha[None], self.beta[None]).parts
+        arm = np.concatenate([R_camera_arm * self.alpha[0], theta[:3, None]], 1)  # (3, 4)
         parts = np.concatenate([parts, arm[None, None]], 1)  # (1, 17, 3, 4)
         vertices = skin(self._body.weights, self._rest[None], parts)[0]
         ring = vertices[self._elbow_ring]
@@ -186,8 +189,8 @@ class _MovingHand:
         radius = float(np.linalg.norm(ring - elbow, axis=1).mean())
         return np.concatenate([vertices, _capsule(elbow, radius, self.SHOULDER_M, 1.35 * radius)]), self._faces
 
-    def _theta(self, t_s: float) -> tuple[Array, Array]:
-        """theta (26,) and R_camera_arm (3, 3), the forearm's own frame, which is the hand's where the wrist is straight."""
+    def pose(self, t_s: float) -> tuple[Array, Array]:
+        """theta (26,) and R_camera_arm (3, 3), the forearm's frame: the hand's own if the wrist were straight."""
         wave = np.sin(2 * np.pi * self._rate_hz * t_s + self._phase) @ (0.65, 0.35)  # (8,) in [-1, 1]
         angles, roll, lean = _show(t_s)
         roll += np.radians(12) * wave[3]
@@ -245,7 +248,7 @@ def _background(intrinsics: Intrinsics) -> NDArray[np.float32]:
         ((0.39, 0.35, 1.13), (0.052, 0.26, 0.055)),  # the other arm
     ):
         np.maximum(inverse, _inverse_depth_of_ellipsoid(rays, np.array(centre), np.array(axes)), out=inverse)
-    return (1 / inverse).astype(np.float32)  # type: ignore[no-any-return]
+    return (1 / inverse).astype(np.float32)
 
 
 def _inverse_depth_of_ellipsoid(rays: Array, centre: Array, axes: Array) -> Array:
@@ -271,7 +274,7 @@ def _capsule(start: Array, start_radius: float, end: Array, end_radius: float) -
     radius = np.repeat([start_radius, end_radius], RINGS // 2)
     latitude = np.concatenate([latitude, -latitude[::-1]])
     along = centre + np.outer(radius * np.sin(latitude), axis)
-    return (along[:, None] + (radius * np.cos(latitude))[:, None, None] * spokes).reshape(-1, 3)  # type: ignore[no-any-return]
+    return (along[:, None] + (radius * np.cos(latitude))[:, None, None] * spokes).reshape(-1, 3)
 
 
 def _capsule_faces() -> Array:
@@ -294,16 +297,11 @@ def _beside_edges(z: Array) -> NDArray[np.bool_]:
 
 
 def _shadow(z: Array, near: Array, focal_baseline: float) -> NDArray[np.bool_]:
-    """Background pixels left of the hand that the sensor's right eye cannot see; near (H, W) m is the hand alone."""
-    height, width = z.shape
-    column = np.arange(width, dtype=np.int32)
-    hand = near > 0
-    following = np.where(hand, column, 2 * width)[:, ::-1]
-    following = np.minimum.accumulate(following, 1)[:, ::-1]  # the next hand pixel to the right
-    edge_z = np.take_along_axis(near, np.minimum(following, width - 1), 1)
-    # Disparity between the hand's edge and what lies behind it.
-    reach = np.where(edge_z > 0, focal_baseline * (1 / np.maximum(edge_z, 0.1) - 1 / z), 0)
-    return ~hand & (following - column < reach)
+    """Pixels that the sensor's right eye cannot see for the hand; z (H, W) m is all, near (H, W) m the hand alone."""
+    column = np.arange(z.shape[1], dtype=np.float32)
+    cast = np.where(near > 0, column - focal_baseline / np.maximum(near, 0.1), np.inf)  # column in the right eye
+    leftmost = np.minimum.accumulate(cast[:, ::-1], 1)[:, ::-1]  # of all that lies further right in the left eye
+    return leftmost < column - focal_baseline / z - 0.5
 
 
 def _noise(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
@@ -311,4 +309,4 @@ def _noise(rng: np.random.Generator, height: int, width: int) -> NDArray[np.floa
     white = rng.standard_normal((height, width), np.float32)
     rows = white + np.roll(white, 1, 0) + np.roll(white, 2, 0)
     shared = (rows + np.roll(rows, 1, 1) + np.roll(rows, 2, 1)) / 3
-    return ((0.5 * white + 0.8 * shared) * SIGMA_PER_M).astype(np.float32)  # type: ignore[no-any-return]
+    return ((0.5 * white + 0.8 * shared) * SIGMA_PER_M).astype(np.float32)

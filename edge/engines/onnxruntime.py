@@ -24,7 +24,9 @@ class OnnxRuntimeEngine:
         try:
             self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's own exceptions share no base class
-            raise ModelError(f"model {model}: onnxruntime cannot load it ({str(error).splitlines()[0][:150]})") from None
+            raise ModelError(
+                f"model {model}: onnxruntime cannot load it ({str(error).splitlines()[0][:150]})"
+            ) from None
         inputs = {i.name: list(i.shape) for i in self._session.get_inputs()}
         outputs = {o.name: list(o.shape) for o in self._session.get_outputs()}
         if inputs != card.inputs or outputs != card.outputs:
@@ -34,7 +36,7 @@ class OnnxRuntimeEngine:
         self._input = next(iter(inputs))
 
     def run(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
-        return self._session.run(None, {self._input: image})  # type: ignore[no-any-return]
+        return self._session.run(None, {self._input: image})
 
 
 def open_engine(model: Path, card: ModelCard, threads: int) -> OnnxRuntimeEngine:

@@ -11,7 +11,7 @@ matter; each cell also predicts its own error, and the whole crop its side.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ def conv(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
     )
 
 
-def layout_cells(uv: np.ndarray) -> np.ndarray:
+def layout_cells(uv: Any) -> Any:
     """Layout coordinates in [0, 1] to mesh-grid cells in [0, 15]."""
     return uv * (GRID - 1)
 

@@ -61,7 +61,9 @@ class _Extend(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         f, c, m = ctx.saved_tensors
         df, dc, dm = torch.zeros_like(f), torch.zeros_like(c), torch.zeros_like(m)
-        _backward(f.numpy(), c.numpy(), m.numpy(), gradient.contiguous().float().numpy(), df.numpy(), dc.numpy(), dm.numpy())
+        _backward(
+            f.numpy(), c.numpy(), m.numpy(), gradient.contiguous().float().numpy(), df.numpy(), dc.numpy(), dm.numpy()
+        )
         return df, dc, dm
 
 

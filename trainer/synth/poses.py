@@ -34,7 +34,7 @@ def sample_angles(t: HandTemplate, rng: np.random.Generator, tries: int = 12) ->
     for _ in range(tries // 4):
         free = ~penetrates(t, angles)
         if free.any():
-            return angles[np.argmax(free)]  # type: ignore[no-any-return]
+            return angles[np.argmax(free)]
         angles = np.stack([_draw_angles(rng) for _ in range(4)])
     return _NAMED[0].copy()  # the open hand
 
@@ -79,9 +79,7 @@ def penetrates(t: HandTemplate, angles: Array) -> NDArray[np.bool_]:
     joints = forward_kinematics(t, theta, np.ones((n, 6)), np.zeros((n, 7))).joints_m
     start, end = joints[:, _SEGMENTS[:, 0]], joints[:, _SEGMENTS[:, 1]]
     radius = _RADIUS.ravel()
-    gap = segment_distance(
-        start[:, _PAIRS[:, 0]], end[:, _PAIRS[:, 0]], start[:, _PAIRS[:, 1]], end[:, _PAIRS[:, 1]]
-    )
+    gap = segment_distance(start[:, _PAIRS[:, 0]], end[:, _PAIRS[:, 0]], start[:, _PAIRS[:, 1]], end[:, _PAIRS[:, 1]])
     touching = 0.8 * (radius[_PAIRS[:, 0]] + radius[_PAIRS[:, 1]])
     between = (gap < touching).any(1)
     # The palm is a slab: finger points over it must stay on its palmar side.
@@ -89,7 +87,7 @@ def penetrates(t: HandTemplate, angles: Array) -> NDArray[np.bool_]:
     x, y, z = points[..., 0], points[..., 1], points[..., 2]
     over = (y > 0.015) & (y < 0.085) & (np.abs(x) < 0.034)
     inside = over & (z > -0.017) & (z < 0.02)
-    return between | inside.any((1, 2))  # type: ignore[no-any-return]
+    return between | inside.any((1, 2))
 
 
 def segment_distance(a0: Array, a1: Array, b0: Array, b1: Array) -> Array:
@@ -101,7 +99,7 @@ def segment_distance(a0: Array, a1: Array, b0: Array, b1: Array) -> Array:
     s = np.clip((b * e - c * d) / det, 0, 1)
     r = np.clip((b * s + e) / np.maximum(c, 1e-12), 0, 1)
     s = np.clip((b * r - d) / np.maximum(a, 1e-12), 0, 1)
-    return np.linalg.norm(w + s[..., None] * u - r[..., None] * v, axis=-1)  # type: ignore[no-any-return]
+    return np.linalg.norm(w + s[..., None] * u - r[..., None] * v, axis=-1)
 
 
 def sample_shape(rng: np.random.Generator) -> tuple[Array, Array]:
@@ -124,7 +122,7 @@ def sample_view(rng: np.random.Generator) -> Array:
     tilt = np.radians(60) * np.sqrt(rng.random())
     tilted = se3.so3_exp(tilt * np.array([np.cos(tilt_axis), np.sin(tilt_axis), 0]))
     roll = se3.so3_exp(np.array([0, 0, rng.uniform(0, 2 * np.pi)]))
-    return roll @ tilted @ base  # type: ignore[no-any-return]
+    return roll @ tilted @ base
 
 
 def _rotation_from_quaternion(q: Array) -> Array:

@@ -93,7 +93,7 @@ class Generator:
             uvd_from_points(joints, distance, CUBE_M).astype(np.float32),
             np.float32(distance),
             np.float32(CUBE_M),
-            np.bool_(right),
+            np.asarray(right),
         )
 
     def batch(self, start: int, n: int) -> Sample:
@@ -206,7 +206,9 @@ def stream_batches(
     context = mp.get_context("spawn")
     queues = [context.Queue(maxsize=4) for _ in range(workers)]
     processes = [
-        context.Process(target=_work, args=(q, stream, start + i * batch, batch, workers, seed, left_share), daemon=True)
+        context.Process(
+            target=_work, args=(q, stream, start + i * batch, batch, workers, seed, left_share), daemon=True
+        )
         for i, q in enumerate(queues)
     ]
     with _single_threaded():

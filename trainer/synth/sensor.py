@@ -31,7 +31,7 @@ class SensorNoise(NamedTuple):
 
 
 def sample_noise(rng: np.random.Generator, distance_m: float) -> SensorNoise:
-    """Draw a sensor: from nearly clean to poor; error grows with the square of distance (Khoshelham & Elberink 2012)."""
+    """Draw a sensor: from nearly clean to poor; error grows with distance squared (Khoshelham & Elberink 2012)."""
     z2 = distance_m * distance_m
     return SensorNoise(
         sigma_m=rng.uniform(0.0002, 0.003) * max(z2, 0.15) * 1.6,

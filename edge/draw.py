@@ -153,6 +153,7 @@ def save_png(path: str | Path, picture: Picture) -> None:
     from PIL import Image
 
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         Image.fromarray(picture).save(temporary, format="PNG")

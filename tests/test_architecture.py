@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "edge": ("hand",),
     "calibration": ("hand", "edge"),
     "trainer": ("hand", "edge"),
-    "exporters": ("hand", "trainer", "edge.engines"),
+    "exporters": ("hand", "trainer", "edge.engines", "edge.model_card"),
 }
 HEAVY = {"torch", "numba", "onnx", "scipy", "cv2"}
 EDGE_NEEDS = {"numpy", "onnxruntime", "zmq", "msgpack", "click", "PIL", "mcap"}

@@ -156,12 +156,19 @@ def bench(
 @camera_options
 @click.argument("out", type=Path)
 @click.option("--frames", type=click.IntRange(1), help="Stop after so many frames.")
-def record(camera: str, source: str | None, mode: str | None, out: Path, frames: int | None) -> None:
+@click.option("--far", "far_m", type=click.FloatRange(0, min_open=True), help="Leave out readings beyond this, m.")
+def record(
+    camera: str, source: str | None, mode: str | None, out: Path, frames: int | None, far_m: float | None
+) -> None:
     """Record depth frames, lossless, until Ctrl-C.
 
     \b
     edge-hand record --camera realsense hand.mcap
     """
+    from dataclasses import replace
+
+    import numpy as np
+
     from .cameras import BadFrame, EndOfStream, FrameTimeout, open_camera
     from .recording import RecordingWriter
 
@@ -169,14 +176,18 @@ def record(camera: str, source: str | None, mode: str | None, out: Path, frames:
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: stopping.append(number))
     n = 0
-    settings = {"camera": camera, "mode": mode or ""}
+    settings = {"camera": camera, "mode": mode or "", "far_m": str(far_m or "")}
     with (
         open_camera(camera, source, mode=mode) as opened,
         RecordingWriter(out, sensor=camera, settings=settings, compress_level=6) as writer,
     ):
         while not stopping and (frames is None or n < frames):
             try:
-                writer.write(opened.read())
+                frame = opened.read()
+                if far_m is not None:
+                    near = np.where(frame.depth * frame.depth_unit_m <= far_m, frame.depth, 0).astype(np.uint16)
+                    frame = replace(frame, depth=near)
+                writer.write(frame)
             except EndOfStream:
                 break
             except (BadFrame, FrameTimeout) as error:

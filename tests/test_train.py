@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numba
 import pytest
 import torch
 from edge_hand.trainer import train as training
@@ -80,6 +81,13 @@ def test_a_run_stopped_after_three_steps_and_resumed_is_the_uninterrupted_run(tm
     resumed = load_checkpoint(train(TINY, tmp_path / "parts", resume=True, threads=1))
     assert_same_state(resumed, whole)
     assert not torch.equal(half["net"]["side_head.0.weight"], whole["net"]["side_head.0.weight"])
+
+
+def test_threads_limits_torch_and_the_compiled_extension_alike(tmp_path: Path, clock: Clock) -> None:
+    """Numba's first launch sets the threads of OpenMP, which torch shares: one count of threads, one result."""
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
+    train(replace(TINY, samples=4), tmp_path, threads=1)
+    assert (torch.get_num_threads(), numba.get_num_threads()) == (1, 1)
 
 
 def test_training_changes_every_layer_and_averages_it(tmp_path: Path, clock: Clock) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numba
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,7 @@ def train(
     """Train until config.samples are seen (or so many minutes are over); returns the last checkpoint's path."""
     if threads:
         torch.set_num_threads(threads)
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # or it sets torch's back
     out.mkdir(parents=True, exist_ok=True)
     path = out / "last.pt"
     if path.exists() and not resume:
@@ -119,18 +121,12 @@ def train(
             for name, value in terms.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
             now = time.monotonic()
-            if now - said > 10:
+            if now - said > 10 or seen >= config.samples:
                 means = {name: round(total / steps, 4) for name, total in totals.items()}
                 per_s = (seen - begun_seen) / (now - begun)
-                left = (config.samples - seen) / per_s
-                print(
-                    f"{seen:>9,} / {config.samples:,} samples  {per_s:4.0f}/s  {left / 60:4.0f} min left  "
-                    + "  ".join(f"{k} {v:.3f}" for k, v in means.items()),
-                    flush=True,
-                )
-                log.write(
-                    json.dumps({"seen": seen, "s": round(now - begun, 1), "lr": rate(config, seen), **means}) + "\n"
-                )
+                print(progress(seen, config.samples, per_s, means), flush=True)
+                entry = {"seen": seen, "s": round(now - begun, 1), "lr": rate(config, seen), **means}
+                log.write(json.dumps(entry) + "\n")
                 log.flush()
                 totals, steps, said = {}, 0, now
             if now - saved > 120:
@@ -139,6 +135,13 @@ def train(
     batches.close()  # type: ignore[attr-defined]
     save()
     return path
+
+
+def progress(seen: int, samples: int, per_s: float, means: dict[str, float]) -> str:
+    """The line that says how far the run is."""
+    left_min = (samples - seen) / per_s / 60
+    terms = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    return f"{seen:>9,} / {samples:,} samples  {per_s:4.0f}/s  {left_min:4.0f} min left  {terms}"
 
 
 def step(
@@ -185,8 +188,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise TrainError(f"{path}: not a readable checkpoint ({str(error).splitlines()[0][:100]})") from None
-    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
+        raise TrainError(
+            f"{path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0][:100]})"
+        ) from None
+    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION or "config" not in state:
         raise TrainError(f"{path}: not a checkpoint of version {CHECKPOINT_VERSION}")
     known = {f.name for f in fields(TrainConfig)}
     if set(state["config"]) - known:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand import se3
-from ..hand.kinematics import angles_from_rotations, clamp_angles, forward_kinematics, part_rotations, skin
+from ..hand.kinematics import Skeleton, angles_from_rotations, chain, clamp_angles, part_rotations, skin
 from ..hand.skeleton import (
     ALPHA_RANGE,
     ANGLE_LIMITS_RAD,
@@ -28,6 +28,8 @@ from ..hand.template import HandTemplate, template
 
 Array = NDArray[Any]
 STEPS = 2
+_FLEXED = ANGLE_PARTS[IS_FLEXION]
+_DIAGONAL = np.diag_indices(26)
 ANGLE_PRIOR_M = 0.004  # a radian off the parts' own angle costs as much as a joint this far off
 
 
@@ -57,10 +59,10 @@ class Refit:
         self._variance = (share[..., None] * centred**2).sum((0, 2))  # (16,)
         self._parts = list(PART_JOINTS)
         self._parents = [max(p, 0) for p in PART_PARENTS]
-        self._bones = np.linalg.norm(t.parts_m - t.parts_m[self._parents], axis=1)
         self._moved = _joints_moved_by_angles()  # (20, 21) which joints an angle moves
-        abd = np.array([0.0, 0.0, -1.0])
-        self._axis = np.where(IS_FLEXION[:, None], (1.0, 0.0, 0.0), abd)  # in the part's anatomical frame
+        self._axis = np.where(IS_FLEXION[:, None], (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))  # in the anatomical frame
+        self._prior = np.full(26, 1e-9)
+        self._prior[6:] += ANGLE_PRIOR_M**2
 
     def parts(self, vertices_m: Array) -> tuple[Array, Array, Array]:
         """Similarity of each part (eq. 3; Umeyama 1991): rotation (16, 3, 3), scale (16,), shift (16, 3)."""
@@ -83,18 +85,18 @@ class Refit:
         if alpha is None:
             alpha = self._bone_scales(target, scale)
         local = np.swapaxes(rotation[self._parents], 1, 2) @ rotation
-        free = angles_from_rotations(t, local)
-        theta = np.empty(26)
-        theta[6:] = clamp_angles(free)
-        wanted = theta[6:].copy()
-        theta[3:6] = se3.so3_log(rotation[0])
-        theta[:3] = target[0]
-        root = rotation[0]
+        wanted = clamp_angles(angles_from_rotations(t, local))
+        root, translation, angles = rotation[0], target[0], wanted
         for _ in range(STEPS):
-            theta, root = self._step(theta, root, alpha, target, wanted)
-        skeleton = forward_kinematics(t, theta[None], alpha[None], np.zeros((1, 7)))
+            root, translation, angles = self._step(root, translation, angles, alpha, target, wanted)
+        skeleton = self._pose(root, translation, angles, alpha)
         vertices = skin(t.weights, t.vertices_m[None], skeleton.parts)[0]
-        return Fit(theta, alpha, skeleton.joints_m[0], vertices, se3.transform(root, theta[:3]), target)
+        theta = np.concatenate([translation, se3.so3_log(root), angles])
+        return Fit(theta, alpha, skeleton.joints_m[0], vertices, se3.transform(root, translation), target)
+
+    def _pose(self, root: Array, translation: Array, angles: Array, alpha: Array) -> Skeleton:
+        t = self.template
+        return chain(part_rotations(t, angles[None]), root[None], translation[None], alpha[None], t.joints_m[None])
 
     def _joints(self, rotation: Array, scale: Array, shift: Array) -> Array:
         """A joint is where the two parts that meet there put it, half each; tips belong to the distal parts."""
@@ -121,57 +123,45 @@ class Refit:
         mean = (scale * self._variance).sum() / self._variance.sum()
         return np.clip(0.5 * alpha + 0.5 * mean, *ALPHA_RANGE)
 
-    def _step(self, theta: Array, root: Array, alpha: Array, target: Array, wanted: Array) -> tuple[Array, Array]:
+    def _step(
+        self, root: Array, translation: Array, angles: Array, alpha: Array, target: Array, wanted: Array
+    ) -> tuple[Array, Array, Array]:
         """One Gauss-Newton step on the joints' positions, with a prior on the angles, inside the limits."""
-        t = self.template
-        skeleton = forward_kinematics(t, theta[None], alpha[None], np.zeros((1, 7)))
+        skeleton = self._pose(root, translation, angles, alpha)
         joints = skeleton.joints_m[0]
-        jacobian = self.jacobian(root, theta[6:], joints)  # (63, 26)
-        residual = (target - joints).ravel()
-        prior = np.zeros(26)
-        prior[6:] = ANGLE_PRIOR_M**2
-        normal = jacobian.T @ jacobian + np.diag(prior + 1e-9)
-        gradient = jacobian.T @ residual
-        gradient[6:] += prior[6:] * (wanted - theta[6:])
+        jacobian = self.jacobian(skeleton, angles)  # (63, 26)
+        normal = jacobian.T @ jacobian
+        normal[_DIAGONAL] += self._prior
+        gradient = jacobian.T @ (target - joints).ravel()
+        gradient[6:] += self._prior[6:] * (wanted - angles)
         # Angles that lie at a limit and want to pass it are held; the others share the step.
         low, high = ANGLE_LIMITS_RAD.T
-        held = np.zeros(26, bool)
-        held[6:] = ((theta[6:] <= low) & (gradient[6:] < 0)) | ((theta[6:] >= high) & (gradient[6:] > 0))
-        free = ~held
-        step = np.zeros(26)
-        step[free] = np.linalg.solve(normal[np.ix_(free, free)], gradient[free])
-        new = theta + step
-        root = se3.so3_exp(step[3:6]) @ root
-        new[3:6] = se3.so3_log(root)
-        new[6:] = clamp_angles(new[6:])
-        return new, root
+        held = np.flatnonzero(((angles <= low) & (gradient[6:] < 0)) | ((angles >= high) & (gradient[6:] > 0))) + 6
+        normal[held] = 0
+        normal[held, held] = 1
+        gradient[held] = 0
+        step = np.linalg.solve(normal, gradient)
+        return se3.so3_exp(step[3:6]) @ root, translation + step[:3], clamp_angles(angles + step[6:])
 
-    def jacobian(self, root: Array, angles: Array, joints: Array) -> Array:
+    def jacobian(self, skeleton: Skeleton, angles: Array) -> Array:
         """d joints / d theta at a pose, (63, 26); rotations of the wrist are about the wrist, in the outer frame."""
         t = self.template
-        local = part_rotations(t, angles[None])[0]
-        glob = np.empty((16, 3, 3))
-        glob[0] = root
-        glob[1:] = local[1:]
-        for p in range(1, 16):
-            glob[p] = glob[PART_PARENTS[p]] @ glob[p]
-        # The abduction axis is fixed in the parent's copy of the part's frame; flexion turns after it.
-        parent = glob[self._parents][ANGLE_PARTS] @ t.axes[ANGLE_PARTS]  # (20, 3, 3)
-        axis = np.where(IS_FLEXION[:, None], 0.0, (parent @ self._axis[..., None])[..., 0])
+        joints, glob = skeleton.joints_m[0], skeleton.rotations[0]
+        # A part turns about its abduction axis, then about the flexion axis that this has moved: Rz(-abd) Rx(flex).
         abduction = np.zeros(16)
         abduction[ANGLE_PARTS[~IS_FLEXION]] = angles[~IS_FLEXION]
-        a = abduction[ANGLE_PARTS]
-        turned = np.stack([np.cos(a), -np.sin(a), np.zeros(20)], 1)  # Rz(-abd) applied to the flexion axis x
-        axis = np.where(IS_FLEXION[:, None], (parent @ turned[..., None])[..., 0], axis)
+        axis = self._axis.copy()
+        axis[IS_FLEXION, 0] = np.cos(abduction[_FLEXED])
+        axis[IS_FLEXION, 1] = -np.sin(abduction[_FLEXED])
+        axis = (glob[self._parents][ANGLE_PARTS] @ (t.axes[ANGLE_PARTS] @ axis[..., None]))[..., 0]  # (20, 3)
         j = np.zeros((21, 3, 26))
         j[:, :, :3] = np.eye(3)
         j[:, :, 3:6] = -se3.skew(joints - joints[0])
-        arm = joints[None] - joints[self._parts][ANGLE_PARTS][:, None]  # (20, 21, 3)
-        j[:, :, 6:] = (np.cross(axis[:, None], arm) * self._moved[..., None]).transpose(1, 2, 0)
+        arm = joints - joints[self._parts][ANGLE_PARTS][:, None]  # (20, 21, 3)
+        j[:, :, 6:] = ((se3.skew(axis)[:, None] @ arm[..., None])[..., 0] * self._moved[..., None]).transpose(1, 2, 0)
         # The thumb's roll moves with its flexion; it turns about the bone and so moves the joints beyond the MCP.
-        twist_axis = glob[1] @ t.axes[1][:, 1]
-        twist = np.cross(twist_axis, joints - joints[1]) * self._moved[0][:, None]
-        j[:, :, 6] += THUMB_TWIST_PER_FLEX * twist
+        roll = np.cross(glob[1] @ t.axes[1][:, 1], joints - joints[1]) * self._moved[0][:, None]
+        j[:, :, 6] += THUMB_TWIST_PER_FLEX * roll
         return j.reshape(63, 26)
 
 

@@ -25,6 +25,7 @@ LEAST_HAND_PIXELS = 45  # of 1024
 SEARCH_INTERVAL_NS = 60_000_000  # a search costs several crops; while no hand is there, one in so many ns is enough
 SIDE_VOTE = 0.9  # how much of the side's evidence is kept from frame to frame
 SIDE_LIMIT = 12.0
+GAUGE_POINTS = 64
 STAGES = ("capture", "find", "crop", "engine", "refit", "publish")
 
 
@@ -80,6 +81,7 @@ class Tracker:
 
     def __post_init__(self) -> None:
         self._joint_vertices = _vertices_of_joints()
+        self._centre_weights = self._joint_vertices.mean(0)
 
     def process(self, frame: DepthFrame) -> list[TrackedHand]:
         """The hands of this frame: one, or none."""
@@ -144,7 +146,7 @@ class Tracker:
     def _centre(self, seen: Measurement) -> Array:
         """Mean of the joints in the camera frame, from the raw vertices."""
         points = points_from_uvd(seen.prediction.vertices_uvd, seen.crop.distance_m, seen.crop.cube_m)
-        return camera_from_crop(seen.crop, self._joint_vertices.mean(0) @ points)
+        return camera_from_crop(seen.crop, self._centre_weights @ points)
 
     def _pose(self, frame: DepthFrame, seen: Measurement) -> TrackedHand:
         begun = time.perf_counter()
@@ -200,7 +202,7 @@ def in_camera(crop: HandCrop, fit: Fit) -> dict[str, Array]:
 
 
 def fit_mm(crop: HandCrop, prediction: HandPrediction, vertices_m: Array) -> float:
-    """Median distance (mm) of up to 128 depth points that the network takes for hand to the mesh's nearest vertex.
+    """Median distance (mm) of up to 64 depth points that the network takes for hand to the mesh's nearest vertex.
 
     A cheap gauge for the loop, over-stated where triangles are large; `edge-hand eval` measures to the surface.
     """
@@ -209,11 +211,14 @@ def fit_mm(crop: HandCrop, prediction: HandPrediction, vertices_m: Array) -> flo
     rows, columns = np.nonzero(prediction.hand & (depth < 1))
     if len(rows) == 0:
         return float("nan")
-    pick = np.linspace(0, len(rows) - 1, min(128, len(rows))).astype(int)
+    pick = np.linspace(0, len(rows) - 1, min(GAUGE_POINTS, len(rows))).astype(int)
     rows, columns = rows[pick], columns[pick]
     uvd = np.stack([(4 * columns + 1) / size - 1, (4 * rows + 1) / size - 1, depth[rows, columns]], -1)
-    points = points_from_uvd(uvd, crop.distance_m, crop.cube_m)
-    squared = (points**2).sum(1)[:, None] - 2 * points @ vertices_m.T + (vertices_m**2).sum(1)
+    points = points_from_uvd(uvd, crop.distance_m, crop.cube_m).astype(np.float32)
+    mesh = vertices_m.astype(np.float32)
+    centre = mesh.mean(0)  # so that squares of small numbers are subtracted
+    points, mesh = points - centre, mesh - centre
+    squared = (points**2).sum(1)[:, None] - 2 * points @ mesh.T + (mesh**2).sum(1)
     return float(np.sqrt(np.median(np.maximum(squared.min(1), 0))) * 1e3)
 
 

@@ -31,29 +31,26 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
     distance = float(np.linalg.norm(centre))
     rotation = look_at(centre)
     half = roi.cube_m / 2
-    grid = (np.arange(2 * size) + 0.5) / size - 1  # sub-pixel centres in [-1, 1]
-    if mirrored:
-        grid_u = -grid
-    else:
-        grid_u = grid
     slope = half / distance
-    right, down, forward = (rotation[:, i] for i in range(3))
+    grid = ((np.arange(2 * size) + 0.5) / size - 1).astype(np.float32) * np.float32(slope)  # sub-pixel centres
+    right, down, forward = rotation.T.astype(np.float32)
+    across = (-grid if mirrored else grid)[:, None] * right + forward  # (2S, 3)
     # Ray of sub-pixel (row, column) in the camera frame, axis by axis: (2S, 2S) each.
-    x, y, z = ((slope * grid * down[i])[:, None] + (slope * grid_u * right[i] + forward[i])[None, :] for i in range(3))
+    x, y, z = ((grid * down[i])[:, None] + across[:, i] for i in range(3))
     camera = frame.intrinsics
     if camera.is_distorted:
         pixel = camera.project(np.stack([x, y, z], -1))
         px, py = pixel[..., 0], pixel[..., 1]
     else:
-        px, py = x / z * camera.fx + camera.cx, y / z * camera.fy + camera.cy
+        per_z = 1 / z
+        px, py = x * per_z * np.float32(camera.fx) + camera.cx, y * per_z * np.float32(camera.fy) + camera.cy
     column, row = np.rint(px).astype(np.int32), np.rint(py).astype(np.int32)
     inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height) & (z > 0.1)
-    np.clip(column, 0, camera.width - 1, out=column)
-    np.clip(row, 0, camera.height - 1, out=row)
-    counts = np.where(inside, frame.depth[row, column], 0)
+    flat = np.where(inside, row * camera.width + column, 0)
+    counts = np.where(inside, frame.depth.ravel()[flat], 0)
     # Depth along the sensor's axis over the ray's z is depth along the crop's axis: the ray has length 1 there.
-    d = ((counts * np.float32(frame.depth_unit_m)) / z - distance) / half
-    d = np.where(counts > 0, d, np.inf).astype(np.float32)
+    d = (counts * np.float32(frame.depth_unit_m) / z - np.float32(distance)) * np.float32(1 / half)
+    d[counts == 0] = np.inf
     return HandCrop(reduce_2x2(d), rotation, distance, roi.cube_m, mirrored)
 
 

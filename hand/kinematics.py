@@ -28,31 +28,40 @@ from .template import HandTemplate
 Array = NDArray[Any]
 _FLEX = np.flatnonzero(IS_FLEXION)
 _ABD = np.flatnonzero(~IS_FLEXION)
+_PARENTS = [max(p, 0) for p in PART_PARENTS]
 
 
 class Skeleton(NamedTuple):
-    """Posed skeletons: joints_m (N, 21, 3); parts (N, 16, 3, 4) map rest points of a part to posed ones (eq. 6)."""
+    """Posed skeletons: joints_m (N, 21, 3); parts (N, 16, 3, 4) map rest points of a part to posed ones (eq. 6);
+    rotations (N, 16, 3, 3) of the parts."""
 
     joints_m: Array
     parts: Array
+    rotations: Array
 
 
 def forward_kinematics(t: HandTemplate, theta: Array, alpha: Array, beta: Array) -> Skeleton:
     """Pose the skeleton (DeepHPS, eq. 4). theta (N, 26) m and rad, alpha (N, 6), beta (N, 7)."""
-    n = len(theta)
     rest = t.joints_m + np.einsum("nk,kjc->njc", beta, t.morph_joints_m)  # (N, 21, 3), eq. 3 for the joints
-    rotation = part_rotations(t, theta[:, 6:])  # (N, 16, 3, 3) of each part in its parent
+    return chain(part_rotations(t, theta[:, 6:]), se3.so3_exp(theta[:, 3:6]), theta[:, :3], alpha, rest)
+
+
+def chain(local: Array, root: Array, translation: Array, alpha: Array, rest: Array) -> Skeleton:
+    """The kinematic chain: local (N, 16, 3, 3) rotations of parts in their parents, root (N, 3, 3) and translation
+    (N, 3) m of the wrist, alpha (N, 6), rest joints (N, 21, 3) m."""
+    n = len(local)
     scale = alpha[:, PART_SCALES]  # (N, 16)
     start = rest[:, PART_JOINTS]  # (N, 16, 3)
+    bone = (start - start[:, _PARENTS]) * scale[:, _PARENTS, None]
     glob = np.empty((n, 16, 3, 3))
     origin = np.empty((n, 16, 3))
-    glob[:, 0] = se3.so3_exp(theta[:, 3:6])
-    origin[:, 0] = theta[:, :3]
-    for p in range(1, 16):
-        q = PART_PARENTS[p]
-        bone = (start[:, p] - start[:, q]) * scale[:, q, None]
-        glob[:, p] = glob[:, q] @ rotation[:, p]
-        origin[:, p] = origin[:, q] + (glob[:, q] @ bone[..., None])[..., 0]
+    glob[:, 0], origin[:, 0] = root, translation
+    parent: Any = slice(0, 1)
+    for level in range(1, 4):  # the same bone of all fingers at once
+        part = slice(level, 16, 3)
+        glob[:, part] = glob[:, parent] @ local[:, part]
+        origin[:, part] = origin[:, parent] + (glob[:, parent] @ bone[:, part, :, None])[..., 0]
+        parent = part
     parts = np.empty((n, 16, 3, 4))
     parts[..., :3] = glob * scale[..., None, None]
     parts[..., 3] = origin - (parts[..., :3] @ start[..., None])[..., 0]
@@ -60,7 +69,7 @@ def forward_kinematics(t: HandTemplate, theta: Array, alpha: Array, beta: Array)
     joints[:, PART_JOINTS] = origin
     last = parts[:, 3::3]  # (N, 5, 3, 4) the distal phalanges
     joints[:, TIPS] = (last[..., :3] @ rest[:, TIPS][..., None])[..., 0] + last[..., 3]
-    return Skeleton(joints, parts)
+    return Skeleton(joints, parts, glob)
 
 
 def part_rotations(t: HandTemplate, angles_rad: Array) -> Array:

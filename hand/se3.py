@@ -35,42 +35,13 @@ def so3_log(rotation: Array) -> Array:
     r = np.asarray(rotation, np.float64)
     # The quaternion's largest entry first, so that no angle, pi included, loses digits.
     trace = r[..., 0, 0] + r[..., 1, 1] + r[..., 2, 2]
-    k = np.stack(
-        [
-            np.stack(
-                [trace, r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1
-            ),
-            np.stack(
-                [
-                    r[..., 2, 1] - r[..., 1, 2],
-                    2 * r[..., 0, 0] - trace,
-                    r[..., 0, 1] + r[..., 1, 0],
-                    r[..., 0, 2] + r[..., 2, 0],
-                ],
-                -1,
-            ),
-            np.stack(
-                [
-                    r[..., 0, 2] - r[..., 2, 0],
-                    r[..., 0, 1] + r[..., 1, 0],
-                    2 * r[..., 1, 1] - trace,
-                    r[..., 1, 2] + r[..., 2, 1],
-                ],
-                -1,
-            ),
-            np.stack(
-                [
-                    r[..., 1, 0] - r[..., 0, 1],
-                    r[..., 0, 2] + r[..., 2, 0],
-                    r[..., 1, 2] + r[..., 2, 1],
-                    2 * r[..., 2, 2] - trace,
-                ],
-                -1,
-            ),
-        ],
-        -2,
-    )  # (..., 4, 4), its rows proportional to the quaternion wxyz
-    k = k + np.eye(4)
+    k = np.empty((*r.shape[:-2], 4, 4))  # its rows are proportional to the quaternion wxyz
+    k[..., 0, 0] = 1 + trace
+    for i in range(3):
+        j, m = (i + 1) % 3, (i + 2) % 3
+        k[..., 1 + i, 1 + i] = 1 + 2 * r[..., i, i] - trace
+        k[..., 0, 1 + i] = k[..., 1 + i, 0] = r[..., m, j] - r[..., j, m]
+        k[..., 1 + i, 1 + j] = k[..., 1 + j, 1 + i] = r[..., i, j] + r[..., j, i]
     best = np.argmax(np.einsum("...ii->...i", k), -1)
     q = np.take_along_axis(k, best[..., None, None], -2)[..., 0, :]
     q = q / np.linalg.norm(q, axis=-1, keepdims=True)

@@ -1,0 +1,159 @@
+"""Refit: a kinematic hand that lies on the vertices it was given, and never anything but a hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_hand.edge.refit import Refit
+from edge_hand.hand.kinematics import forward_kinematics, pose_hand
+from edge_hand.hand.se3 import so3_exp, so3_log
+from edge_hand.hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, JOINT_PARENTS, PART_JOINTS, PART_SCALES, TIPS
+from edge_hand.hand.template import template
+from edge_hand.trainer.synth.poses import sample_angles, sample_shape, sample_view
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+T = template()
+REFIT = Refit()
+# The scale of each bone (child joint 1 to 20): its parent joint's part decides it.
+SCALE_OF_BONE = [PART_SCALES[PART_JOINTS.index(JOINT_PARENTS[j])] for j in range(1, 21)]
+
+EXACT = 1e-6  # the template's axes are float32, so its rotations are only as exact as that
+
+
+def random_hand(rng: np.random.Generator) -> tuple[Array, Array, Array]:
+    """theta (26,), alpha (6,), beta (7,) of a hand as the trainer draws them, half a metre away."""
+    alpha, beta = sample_shape(rng)
+    theta = np.concatenate([rng.normal((0, 0, 0.5), 0.1), so3_log(sample_view(rng)), sample_angles(T, rng)])
+    return theta, alpha, beta
+
+
+def posed(theta: Array, alpha: Array, beta: Array) -> tuple[Array, Array]:
+    joints, vertices = pose_hand(T, theta[None], alpha[None], beta[None])
+    return joints[0], vertices[0]
+
+
+def bone_lengths(joints_m: Array) -> Array:
+    return np.linalg.norm(joints_m[1:] - joints_m[list(JOINT_PARENTS[1:])], axis=1)
+
+
+def expected_lengths(alpha: Array) -> Array:
+    return alpha[SCALE_OF_BONE] * bone_lengths(T.joints_m)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_jacobian_is_that_of_the_forward_kinematics(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    theta, alpha, _ = random_hand(rng)
+    theta[6:] = rng.uniform(*ANGLE_LIMITS_RAD.T)
+    root = so3_exp(theta[3:6])
+    step = 1e-6
+
+    def joints(delta: Array) -> Array:
+        moved = theta + delta
+        moved[3:6] = so3_log(so3_exp(delta[3:6]) @ root)  # the wrist turns in the outer frame
+        return forward_kinematics(T, moved[None], alpha[None], np.zeros((1, 7))).joints_m[0]
+
+    differences = np.stack([(joints(d) - joints(-d)).ravel() / (2 * step) for d in step * np.eye(26)], 1)  # (63, 26)
+    jacobian = REFIT.jacobian(root, theta[6:], joints(np.zeros(26)))
+    np.testing.assert_allclose(jacobian, differences, atol=1e-7)
+
+
+def test_random_hands_are_recovered_within_3_mm() -> None:
+    rng = np.random.default_rng(5)
+    errors = []
+    for _ in range(100):
+        joints, vertices = posed(*random_hand(rng))
+        errors.append(np.linalg.norm(REFIT(vertices).joints_m - joints, axis=1).mean())
+    # The shapes beta are not in the refit's model; 1.5 mm in the mean is what that costs.
+    assert np.mean(errors) < 0.002 and np.percentile(errors, 95) < 0.003 and max(errors) < 0.006
+
+
+def test_the_template_s_own_shape_is_recovered_exactly() -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(10):
+        theta, _, _ = random_hand(rng)
+        joints, vertices = posed(theta, np.ones(6), np.zeros(7))
+        fit = REFIT(vertices)
+        assert np.linalg.norm(fit.joints_m - joints, axis=1).max() < 0.002
+        assert np.linalg.norm(fit.vertices_m - vertices, axis=1).mean() < 0.0015
+        assert np.abs(fit.theta[6:] - theta[6:]).max() < np.radians(8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    scale_m=st.sampled_from([1e-9, 0.001, 0.05, 1.0, 1e4]),
+    kind=st.sampled_from(["noise", "mirrored", "shuffled", "one point", "flat", "noisy"]),
+)
+@example(seed=0, scale_m=0.0, kind="noise")
+def test_refit_never_leaves_joint_limits(seed: int, scale_m: float, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    noise = scale_m * rng.standard_normal((1609, 3))
+    vertices = {
+        "noise": noise,
+        "mirrored": T.vertices_m * (-1, 1, 1) + (0, 0, scale_m),
+        "shuffled": rng.permutation(T.vertices_m),
+        "one point": np.broadcast_to(noise[0], (1609, 3)),
+        "flat": noise * (1, 1, 0),
+        "noisy": posed(*random_hand(rng))[1] + noise,
+    }[kind]
+    fit = REFIT(vertices)
+    low, high = ANGLE_LIMITS_RAD.T
+    assert ((fit.theta[6:] >= low) & (fit.theta[6:] <= high)).all()
+    assert ((fit.alpha >= ALPHA_RANGE[0]) & (fit.alpha <= ALPHA_RANGE[1])).all()
+    assert all(np.isfinite(values).all() for values in fit)
+    np.testing.assert_allclose(fit.T_wrist[:3, :3] @ fit.T_wrist[:3, :3].T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(fit.T_wrist[:3, :3]) > 0
+    size = 1 + np.abs(vertices).max()  # bones keep their length on garbage too, up to the rounding of large numbers
+    np.testing.assert_allclose(bone_lengths(fit.joints_m), expected_lengths(fit.alpha), rtol=EXACT, atol=1e-14 * size)
+
+
+def test_bones_are_the_template_s_times_alpha() -> None:
+    assert [SCALE_OF_BONE[j - 1] for j in (1, 5, 17)] == [0, 0, 0]  # knuckles are the palm's
+    assert [SCALE_OF_BONE[j - 1] for j in TIPS] == [1, 2, 3, 4, 5]
+    rng = np.random.default_rng(7)
+    for _ in range(10):
+        fit = REFIT(posed(*random_hand(rng))[1])
+        np.testing.assert_allclose(bone_lengths(fit.joints_m), expected_lengths(fit.alpha), rtol=EXACT)
+
+
+def test_a_hand_moved_rigidly_is_fitted_as_the_same_hand_moved() -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(10):
+        vertices = posed(*random_hand(rng))[1] + 0.004 * rng.standard_normal((1609, 3))
+        rotation, shift = sample_view(rng), rng.normal(0, 0.5, 3)
+        fit, moved = REFIT(vertices), REFIT(vertices @ rotation.T + shift)
+        np.testing.assert_allclose(moved.joints_m, fit.joints_m @ rotation.T + shift, atol=1e-6)
+        np.testing.assert_allclose(moved.vertices_m, fit.vertices_m @ rotation.T + shift, atol=1e-6)
+        np.testing.assert_allclose(moved.theta[6:], fit.theta[6:], atol=1e-5)
+        np.testing.assert_allclose(moved.alpha, fit.alpha, atol=1e-9)
+        np.testing.assert_allclose(moved.T_wrist[:3, :3], rotation @ fit.T_wrist[:3, :3], atol=1e-5)
+
+
+def test_a_known_alpha_is_kept() -> None:
+    rng = np.random.default_rng(9)
+    theta, _, beta = random_hand(rng)
+    alpha = np.array([0.9, 1.2, 1.1, 0.85, 1.0, 0.95])
+    joints, vertices = posed(theta, alpha, beta)
+    fit = REFIT(vertices, alpha)
+    np.testing.assert_array_equal(fit.alpha, alpha)
+    np.testing.assert_allclose(bone_lengths(fit.joints_m), expected_lengths(alpha), rtol=EXACT)
+    wrong = REFIT(vertices, np.full(6, 1.25))  # also when it does not suit the vertices
+    np.testing.assert_allclose(bone_lengths(wrong.joints_m), expected_lengths(wrong.alpha), rtol=EXACT)
+    assert np.linalg.norm(wrong.joints_m - joints, axis=1).mean() > 0.005
+
+
+def test_theta_alpha_and_wrist_say_the_same_as_the_joints() -> None:
+    rng = np.random.default_rng(10)
+    for _ in range(5):
+        fit = REFIT(posed(*random_hand(rng))[1])
+        joints, vertices = posed(fit.theta, fit.alpha, np.zeros(7))
+        np.testing.assert_allclose(joints, fit.joints_m, atol=1e-9)
+        np.testing.assert_allclose(vertices, fit.vertices_m, atol=1e-9)
+        np.testing.assert_allclose(fit.T_wrist[:3, 3], fit.joints_m[0], atol=1e-9)
+        np.testing.assert_allclose(so3_exp(fit.theta[3:6]), fit.T_wrist[:3, :3], atol=1e-6)

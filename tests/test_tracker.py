@@ -1,0 +1,191 @@
+"""The tracker with the model that ships: it follows a hand of either side, loses it and finds it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.finder import CUBE_M
+from edge_hand.edge.tracker import SEARCH_INTERVAL_NS, STAGES, TrackedHand, Tracker
+from edge_hand.hand.crop import MIRROR
+from edge_hand.hand.frames import DepthFrame
+from edge_hand.hand.kinematics import pose_hand
+from edge_hand.hand.se3 import so3_exp
+from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
+from edge_hand.hand.template import template
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+FRAMES = 40
+T = template()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return open_engine()
+
+
+@pytest.fixture(scope="module")
+def camera() -> Iterator[SyntheticCamera]:
+    with SyntheticCamera(0, "424x240@30", fps=0) as camera:
+        yield camera
+
+
+@pytest.fixture(scope="module")
+def frames(camera: SyntheticCamera) -> list[DepthFrame]:
+    """Consecutive frames, without the image's left 24 columns so that left and right differ."""
+    k = camera.intrinsics
+    cut = replace(k, width=k.width - 24, cx=k.cx - 24)
+    shown = (camera.frame(seq) for seq in range(FRAMES))
+    return [replace(f, depth=np.ascontiguousarray(f.depth[:, 24:]), intrinsics=cut) for f in shown]
+
+
+@pytest.fixture(scope="module")
+def followed(engine: Engine, frames: list[DepthFrame]) -> list[list[TrackedHand]]:
+    tracker = Tracker(engine)
+    return [tracker.process(f) for f in frames]
+
+
+@pytest.fixture(scope="module")
+def followed_mirrored(engine: Engine, frames: list[DepthFrame]) -> list[list[TrackedHand]]:
+    tracker = Tracker(engine)
+    return [tracker.process(mirror_image(f)) for f in frames]
+
+
+def mirror_image(frame: DepthFrame) -> DepthFrame:
+    k = frame.intrinsics
+    depth = np.ascontiguousarray(frame.depth[:, ::-1])
+    return replace(frame, depth=depth, intrinsics=replace(k, cx=k.width - 1 - k.cx))
+
+
+def later(frame: DepthFrame, ms: float) -> DepthFrame:
+    return replace(frame, t_ns=frame.t_ns + round(ms * 1e6))
+
+
+def blank(frame: DepthFrame, counts: int = 0) -> DepthFrame:
+    return replace(frame, depth=np.full_like(frame.depth, counts))
+
+
+def error_mm(hand: TrackedHand, joints_m: Array) -> float:
+    return float(np.linalg.norm(hand.pose.joints_m - joints_m, axis=1).mean() * 1e3)
+
+
+def test_a_right_hand_is_followed(followed: list[list[TrackedHand]], camera: SyntheticCamera) -> None:
+    found = [(seq, hands[0]) for seq, hands in enumerate(followed) if hands]
+    assert len(found) >= 0.9 * FRAMES and all(len(hands) <= 1 for hands in followed)
+    assert np.mean([error_mm(hand, camera.truth(seq)) for seq, hand in found]) < 30
+    assert {hand.pose.side for _, hand in found} == {"right"}
+    assert {hand.id for _, hand in found} == {1}
+    assert found[-1][1].pose.side_conf > found[0][1].pose.side_conf > 0.6  # more sure from frame to frame
+
+
+def test_its_mirror_image_is_a_left_hand_with_mirrored_joints(
+    followed: list[list[TrackedHand]], followed_mirrored: list[list[TrackedHand]]
+) -> None:
+    found = [hands[0] for hands in followed_mirrored if hands]
+    assert len(found) >= 0.9 * FRAMES
+    assert {hand.pose.side for hand in found} == {"left"}
+    apart = [
+        (error_mm(left[0], right[0].pose.joints_m * MIRROR), np.abs(left[0].pose.vertices_m * MIRROR).max())
+        for right, left in zip(followed[5:], followed_mirrored[5:], strict=True)  # the first looks differ
+        if right and left
+    ]
+    assert len(apart) >= 0.8 * FRAMES
+    assert np.median([mm for mm, _ in apart]) < 3
+    both = [(r[0].pose, m[0].pose) for r, m in zip(followed[5:], followed_mirrored[5:], strict=True) if r and m]
+    assert np.median([np.linalg.norm(m.vertices_m * MIRROR - r.vertices_m, axis=1).mean() for r, m in both]) < 0.003
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_every_field_of_a_pose_says_the_same(
+    side: str, followed: list[list[TrackedHand]], followed_mirrored: list[list[TrackedHand]]
+) -> None:
+    mirror = MIRROR if side == "left" else np.ones(3)
+    for hands in (followed if side == "right" else followed_mirrored)[::8]:
+        for pose in (hand.pose for hand in hands):
+            rotation, wrist = pose.T_camera_wrist[:3, :3], pose.T_camera_wrist[:3, 3]
+            np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-9)
+            assert np.linalg.det(rotation) == pytest.approx(1)
+            np.testing.assert_array_equal(pose.T_camera_wrist[3], [0, 0, 0, 1])
+            np.testing.assert_allclose(rotation @ (mirror * T.joints_m[0]) + wrist, pose.joints_m[0], atol=1e-6)
+            # The palm is rigid: the wrist's frame takes the template's knuckles to the hand's.
+            knuckle = pose.alpha[0] * (T.joints_m[9] - T.joints_m[0])
+            np.testing.assert_allclose(rotation @ (mirror * knuckle) + wrist, pose.joints_m[9], atol=1e-6)
+            np.testing.assert_allclose(pose.theta[:3], wrist, atol=1e-9)
+            np.testing.assert_allclose(so3_exp(pose.theta[3:6]), rotation, atol=1e-6)
+            at_origin = np.concatenate([np.zeros(6), pose.theta[6:]])
+            joints, vertices = pose_hand(T, at_origin[None], pose.alpha[None], pose.beta[None])
+            np.testing.assert_allclose((joints[0] * mirror) @ rotation.T + wrist, pose.joints_m, atol=1e-6)
+            np.testing.assert_allclose((vertices[0] * mirror) @ rotation.T + wrist, pose.vertices_m, atol=1e-6)
+            low, high = ANGLE_LIMITS_RAD.T
+            assert ((pose.theta[6:] >= low) & (pose.theta[6:] <= high)).all()
+            assert pose.joint_conf.shape == (21,) and ((pose.joint_conf > 0) & (pose.joint_conf <= 1)).all()
+            assert 0 < pose.fit_mm < 50 and 0 <= pose.score <= 1 and pose.state == "tracked"
+
+
+def test_an_empty_frame_ends_the_track(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    assert tracker.process(frames[0]) and tracker.track is not None
+    assert tracker.process(blank(frames[1])) == []
+    assert tracker.track is None
+    assert tracker.process(blank(frames[2], 65535)) == []
+
+
+def test_a_hand_is_found_again_after_a_wall_alone_was_seen(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    before = tracker.process(frames[0])
+    assert tracker.process(blank(frames[1], 2000)) == []
+    after = tracker.process(later(frames[1], SEARCH_INTERVAL_NS * 1e-6))
+    assert before[0].id == 1 and after[0].id == 2  # it may be another hand
+
+
+def test_at_30_hz_the_second_frame_after_a_wall_finds_the_hand(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    tracker.process(frames[0])
+    assert tracker.process(blank(frames[1], 2000)) == []
+    assert tracker.process(frames[2]) == []  # a search costs several crops: not in every frame
+    assert tracker.process(frames[3])
+
+
+def test_reset_forgets_the_hand_and_searches_at_once(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    tracker.process(frames[0])
+    tracker.process(blank(frames[1]))
+    tracker.reset()
+    assert tracker.process(frames[2])[0].id == 2
+    tracker.reset()
+    assert tracker.track is None
+
+
+def test_a_clock_that_was_set_back_does_not_stop_the_search(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    tracker.process(later(blank(frames[0]), 1e6))
+    assert tracker.process(frames[1])
+
+
+def test_a_followed_hand_costs_one_crop_and_no_search(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    tracker.process(frames[0])
+    assert set(tracker.stages_us) == set(STAGES)
+    assert all(tracker.stages_us[stage] > 0 for stage in ("find", "crop", "engine", "refit"))
+    tracker.process(frames[1])
+    assert tracker.stages_us["find"] == 0
+    assert all(tracker.stages_us[stage] > 0 for stage in ("crop", "engine", "refit"))
+
+
+def test_the_search_does_not_depend_on_where_the_hand_is_in_the_image(
+    engine: Engine, camera: SyntheticCamera
+) -> None:
+    """The same depth seen by a camera that is turned away: the hand is where it is, not in the image's middle."""
+    frame, truth = camera.frame(0), camera.truth(0)
+    k = frame.intrinsics
+    shifted = np.zeros_like(frame.depth)
+    shifted[:, :-60] = frame.depth[:, 60:]
+    hands = Tracker(engine).process(replace(frame, depth=shifted, intrinsics=replace(k, cx=k.cx - 60)))
+    assert error_mm(hands[0], truth) < 30
+    assert np.abs(hands[0].pose.vertices_m - truth.mean(0)).max() < CUBE_M

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..hand import se3
 from ..hand.kinematics import Skeleton, angles_from_rotations, chain, clamp_angles, part_rotations, skin
+from ..hand.parts import part_moments
 from ..hand.skeleton import (
     ALPHA_RANGE,
     ANGLE_LIMITS_RAD,
@@ -50,13 +51,7 @@ class Refit:
 
     def __init__(self, t: HandTemplate | None = None) -> None:
         self.template = t = t or template()
-        share = t.area[:, None] * t.weights**2  # a vertex counts for the part that moves it
-        share = share / share.sum(0)
-        self._centroid = share.T @ t.vertices_m  # (16, 3)
-        centred = t.vertices_m[:, None] - self._centroid
-        moments = np.concatenate([share[..., None] * centred, share[..., None]], 2)
-        self._moments = np.ascontiguousarray(moments.reshape(len(share), 64))  # (V, 16 * 4)
-        self._variance = (share[..., None] * centred**2).sum((0, 2))  # (16,)
+        self._moments, self._centroid, self._variance = part_moments(t)
         self._parts = list(PART_JOINTS)
         self._parents = [max(p, 0) for p in PART_PARENTS]
         self._moved = _joints_moved_by_angles()  # (20, 21) which joints an angle moves

@@ -23,6 +23,8 @@ Array = NDArray[Any]
 MOST_ERROR_MM = 26.0
 LEAST_HAND_PIXELS = 45  # of 1024
 SEARCH_INTERVAL_NS = 60_000_000  # a search costs several crops; while no hand is there, one in so many ns is enough
+NEVER_NS = -(10**18)
+FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at again
 SIDE_VOTE = 0.9  # how much of the side's evidence is kept from frame to frame
 SIDE_LIMIT = 12.0
 GAUGE_POINTS = 64
@@ -77,7 +79,7 @@ class Tracker:
     stages_us: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     track: Track | None = None
     _next_id: int = 1
-    _searched_ns: int = -(10**18)
+    _failed_ns: int = NEVER_NS
 
     def __post_init__(self) -> None:
         self._joint_vertices = _vertices_of_joints()
@@ -98,20 +100,24 @@ class Tracker:
     def reset(self) -> None:
         """Forget the hand: the next frame is searched from nothing."""
         self.track = None
-        self._searched_ns = -(10**18)
+        self._failed_ns = NEVER_NS
 
     def _follow(self, frame: DepthFrame) -> Measurement | None:
         track = self.track
         assert track is not None
         ahead_s = min(max((frame.t_ns - track.t_ns) * 1e-9, 0.0), 0.1)
         centre = track.centre_m + track.velocity_m_s * ahead_s
-        seen = self._measure(frame, centre, mirrored=track.right_votes < 0)
+        left = track.right_votes < 0
+        seen = self._measure(frame, centre, left)
+        found = self._centre(seen)
+        if seen.is_hand and np.linalg.norm(found - centre) > FAR_OFF_M:  # it moved faster than foreseen: look there
+            seen = self._measure(frame, found, left)
         return seen if seen.is_hand else None
 
     def _search(self, frame: DepthFrame) -> Measurement | None:
-        if 0 <= frame.t_ns - self._searched_ns < SEARCH_INTERVAL_NS:
+        if 0 <= frame.t_ns - self._failed_ns < SEARCH_INTERVAL_NS:
             return None
-        self._searched_ns = frame.t_ns
+        self._failed_ns = frame.t_ns  # unless this one succeeds
         begun = time.perf_counter()
         rois = find_hands(frame)
         self.stages_us["find"] += (time.perf_counter() - begun) * 1e6
@@ -129,6 +135,7 @@ class Tracker:
         logit = best.prediction.right_logit * (-1 if best.crop.mirrored else 1)
         self.track = Track(self._next_id, self._centre(best), np.zeros(3), frame.t_ns, float(logit))
         self._next_id += 1
+        self._failed_ns = NEVER_NS
         return best
 
     def _measure(self, frame: DepthFrame, centre: Array, mirrored: bool) -> Measurement:

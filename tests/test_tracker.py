@@ -11,7 +11,7 @@ import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.finder import CUBE_M
-from edge_hand.edge.tracker import SEARCH_INTERVAL_NS, STAGES, TrackedHand, Tracker
+from edge_hand.edge.tracker import SEARCH_INTERVAL_NS, STAGES, Track, TrackedHand, Tracker
 from edge_hand.hand.crop import MIRROR
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.kinematics import pose_hand
@@ -52,8 +52,13 @@ def followed(engine: Engine, frames: list[DepthFrame]) -> list[list[TrackedHand]
 
 
 @pytest.fixture(scope="module")
-def followed_mirrored(engine: Engine, frames: list[DepthFrame]) -> list[list[TrackedHand]]:
+def followed_mirrored(
+    engine: Engine, frames: list[DepthFrame], followed: list[list[TrackedHand]]
+) -> list[list[TrackedHand]]:
+    """The mirror images, from a track that takes the hand for a left one."""
     tracker = Tracker(engine)
+    centre = followed[0][0].pose.joints_m.mean(0) * MIRROR
+    tracker.track = Track(1, centre, np.zeros(3), frames[0].t_ns, right_votes=-2.0)
     return [tracker.process(mirror_image(f)) for f in frames]
 
 
@@ -61,10 +66,6 @@ def mirror_image(frame: DepthFrame) -> DepthFrame:
     k = frame.intrinsics
     depth = np.ascontiguousarray(frame.depth[:, ::-1])
     return replace(frame, depth=depth, intrinsics=replace(k, cx=k.width - 1 - k.cx))
-
-
-def later(frame: DepthFrame, ms: float) -> DepthFrame:
-    return replace(frame, t_ns=frame.t_ns + round(ms * 1e6))
 
 
 def blank(frame: DepthFrame, counts: int = 0) -> DepthFrame:
@@ -84,21 +85,23 @@ def test_a_right_hand_is_followed(followed: list[list[TrackedHand]], camera: Syn
     assert found[-1][1].pose.side_conf > found[0][1].pose.side_conf > 0.6  # more sure from frame to frame
 
 
-def test_its_mirror_image_is_a_left_hand_with_mirrored_joints(
+def test_the_mirror_image_of_a_right_hand_is_found_as_a_left_one(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    sides = [hand.pose.side for frame in frames for hand in tracker.process(mirror_image(frame))]
+    assert len(sides) >= 0.9 * FRAMES
+    assert sides.count("left") >= 0.9 * len(sides) and sides[-1] == "left"
+
+
+def test_a_left_hand_s_joints_are_the_mirror_image_of_a_right_one_s(
     followed: list[list[TrackedHand]], followed_mirrored: list[list[TrackedHand]]
 ) -> None:
-    found = [hands[0] for hands in followed_mirrored if hands]
-    assert len(found) >= 0.9 * FRAMES
-    assert {hand.pose.side for hand in found} == {"left"}
-    apart = [
-        (error_mm(left[0], right[0].pose.joints_m * MIRROR), np.abs(left[0].pose.vertices_m * MIRROR).max())
-        for right, left in zip(followed[5:], followed_mirrored[5:], strict=True)  # the first looks differ
-        if right and left
-    ]
-    assert len(apart) >= 0.8 * FRAMES
-    assert np.median([mm for mm, _ in apart]) < 3
     both = [(r[0].pose, m[0].pose) for r, m in zip(followed[5:], followed_mirrored[5:], strict=True) if r and m]
-    assert np.median([np.linalg.norm(m.vertices_m * MIRROR - r.vertices_m, axis=1).mean() for r, m in both]) < 0.003
+    assert len(both) >= 0.8 * FRAMES
+    assert {left.side for _, left in both} == {"left"}
+    for right, left in both:
+        np.testing.assert_allclose(left.joints_m * MIRROR, right.joints_m, atol=0.005)
+        np.testing.assert_allclose(left.vertices_m * MIRROR, right.vertices_m, atol=0.005)
+        np.testing.assert_allclose(left.theta[6:], right.theta[6:], atol=0.1)
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -138,33 +141,30 @@ def test_an_empty_frame_ends_the_track(engine: Engine, frames: list[DepthFrame])
 
 def test_a_hand_is_found_again_after_a_wall_alone_was_seen(engine: Engine, frames: list[DepthFrame]) -> None:
     tracker = Tracker(engine)
-    before = tracker.process(frames[0])
-    assert tracker.process(blank(frames[1], 2000)) == []
-    after = tracker.process(later(frames[1], SEARCH_INTERVAL_NS * 1e-6))
+    for frame in frames[:4]:
+        before = tracker.process(frame)
+    wall = blank(frames[4], 2000)
+    assert tracker.process(wall) == []
+    # A search costs several crops, so there is not one in every frame: at 30 Hz it is the second that finds the hand.
+    assert tracker.process(replace(frames[5], t_ns=wall.t_ns + SEARCH_INTERVAL_NS - 1)) == []
+    after = tracker.process(replace(frames[5], t_ns=wall.t_ns + SEARCH_INTERVAL_NS))
     assert before[0].id == 1 and after[0].id == 2  # it may be another hand
-
-
-def test_at_30_hz_the_second_frame_after_a_wall_finds_the_hand(engine: Engine, frames: list[DepthFrame]) -> None:
-    tracker = Tracker(engine)
-    tracker.process(frames[0])
-    assert tracker.process(blank(frames[1], 2000)) == []
-    assert tracker.process(frames[2]) == []  # a search costs several crops: not in every frame
-    assert tracker.process(frames[3])
 
 
 def test_reset_forgets_the_hand_and_searches_at_once(engine: Engine, frames: list[DepthFrame]) -> None:
     tracker = Tracker(engine)
     tracker.process(frames[0])
-    tracker.process(blank(frames[1]))
+    tracker.process(blank(frames[4]))
+    assert tracker.process(frames[5]) == []
     tracker.reset()
-    assert tracker.process(frames[2])[0].id == 2
+    assert tracker.process(frames[5])[0].id == 2
     tracker.reset()
     assert tracker.track is None
 
 
 def test_a_clock_that_was_set_back_does_not_stop_the_search(engine: Engine, frames: list[DepthFrame]) -> None:
     tracker = Tracker(engine)
-    tracker.process(later(blank(frames[0]), 1e6))
+    tracker.process(replace(blank(frames[0]), t_ns=10**15))
     assert tracker.process(frames[1])
 
 
@@ -178,9 +178,7 @@ def test_a_followed_hand_costs_one_crop_and_no_search(engine: Engine, frames: li
     assert all(tracker.stages_us[stage] > 0 for stage in ("crop", "engine", "refit"))
 
 
-def test_the_search_does_not_depend_on_where_the_hand_is_in_the_image(
-    engine: Engine, camera: SyntheticCamera
-) -> None:
+def test_the_search_does_not_depend_on_where_the_hand_is_in_the_image(engine: Engine, camera: SyntheticCamera) -> None:
     """The same depth seen by a camera that is turned away: the hand is where it is, not in the image's middle."""
     frame, truth = camera.frame(0), camera.truth(0)
     k = frame.intrinsics

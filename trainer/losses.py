@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..hand.parts import part_moments
 from ..hand.skeleton import PART_JOINTS, PART_PARENTS, TIPS
 from ..hand.template import HandTemplate, template
 from .nets.dgn import Output, layout_cells
@@ -36,21 +36,12 @@ class Refit:
 
     def __init__(self, t: HandTemplate | None = None, device: str = "cpu") -> None:
         t = t or template()
-        share = t.area[:, None] * t.weights**2  # a vertex counts for the part that moves it
-        share = share / share.sum(0)
-        rest = t.vertices_m
-        centroid = share.T @ rest  # (16, 3)
-        centred = rest[:, None] - centroid  # (V, 16, 3)
 
         def buffer(x: Any) -> Tensor:
             return torch.tensor(x, dtype=torch.float32, device=device)
 
-        # Cross-covariance and centroid are linear in the vertices: one matrix makes both.
-        moments = np.concatenate([share[..., None] * centred, share[..., None]], 2)
-        self.moments = buffer(moments.reshape(len(rest), 64))  # (V, 16 * 4)
-        self.centroid = buffer(centroid)
-        self.variance = buffer((share[..., None] * centred**2).sum((0, 2)))  # (16,)
-        self.rest = buffer(rest)
+        self.moments, self.centroid, self.variance = (buffer(x) for x in part_moments(t))
+        self.rest = buffer(t.vertices_m)
         self.rest_homogeneous = torch.cat([self.rest, torch.ones_like(self.rest[:, :1])], 1).T  # (4, V)
         self.weights = buffer(t.weights)
         self.joints = buffer(t.joints_m)

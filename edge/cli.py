@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from .cameras import CameraError, camera_kinds
-from .model_card import DEFAULT_MODEL, ModelError
+from .model_card import DEFAULT_MODEL, ModelError, find_model
 
 BIND = "tcp://127.0.0.1:5555"
 
@@ -46,7 +46,13 @@ def camera_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="Engine threads."),
-        click.option("--model", type=Path, default=DEFAULT_MODEL, help="An .onnx file with its card beside it."),
+        click.option(
+            "--model",
+            type=find_model,
+            default=DEFAULT_MODEL.stem,
+            show_default=True,
+            help="A shipped model's name, or an .onnx file with its card beside it.",
+        ),
         click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime."),
     ):
         command = option(command)
@@ -145,6 +151,7 @@ def bench(
     from .bench import bench as measure
     from .bench import table
 
+    make_folders(json_path and json_path.parent)
     result = measure(
         camera, source, mode=mode, engine=engine, model=model, threads=threads, frames=frames, flat_out=flat_out
     )
@@ -199,7 +206,11 @@ def record(
 
 @cli.command()
 def cameras() -> None:
-    """List the RealSense cameras that are connected."""
+    """List the RealSense cameras that are connected.
+
+    \b
+    edge-hand cameras
+    """
     from .cameras.realsense import list_cameras
 
     found = list_cameras()
@@ -229,6 +240,7 @@ def evaluate(
     """
     if (data is None) == (source is None):
         raise CommandError("eval: give either --data synthetic:test or --source PATH")
+    make_folders(out, json_path and json_path.parent)
     from .engines import open_engine
 
     opened = open_engine(engine, model, threads)
@@ -266,6 +278,7 @@ def train(out: Path, threads: int | None, minutes: float | None, resume: bool, *
     edge-hand train --out runs/dgn --samples 1500000
     """
     trainer = need_trainer("train")
+    make_folders(out)
     try:
         path = trainer.train(trainer.TrainConfig(**config), out, resume=resume, threads=threads, minutes=minutes)
     except trainer.TrainError as error:
@@ -276,8 +289,9 @@ def train(out: Path, threads: int | None, minutes: float | None, resume: bool, *
 @cli.command()
 @click.option("--checkpoint", type=Path, required=True, help="last.pt of a training run.")
 @click.option("--out", type=Path, required=True, help="The .onnx file to write; its card goes beside it.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, int8.")
 @click.option("--metrics", type=Path, help="JSON of `edge-hand eval` to keep in the card.")
-def export(checkpoint: Path, out: Path, metrics: Path | None) -> None:
+def export(checkpoint: Path, out: Path, precision: str, metrics: Path | None) -> None:
     """Write a trained network as ONNX with its card, if it agrees with torch.
 
     \b
@@ -289,10 +303,12 @@ def export(checkpoint: Path, out: Path, metrics: Path | None) -> None:
     from ..trainer.train import TrainError
 
     try:
-        card = write(checkpoint, out, json.loads(metrics.read_text()) if metrics else None)
+        card = write(checkpoint, out, json.loads(metrics.read_text()) if metrics else None, precision)
     except (ExportError, TrainError, OSError, ValueError) as error:
         raise CommandError(str(error)) from None
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, at most {card.parity['max_mm']:.4f} mm from torch")
+    click.echo(
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB, {card.parity['mean_mm']:.3f} mm from torch, at most {card.parity['max_mm']:.2f}"
+    )
 
 
 def need_trainer(module: str) -> Any:
@@ -307,13 +323,25 @@ def need_trainer(module: str) -> Any:
         raise CommandError(f"this command needs {error.name}: pip install 'edge-hand[train]'") from None
 
 
+def make_folders(*folders: Path | None) -> None:
+    """Where results will go; before the work, so that a wrong path costs none."""
+    for folder in folders:
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CommandError(f"folder {folder} cannot be made: {(error.strerror or str(error)).lower()}") from None
+
+
 def write_json(result: dict[str, Any], path: Path | None) -> None:
     if path is None:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
 
 
 def say(text: str) -> None:

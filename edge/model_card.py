@@ -11,7 +11,7 @@ from typing import Any
 
 CARD_VERSION = 1
 MODELS = Path(__file__).with_name("models")
-DEFAULT_MODEL = MODELS / "dgn-nano.onnx"
+DEFAULT_MODEL = MODELS / "dgn-nano-int8.onnx"
 
 
 class ModelError(Exception):
@@ -42,6 +42,12 @@ class ModelCard:
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
         os.replace(temporary, path)
+
+
+def find_model(name: str) -> Path:
+    """A path as it is, or the name of a model that ships with edge-hand."""
+    shipped = MODELS / f"{name}.onnx"
+    return shipped if shipped.is_file() and not Path(name).exists() else Path(name)
 
 
 def card_path(model: Path) -> Path:

@@ -59,7 +59,7 @@ def test_jacobian_is_that_of_the_forward_kinematics(seed: int) -> None:
         return forward_kinematics(T, moved[None], alpha[None], np.zeros((1, 7))).joints_m[0]
 
     differences = np.stack([(joints(d) - joints(-d)).ravel() / (2 * step) for d in step * np.eye(26)], 1)  # (63, 26)
-    jacobian = REFIT.jacobian(root, theta[6:], joints(np.zeros(26)))
+    jacobian = REFIT.jacobian(forward_kinematics(T, theta[None], alpha[None], np.zeros((1, 7))), theta[6:])
     np.testing.assert_allclose(jacobian, differences, atol=1e-7)
 
 

@@ -69,7 +69,7 @@ def train(
     """Train until config.samples are seen (or so many minutes are over); returns the last checkpoint's path."""
     if threads:
         torch.set_num_threads(threads)
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # or it sets torch's back
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # or it sets torch's back
     out.mkdir(parents=True, exist_ok=True)
     path = out / "last.pt"
     if path.exists() and not resume:

@@ -1,0 +1,155 @@
+"""Engines: whatever is wrong with a model is one line before the first frame; what is right repeats exactly."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_hand.edge.engines import engine_kinds, open_engine, predict
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.hand.frames import HandCrop
+from edge_hand.hand.template import template
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the model that ships, with its card."""
+    shutil.copy(DEFAULT_MODEL, tmp_path / "net.onnx")
+    shutil.copy(DEFAULT_MODEL.with_suffix(".json"), tmp_path / "net.json")
+    return tmp_path / "net.onnx"
+
+
+def change_card(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = model.with_suffix(".json")
+    card = json.loads(path.read_text())
+    change(card)
+    path.write_text(json.dumps(card))
+
+
+def refusal(model: Path, kind: str = "auto") -> str:
+    with pytest.raises(ModelError) as caught:
+        open_engine(kind, model)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def a_crop(seed: int = 0) -> HandCrop:
+    rng = np.random.default_rng(seed)
+    image = np.where(rng.random((64, 64)) < 0.5, rng.uniform(-0.5, 0.5, (64, 64)), 1).astype(np.float32)
+    return HandCrop(image, np.eye(3), 0.5, 0.25)
+
+
+def test_the_shipped_model_opens_with_every_spelling_of_its_engine() -> None:
+    assert "onnxruntime" in engine_kinds()
+    for kind in ("auto", "onnxruntime"):
+        engine = open_engine(kind)
+        assert engine.name.startswith("onnxruntime ") and engine.name.endswith(", 1 thread")
+        assert engine.card == load_card(DEFAULT_MODEL)
+    assert open_engine(threads=2).name.endswith(", 2 threads")
+
+
+def test_the_card_vouches_for_what_ships() -> None:
+    card = load_card(DEFAULT_MODEL)
+    assert card.sha256 == sha256(DEFAULT_MODEL) and card.name == DEFAULT_MODEL.stem
+    assert card.inputs == {"image": [1, 1, card.crop_size, card.crop_size]}
+    assert card.outputs["vertices"] == [1, len(template().vertices_m), 3]
+    assert card.training["commit"] and card.training["command"].startswith("edge-hand export")
+    assert card.parity["max_mm"] < 0.1
+
+
+def test_an_unknown_engine_says_what_is_possible(model: Path) -> None:
+    expected = f"engine 'tpu': there is no such engine; possible are auto, {', '.join(engine_kinds())}"
+    assert refusal(model, "tpu") == expected
+
+
+def test_a_missing_model_says_what_is_shipped(tmp_path: Path) -> None:
+    shipped = ", ".join(sorted(path.stem for path in MODELS.glob("*.onnx")))
+    expected = f"model {tmp_path}/none.onnx: no such file (shipped with edge-hand: {shipped})"
+    assert refusal(tmp_path / "none.onnx") == expected
+    assert "no such file" in refusal(tmp_path)
+
+
+def test_a_missing_card_is_named(model: Path) -> None:
+    model.with_suffix(".json").unlink()
+    assert refusal(model) == f"model {model}: its card net.json is missing; `edge-hand export` writes both"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"name": "dgn"}', '"version"'])
+def test_a_card_that_is_none_is_one_line(model: Path, text: str) -> None:
+    card = model.with_suffix(".json")
+    card.write_text(text)
+    assert refusal(model) == f"model card {card}: not a model card (no JSON object with a version)"
+
+
+def test_a_card_of_binary_rubbish_is_one_line(model: Path) -> None:
+    card = model.with_suffix(".json")
+    card.write_bytes(b"\xff\xfe\x00")
+    assert refusal(model) == f"model card {card}: not a model card (no JSON object with a version)"
+
+
+def test_a_card_of_another_version_is_refused(model: Path) -> None:
+    change_card(model, lambda card: card.update(version=2))
+    assert refusal(model) == f"model card {model.with_suffix('.json')}: version 2, this edge-hand reads version 1"
+
+
+def test_a_card_with_other_fields_is_refused(model: Path) -> None:
+    change_card(model, lambda card: (card.pop("cube_m"), card.update(cube_mm=250)))
+    assert refusal(model) == f"model card {model.with_suffix('.json')}: missing ['cube_m'], unknown ['cube_mm']"
+
+
+def test_corrupt_bytes_are_not_run(model: Path) -> None:
+    data = bytearray(model.read_bytes())
+    data[len(data) // 2] ^= 1
+    model.write_bytes(data)
+    card = load_card(DEFAULT_MODEL)
+    assert refusal(model) == (
+        f"model {model}: its bytes are not the ones its card vouches for (sha256 {sha256(model)[:12]}, "
+        f"card {card.sha256[:12]}): corrupt, or card and model were mixed up"
+    )
+
+
+@pytest.mark.parametrize("data", [b"", b"this is no network", bytes(2000)])
+def test_a_file_that_onnxruntime_cannot_load_is_one_line(model: Path, data: bytes) -> None:
+    model.write_bytes(data)
+    change_card(model, lambda card: card.update(sha256=sha256(model)))
+    assert refusal(model).startswith(f"model {model}: onnxruntime cannot load it (")
+
+
+@pytest.mark.parametrize("which", ["inputs", "outputs"])
+def test_a_network_with_other_shapes_than_its_card_s_is_refused(model: Path, which: str) -> None:
+    change_card(model, lambda card: card[which].update({next(iter(card[which])): [1, 2, 3]}))
+    assert refusal(model) == f"model {model}: its inputs and outputs are not those of its card"
+
+
+def test_a_prediction_has_its_shapes() -> None:
+    prediction = predict(open_engine(), a_crop())
+    n = len(template().vertices_m)
+    assert prediction.vertices_uvd.shape == (n, 3) and np.isfinite(prediction.vertices_uvd).all()
+    assert prediction.error.shape == (n,) and (prediction.error > 0).all() and np.isfinite(prediction.error).all()
+    assert isinstance(prediction.right_logit, float)
+    assert prediction.hand.shape == (32, 32) and prediction.hand.dtype == bool
+
+
+def test_equal_crops_give_equal_predictions_and_others_do_not() -> None:
+    engine = open_engine()
+    first, between, again = (predict(engine, a_crop(seed)) for seed in (0, 1, 0))
+    other = predict(open_engine(), a_crop())
+    for same in (again, other):
+        np.testing.assert_array_equal(same.vertices_uvd, first.vertices_uvd)
+        np.testing.assert_array_equal(same.error, first.error)
+        np.testing.assert_array_equal(same.hand, first.hand)
+        assert same.right_logit == first.right_logit
+    assert np.abs(between.vertices_uvd - first.vertices_uvd).max() > 1e-3
+
+
+def test_a_result_is_not_overwritten_by_the_next_run() -> None:
+    engine = open_engine()
+    first = predict(engine, a_crop(0))
+    kept = first.vertices_uvd.copy()
+    predict(engine, a_crop(1))
+    np.testing.assert_array_equal(first.vertices_uvd, kept)

@@ -1,0 +1,118 @@
+"""Export: the engine gives what torch gives, or there is no export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from edge_hand.edge.engines import open_engine, predict
+from edge_hand.edge.model_card import ModelCard, load_card, sha256
+from edge_hand.exporters import onnx as exporter
+from edge_hand.exporters.onnx import LIMITS_MM, Deployed, ExportError, export
+from edge_hand.hand.frames import HandCrop
+from edge_hand.trainer.train import TrainConfig, TrainError, load_net, train
+
+TINY = TrainConfig(width=8, samples=8, batch=4, warmup=4, coarse=4, bf16=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of training."""
+    return train(TINY, tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ModelCard]:
+    out = tmp_path_factory.mktemp("export") / "new" / "tiny.onnx"
+    return out, export(checkpoint, out, {"joint_mm": 99.0})
+
+
+def test_an_export_agrees_with_torch(exported: tuple[Path, ModelCard], checkpoint: Path) -> None:
+    out, card = exported
+    assert 0 <= card.parity["mean_mm"] <= card.parity["max_mm"] and card.parity["mean_mm"] < LIMITS_MM["fp32"]
+    assert card.parity["max_logit"] < 0.1 and card.parity["probes"] == exporter.PROBES
+    net = Deployed(load_net(checkpoint)[0]).eval()
+    image = np.random.default_rng(0).uniform(-1, 1, (1, 1, 64, 64)).astype(np.float32)
+    with torch.no_grad():
+        expected = [o.numpy() for o in net(torch.from_numpy(image))]
+    got = open_engine("onnxruntime", out).run(image)
+    assert [o.shape for o in got] == [o.shape for o in expected] and all(o.dtype == np.float32 for o in got)
+    assert np.abs(got[0] - expected[0]).mean() * 125 < LIMITS_MM["fp32"]  # half a cube is 125 mm
+    for engine_s, torch_s in zip(got[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(engine_s, torch_s, atol=0.05)
+
+
+def test_its_card_says_what_it_is_and_where_it_came_from(exported: tuple[Path, ModelCard]) -> None:
+    out, card = exported
+    assert load_card(out) == card
+    assert (card.name, card.kind, card.precision) == ("tiny", "dgn", "fp32")
+    assert card.sha256 == sha256(out)
+    assert card.inputs == {"image": [1, 1, 64, 64]} and card.crop_size == 64
+    assert card.outputs == {
+        "vertices": [1, 1609, 3],
+        "log_error": [1, 1609],
+        "hand_logit": [1, 1024],
+        "right_logit": [1],
+    }
+    assert card.metrics == {"joint_mm": 99.0}
+    assert {key: card.training[key] for key in asdict(TINY)} == asdict(TINY)
+    assert card.training["seen"] == 8 and card.training["command"].startswith("edge-hand")
+    assert sorted(path.name for path in out.parent.iterdir()) == ["tiny.json", "tiny.onnx"]
+
+
+def test_an_export_runs_as_an_engine(exported: tuple[Path, ModelCard]) -> None:
+    crop = HandCrop(np.full((64, 64), 1, np.float32), np.eye(3), 0.5, 0.25)
+    prediction = predict(open_engine("auto", exported[0]), crop)
+    assert prediction.vertices_uvd.shape == (1609, 3) and prediction.hand.shape == (32, 32)
+
+
+def test_a_mismatch_is_refused_and_leaves_nothing_behind(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LIMITS_MM, "fp32", -1)
+    monkeypatch.setattr(exporter, "PROBES", 3)
+    with pytest.raises(ExportError) as caught:
+        export(checkpoint, tmp_path / "x.onnx")
+    text = str(caught.value)
+    assert text.startswith(f"export {tmp_path}/x.onnx: the engine is 0.0")
+    assert " mm from torch on 3 crops" in text and text.endswith("; allowed are -1 mm") and "\n" not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_export_keeps_the_one_before(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.onnx").write_bytes(b"the one before")
+    (tmp_path / "x.json").write_text(json.dumps({"version": 1}))
+    monkeypatch.setitem(LIMITS_MM, "fp32", -1)
+    monkeypatch.setattr(exporter, "PROBES", 3)
+    with pytest.raises(ExportError):
+        export(checkpoint, tmp_path / "x.onnx")
+    assert (tmp_path / "x.onnx").read_bytes() == b"the one before"
+    assert (tmp_path / "x.json").read_text() == '{"version": 1}'
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_another_network_than_torch_s_is_noticed(
+    exported: tuple[Path, ModelCard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "PROBES", 3)
+    torch.manual_seed(1)
+    stranger = Deployed(exporter.DualGridNet(width=8)).eval()
+    assert exporter.compare(stranger, exported[0])["mean_mm"] > 10 * LIMITS_MM["fp32"]
+
+
+def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match=r"none\.pt: no such checkpoint$"):
+        export(tmp_path / "none.pt", tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_precision_is_one_line(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"^--precision int4: possible are fp32, int8$"):
+        export(checkpoint, tmp_path / "x.onnx", precision="int4")
+    assert list(tmp_path.iterdir()) == []

@@ -125,9 +125,8 @@ def test_run_ends_with_the_recording_and_says_what_it_did(recording: Path) -> No
     assert done.returncode == 0
     assert re.fullmatch(SUMMARY, done.stdout.strip()) and done.stdout.startswith("25 frames in ")
     assert int(re.search(r"a hand in (\d+)", done.stdout)[1]) >= 20  # type: ignore[index]
-    assert re.fullmatch(
-        r"synthetic-0 at 30 Hz -> tcp://127\.0\.0\.1:\d+  \(onnxruntime \S+, 1 thread, dgn-nano\.onnx\)\n", done.stderr
-    )
+    engine = rf"\(onnxruntime \S+, 1 thread, {re.escape(DEFAULT_MODEL.name)}\)"
+    assert re.fullmatch(rf"synthetic-0 at 30 Hz -> tcp://127\.0\.0\.1:\d+  {engine}\n", done.stderr)
 
 
 def test_run_ends_by_itself_and_names_the_last_trouble(folder: Path) -> None:

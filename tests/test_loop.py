@@ -168,7 +168,7 @@ def test_the_status_says_what_happens(run: tuple[list[Message], Loop], engine: E
 def test_the_status_beats_without_anything_happening(
     folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "HEARTBEAT_NS", 50_000_000)
+    monkeypatch.setattr(loop_module, "HEARTBEAT_NS", 1)
     monkeypatch.setattr(loop_module, "STALL_S", 5.0)
     with open_camera("replay", str(folder), fps=5) as camera:
         messages, _ = published(camera, engine, stop=stop_after(3))

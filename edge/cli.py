@@ -98,7 +98,7 @@ def run(
         open_camera(camera, source, mode=mode, fps=fps, loop=loop) as opened,
         Publisher(bind, topology=topology(), insecure=insecure) as publisher,
     ):
-        say(f"{opened.name} at {opened.fps:g} Hz -> {publisher.address}  ({tracker.engine.name}, {model.name})")
+        click.echo(f"{opened.name} at {opened.fps:g} Hz -> {publisher.address}  ({tracker.engine.name}, {model.name})")
 
         def done() -> bool:
             return bool(stopping) or (frames is not None and the_loop.totals.frames >= frames)
@@ -306,9 +306,8 @@ def export(checkpoint: Path, out: Path, precision: str, metrics: Path | None) ->
         card = write(checkpoint, out, json.loads(metrics.read_text()) if metrics else None, precision)
     except (ExportError, TrainError, OSError, ValueError) as error:
         raise CommandError(str(error)) from None
-    click.echo(
-        f"{out}: {out.stat().st_size / 1e6:.1f} MB, {card.parity['mean_mm']:.3f} mm from torch, at most {card.parity['max_mm']:.2f}"
-    )
+    mean_mm, max_mm = card.parity["mean_mm"], card.parity["max_mm"]
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {mean_mm:.3f} mm from torch, at most {max_mm:.2f}")
 
 
 def need_trainer(module: str) -> Any:

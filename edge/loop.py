@@ -83,6 +83,8 @@ class Loop:
             return True
         except BadFrame as error:
             self.totals.bad_frames += 1
+            if self._last_seq is not None:
+                self._last_seq += 1  # it was looked at, not skipped
             self.trouble = str(error)
             self.heartbeat(self._state, self.trouble)
             return True

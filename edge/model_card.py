@@ -74,6 +74,8 @@ def load_card(model: Path) -> ModelCard:
     if missing or set(values) - names:
         raise ModelError(f"model card {path}: missing {sorted(missing)}, unknown {sorted(set(values) - names)}")
     card = ModelCard(**values)
+    if not isinstance(card.sha256, str) or not isinstance(card.inputs, dict) or not isinstance(card.outputs, dict):
+        raise ModelError(f"model card {path}: sha256, inputs or outputs have the wrong type")
     seen = sha256(model)
     if seen != card.sha256:
         raise ModelError(

@@ -126,14 +126,14 @@ class Tracker:
         if not tried:
             return None
         best = min(tried, key=lambda m: m.error_mm)
-        # The first look is off-centre and may be of a left hand: look again from the hand's own centre, twice.
-        for _ in range(2):
-            left = (best.prediction.right_logit < 0) != best.crop.mirrored
-            best = self._measure(frame, self._centre(best), mirrored=left)
+        # The first look was off-centre: look again from the hand's own centre, as at a right and as at a left hand.
+        as_right, as_left = (self._measure(frame, self._centre(best), mirrored) for mirrored in (False, True))
+        votes = as_right.prediction.right_logit - as_left.prediction.right_logit
+        best = as_right if votes >= 0 else as_left
+        best = self._measure(frame, self._centre(best), best.crop.mirrored)
         if not best.is_hand:
             return None
-        logit = best.prediction.right_logit * (-1 if best.crop.mirrored else 1)
-        self.track = Track(self._next_id, self._centre(best), np.zeros(3), frame.t_ns, float(logit))
+        self.track = Track(self._next_id, self._centre(best), np.zeros(3), frame.t_ns, votes)
         self._next_id += 1
         self._failed_ns = NEVER_NS
         return best
@@ -146,9 +146,9 @@ class Tracker:
         t2 = time.perf_counter()
         self.stages_us["crop"] += (t1 - t0) * 1e6
         self.stages_us["engine"] += (t2 - t1) * 1e6
-        return Measurement(
-            crop, prediction, float(prediction.error.mean()) * crop.cube_m * 500, int(np.count_nonzero(prediction.hand))
-        )
+        error_mm = float(prediction.error.mean()) * crop.cube_m * 500
+        hand_pixels = int(np.count_nonzero(prediction.hand & (crop.image[::2, ::2] < 1)))
+        return Measurement(crop, prediction, error_mm, hand_pixels)
 
     def _centre(self, seen: Measurement) -> Array:
         """Mean of the joints in the camera frame, from the raw vertices."""

@@ -38,15 +38,17 @@ class ExportError(Exception):
 
 
 class Deployed(nn.Module):
-    """The network as the daemon calls it: fixed shapes, plain outputs."""
+    """The network as the daemon calls it: fixed shapes, plain outputs, and the side's logit without the prior that
+    the training set's share of left hands put into it."""
 
-    def __init__(self, net: DualGridNet) -> None:
+    def __init__(self, net: DualGridNet, left_share: float) -> None:
         super().__init__()
         self.net = net
+        self.prior = math.log((1 - left_share) / left_share) if 0 < left_share < 1 else 0.0
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         out = self.net(image)
-        return out.vertices_uvd, out.log_error[..., 0], out.hand_logit, out.right_logit
+        return out.vertices_uvd, out.log_error[..., 0], out.hand_logit, out.right_logit - self.prior
 
 
 def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, precision: str = "fp32") -> ModelCard:
@@ -54,7 +56,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
     if precision not in LIMITS_MM:
         raise ExportError(f"--precision {precision}: possible are {', '.join(LIMITS_MM)}")
     net, config, seen = load_net(checkpoint)
-    deployed = Deployed(net).eval()
+    deployed = Deployed(net, config.left_share).eval()
     image = torch.ones(1, 1, CROP_SIZE, CROP_SIZE)
     names = ["vertices", "log_error", "hand_logit", "right_logit"]
     out.parent.mkdir(parents=True, exist_ok=True)

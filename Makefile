@@ -20,10 +20,10 @@ lint: $(TEST_VENV)/.installed
 	MYPYPATH=.types $(TEST_VENV)/bin/mypy $(addprefix -p edge_hand.,hand edge trainer exporters)
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/edge-hand eval --source $(DEMO) --out out/demo
+	$(VENV)/bin/edge-hand eval --source $(DEMO) --every 75 --out out/demo
 
 bench: $(VENV)/.installed
-	$(VENV)/bin/edge-hand bench
+	$(VENV)/bin/edge-hand bench --camera replay --source $(DEMO) --threads 1 --json out/bench.json
 
 clean:
 	rm -rf $(VENV) $(TEST_VENV) .types .mypy_cache .pytest_cache .ruff_cache .hypothesis build out *.egg-info

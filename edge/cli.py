@@ -226,11 +226,12 @@ def cameras() -> None:
 @engine_options
 @click.option("--n", type=click.IntRange(1), help="How many samples or frames.")
 @click.option("--out", type=Path, help="Folder for overlay pictures (with --source).")
+@click.option("--every", default=1, show_default=True, type=click.IntRange(1), help="Look at each N-th frame only.")
 @click.option("--track", is_flag=True, help="Follow the hand from frame to frame instead of finding it in each.")
 @json_option
 def evaluate(
     data: str | None, source: str | None, engine: str, model: Path, threads: int, n: int | None, out: Path | None,
-    track: bool, json_path: Path | None,
+    every: int, track: bool, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Measure a model: joint and vertex errors with labels, distance from depth to mesh without.
 
@@ -247,7 +248,7 @@ def evaluate(
     if source:
         from .evaluate import evaluate_recording, recording_table
 
-        result = evaluate_recording(source, opened, out=out, track=track, limit=n)
+        result = evaluate_recording(source, opened, out=out, track=track, every=every, limit=n)
         click.echo(recording_table(result))
     else:
         assert data is not None

@@ -25,11 +25,18 @@ ARM_M = -0.01  # along the hand's own y axis: what lies behind the wrist is arm
 
 
 def evaluate_recording(
-    source: str, engine: Engine, *, out: Path | None = None, track: bool = False, limit: int | None = None
+    source: str,
+    engine: Engine,
+    *,
+    out: Path | None = None,
+    track: bool = False,
+    every: int = 1,
+    limit: int | None = None,
 ) -> dict[str, Any]:
     """Find the hand in every frame of a recording; distances from its depth points to the mesh in mm.
 
-    track=False treats each frame as the first, so frames need not be consecutive. Overlays go to `out`.
+    track=False treats each frame as the first, so frames need not be consecutive; of these only each `every`-th is
+    looked at. Overlays go to `out`.
     """
     from .draw import contact_sheet, overlay, save_png
 
@@ -38,8 +45,8 @@ def evaluate_recording(
     per_frame: list[dict[str, Any]] = []
     pooled: list[Array] = []
     pictures: list[Array] = []
-    kind = "replay"
-    with open_camera(kind, source, fps=0.0) as camera:
+    read = 0
+    with open_camera("replay", source, fps=0.0) as camera:
         while limit is None or len(per_frame) < limit:
             try:
                 frame = camera.read(30.0)
@@ -47,6 +54,9 @@ def evaluate_recording(
                 break
             except BadFrame as error:
                 per_frame.append({"seq": None, "found": False, "error": str(error)})
+                continue
+            read += 1
+            if (read - 1) % every:
                 continue
             if not track:
                 tracker.reset()
@@ -67,7 +77,7 @@ def evaluate_recording(
                 if len(pictures) < 60:
                     pictures.append(picture)
     if out is not None and pictures:
-        save_png(out / "sheet.png", contact_sheet(pictures, 3))
+        save_png(out / "sheet.png", contact_sheet(pictures, min(3, -(-len(pictures) // 4))))
     every = np.concatenate(pooled) if pooled else np.array([np.nan])
     medians = [e["fit_mm"]["p50"] for e in per_frame if "fit_mm" in e]
     return {

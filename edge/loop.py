@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ..hand.frames import DepthFrame
 from ..hand.messages import StatusState
 from ..hand.template import template
-from ..hand.wire import Header, WireHand, decode, encode_joints, encode_mesh, encode_status, encode_topology
+from ..hand.wire import Header, WireHand, encode_joints, encode_mesh, encode_status, encode_topology
 from .cameras import BadFrame, Camera, EndOfStream, FrameTimeout
 from .publish import Publisher
 from .tracker import Tracker
@@ -56,9 +56,10 @@ class Loop:
         self.trouble = ""  # the last bad frame or stall, for the summary
         self._state: StatusState = "starting"
         self._last_seq: int | None = None
+        self._last_t_ns: int | None = None
         self._status_ns = 0
         self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
-        self._hand_names = (f"joints.{camera.name}", f"mesh.{camera.name}", f"status.{camera.name}")
+        self._joints_topic, self._mesh_topic = f"joints.{camera.name}", f"mesh.{camera.name}"
         self.publish_us = 0.0
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Totals:
@@ -96,7 +97,7 @@ class Loop:
         picked_ns = time.monotonic_ns()
         if self._last_seq is not None and frame.seq > self._last_seq + 1:
             self.totals.dropped += frame.seq - self._last_seq - 1
-        self._last_seq = frame.seq
+        self._last_seq, self._last_t_ns = frame.seq, frame.t_ns
         hands = self.tracker.process(frame)
         begun_ns = time.monotonic_ns()
         stages = self.tracker.stages_us
@@ -106,15 +107,14 @@ class Loop:
         self.totals.tracked += bool(hands)
         self.totals.recent_ns.append(frame.t_ns)
         self.publisher.poll_subscriptions()
-        joints_topic, mesh_topic, _ = self._hand_names
         wire_hands = [WireHand(h.id, 0.0, h.pose, h.pose.joints_m) for h in hands]
         header = Header(frame.camera, frame.seq, frame.t_ns, frame.t_ns + self._wall_offset_ns, time.monotonic_ns())
-        if self.publisher.wants(joints_topic) or self.watcher:
+        if self.publisher.wants(self._joints_topic) or self.watcher:
             parts = encode_joints(header, wire_hands, stages_us=stages, dropped=self.totals.dropped)
             self.publisher.publish(parts)
             if self.watcher:
                 self.watcher(frame, parts)
-        if self.publisher.wants(mesh_topic):
+        if self.publisher.wants(self._mesh_topic):
             self.publisher.publish(encode_mesh(header, wire_hands))
         self.publish_us = (time.monotonic_ns() - begun_ns) * 1e-3
         self.heartbeat("tracked" if hands else "lost", "")
@@ -128,10 +128,10 @@ class Loop:
     def say(self, state: StatusState, message: str = "") -> None:
         now_ns = time.monotonic_ns()
         self._state, self.message, self._status_ns = state, message, now_ns
-        header = Header(
-            self.camera.name, -1 if self._last_seq is None else self._last_seq, now_ns, time.time_ns(), now_ns
-        )
         self._wall_offset_ns = time.time_ns() - now_ns
+        seq = -1 if self._last_seq is None else self._last_seq
+        captured_ns = now_ns if self._last_t_ns is None else self._last_t_ns
+        header = Header(self.camera.name, seq, captured_ns, captured_ns + self._wall_offset_ns, now_ns)
         totals, card = self.totals, self.tracker.engine.card
         self.publisher.publish(
             encode_status(
@@ -145,6 +145,3 @@ class Loop:
 def topology() -> list[bytes]:
     """The faces of every mesh message; a left hand's vertices are mirrored, so its faces turn the other way."""
     return encode_topology(template().faces)
-
-
-__all__ = ["Loop", "Totals", "decode", "topology"]

@@ -35,7 +35,7 @@ def test_an_export_agrees_with_torch(exported: tuple[Path, ModelCard], checkpoin
     out, card = exported
     assert 0 <= card.parity["mean_mm"] <= card.parity["max_mm"] and card.parity["mean_mm"] < LIMITS_MM["fp32"]
     assert card.parity["max_logit"] < 0.1 and card.parity["probes"] == exporter.PROBES
-    net = Deployed(load_net(checkpoint)[0]).eval()
+    net = Deployed(load_net(checkpoint)[0], 0.1).eval()
     image = np.random.default_rng(0).uniform(-1, 1, (1, 1, 64, 64)).astype(np.float32)
     with torch.no_grad():
         expected = [o.numpy() for o in net(torch.from_numpy(image))]
@@ -102,7 +102,7 @@ def test_another_network_than_torch_s_is_noticed(
 ) -> None:
     monkeypatch.setattr(exporter, "PROBES", 3)
     torch.manual_seed(1)
-    stranger = Deployed(exporter.DualGridNet(width=8)).eval()
+    stranger = Deployed(exporter.DualGridNet(width=8), 0.1).eval()
     assert exporter.compare(stranger, exported[0])["mean_mm"] > 10 * LIMITS_MM["fp32"]
 
 

@@ -171,6 +171,16 @@ def test_a_mode_the_sensor_has_not_says_which_it_has():
 @needs_realsense
 def test_a_recording_is_played_back_bit_for_bit_at_its_own_times(recording):
     path, unit_m = recording
+    own = [40_000_000, 40_000_000, 80_000_000, 40_000_000]
+    for _ in range(6):  # a machine too busy to keep up moves the schedule back; never forward
+        gaps = played_back(path, unit_m)
+        assert all(gap >= expected for gap, expected in zip(gaps, own, strict=True))
+        if gaps == own:
+            return
+    pytest.fail(f"the frames' times are {gaps} apart, recorded were {own}")
+
+
+def played_back(path, unit_m):
     with open_camera("replay", str(path)) as camera:
         assert isinstance(camera, RealSenseCamera)
         assert (camera.name, camera.fps, camera.intrinsics) == ("900000000042", 25.0, INTRINSICS)
@@ -184,8 +194,8 @@ def test_a_recording_is_played_back_bit_for_bit_at_its_own_times(recording):
     for frame in frames:
         assert np.array_equal(frame.depth, noise(frame.seq))
         assert frame.depth_unit_m == unit_m and frame.intrinsics == INTRINSICS
-    assert np.diff([frame.t_ns for frame in frames]).tolist() == [40_000_000, 40_000_000, 80_000_000, 40_000_000]
     assert frames[0].t_ns >= start_ns and elapsed_ns >= 200_000_000
+    return np.diff([frame.t_ns for frame in frames]).tolist()
 
 
 @needs_realsense

@@ -78,7 +78,7 @@ def evaluate_recording(
                     pictures.append(picture)
     if out is not None and pictures:
         save_png(out / "sheet.png", contact_sheet(pictures, min(3, -(-len(pictures) // 4))))
-    every = np.concatenate(pooled) if pooled else np.array([np.nan])
+    distances = np.concatenate(pooled) if pooled else np.array([np.nan])
     medians = [e["fit_mm"]["p50"] for e in per_frame if "fit_mm" in e]
     return {
         "source": str(source),
@@ -86,7 +86,7 @@ def evaluate_recording(
         "found": sum(e["found"] for e in per_frame),
         "right": sum(e.get("side") == "right" for e in per_frame),
         "left": sum(e.get("side") == "left" for e in per_frame),
-        "fit_mm": {f"p{p}": round(float(np.percentile(every, p)), 2) if pooled else None for p in (50, 90)},
+        "fit_mm": {f"p{p}": round(float(np.percentile(distances, p)), 2) if pooled else None for p in (50, 90)},
         "worst_frame_p50_mm": max(medians, default=None),
         "per_frame": per_frame,
         "model": engine.card.sha256,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from edge_hand.edge.engines import open_engine, predict
 from edge_hand.edge.model_card import ModelCard, load_card, sha256
 from edge_hand.exporters import onnx as exporter
+from edge_hand.exporters import quantize as quantizer
 from edge_hand.exporters.onnx import LIMITS_MM, Deployed, ExportError, export
 from edge_hand.hand.frames import HandCrop
 from edge_hand.trainer.train import TrainConfig, TrainError, load_net, train
@@ -44,6 +47,20 @@ def test_an_export_agrees_with_torch(exported: tuple[Path, ModelCard], checkpoin
     assert np.abs(got[0] - expected[0]).mean() * 125 < LIMITS_MM["fp32"]  # half a cube is 125 mm
     for engine_s, torch_s in zip(got[1:], expected[1:], strict=True):
         np.testing.assert_allclose(engine_s, torch_s, atol=0.05)
+
+
+def test_an_8_bit_export_computes_in_integers_and_stays_near_torch(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizer, "CALIBRATION_CROPS", 16)
+    out = tmp_path / "tiny8.onnx"
+    card = export(checkpoint, out, precision="int8")
+    assert card.precision == "int8" and card.parity["mean_mm"] < LIMITS_MM["int8"] and load_card(out) == card
+    kinds = Counter(node.op_type for node in onnx.load(out).graph.node)
+    assert kinds["QuantizeLinear"] > 20 and sorted(path.name for path in tmp_path.iterdir()) == [
+        "tiny8.json",
+        "tiny8.onnx",
+    ]
 
 
 def test_its_card_says_what_it_is_and_where_it_came_from(exported: tuple[Path, ModelCard]) -> None:

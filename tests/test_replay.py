@@ -45,33 +45,32 @@ def read_all(camera):
 
 def test_a_folder_is_shown_in_natural_order(folder):
     with open_camera("replay", str(folder), fps=0) as camera:
-        assert camera.name == "take 1" and camera.fps == 30.0
+        assert camera.name == "take_1"  # a topic has no spaces
+        assert camera.fps == 30.0
         assert camera.intrinsics == Intrinsics(64, 48, 50, 51, 31.5, 23.5)
         frames = read_all(camera)
         with pytest.raises(EndOfStream):
             camera.read()
     assert [int(f.depth[0, 0]) for f in frames] == [400, 402, 410, 501]
     assert [f.seq for f in frames] == [0, 1, 2, 3]
-    assert all(f.depth_unit_m == 0.001 and f.camera == "take 1" for f in frames)
+    assert all(f.depth_unit_m == 0.001 and f.camera == "take_1" for f in frames)
 
 
 def test_frames_are_due_one_period_apart_and_never_early(folder):
-    with open_camera("replay", str(folder), fps=20) as camera:
+    with open_camera("replay", str(folder), fps=5) as camera:
         arrivals, times = [], []
         for _ in range(4):
             times.append(camera.read().t_ns)
             arrivals.append(time.monotonic_ns())
-    assert np.diff(times).tolist() == [50_000_000] * 3
+    assert np.diff(times).tolist() == [200_000_000] * 3
     assert all(arrival >= t for arrival, t in zip(arrivals, times, strict=True))
 
 
 def test_fps_in_camera_json_is_the_rate(folder):
-    (folder / "camera.json").write_text(
-        json.dumps(CAMERA | {"fps": 20, "camera": "817", "distortion": [1, 2, 3, 4, 5]})
-    )
+    (folder / "camera.json").write_text(json.dumps(CAMERA | {"fps": 5, "camera": "817", "distortion": [1, 2, 3, 4, 5]}))
     with open_camera("replay", str(folder)) as camera:
-        assert (camera.fps, camera.name, camera.intrinsics.distortion) == (20, "817", (1, 2, 3, 4, 5))
-        assert np.diff([camera.read().t_ns for _ in range(3)]).tolist() == [50_000_000] * 2
+        assert (camera.fps, camera.name, camera.intrinsics.distortion) == (5, "817", (1, 2, 3, 4, 5))
+        assert np.diff([camera.read().t_ns for _ in range(3)]).tolist() == [200_000_000] * 2
 
 
 def test_a_late_reader_gets_no_burst(folder):

@@ -17,8 +17,8 @@ import numpy as np
 
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
+from ..pace import Pacer
 from . import BadFrame, Camera, CameraError, ClockMap, EndOfStream, FrameTimeout
-from .replay import Pacer
 
 # What a D400 offers on USB 3: the first is ours, 480x270@90 costs the least, 1280x720@30 reaches furthest.
 MODES = ("848x480@90", "848x480@60", "640x480@90", "640x480@60", "640x480@30", "480x270@90", "1280x720@30")

@@ -35,15 +35,24 @@ ANGLE_PRIOR_M = 0.004  # a radian off the parts' own angle costs as much as a jo
 
 
 class Fit(NamedTuple):
-    """A kinematic hand in the frame of the vertices given: theta (26,), alpha (6,), joints_m (21, 3), vertices_m
+    """A kinematic hand in the frame of the vertices given: angles (20,) rad, alpha (6,), joints_m (21, 3), vertices_m
     (V, 3), T_wrist (4, 4); joints_free_m (21, 3) are the parts' own, before limits."""
 
-    theta: Array
+    angles: Array
     alpha: Array
     joints_m: Array
     vertices_m: Array
     T_wrist: Array
     joints_free_m: Array
+
+    @property
+    def theta(self) -> Array:
+        return theta_of(self.T_wrist, self.angles)
+
+
+def theta_of(wrist: Array, angles: Array) -> Array:
+    """theta (26,) of a wrist's pose (4, 4) and 20 angles."""
+    return np.concatenate([wrist[:3, 3], se3.so3_log(wrist[:3, :3]), angles])
 
 
 class Refit:
@@ -52,6 +61,7 @@ class Refit:
     def __init__(self, t: HandTemplate | None = None) -> None:
         self.template = t = t or template()
         self._moments, self._centroid, self._variance = part_moments(t)
+        self._lengths = _lengths(t.joints_m)
         self._parts = list(PART_JOINTS)
         self._parents = [max(p, 0) for p in PART_PARENTS]
         self._moved = _joints_moved_by_angles()  # (20, 21) which joints an angle moves
@@ -64,10 +74,12 @@ class Refit:
         m = (vertices_m.T @ self._moments).reshape(3, 16, 4).transpose(1, 0, 2)
         covariance, centre = m[..., :3], m[..., 3]
         u, s, vt = np.linalg.svd(covariance)
-        sign = np.sign(np.linalg.det(u) * np.linalg.det(vt))
-        u[..., 2] *= sign[:, None]
-        s[:, 2] *= sign
         rotation = u @ vt
+        mirrored = np.linalg.det(rotation) < 0
+        if mirrored.any():
+            u[mirrored, :, 2] *= -1
+            s[mirrored, 2] *= -1
+            rotation = u @ vt
         scale = s.sum(1) / self._variance
         shift = centre - scale[:, None] * (rotation @ self._centroid[..., None])[..., 0]
         return rotation, scale, shift
@@ -86,8 +98,7 @@ class Refit:
             root, translation, angles = self._step(root, translation, angles, alpha, target, wanted)
         skeleton = self._pose(root, translation, angles, alpha)
         vertices = skin(t.weights, t.vertices_m[None], skeleton.parts)[0]
-        theta = np.concatenate([translation, se3.so3_log(root), angles])
-        return Fit(theta, alpha, skeleton.joints_m[0], vertices, se3.transform(root, translation), target)
+        return Fit(angles, alpha, skeleton.joints_m[0], vertices, se3.transform(root, translation), target)
 
     def _pose(self, root: Array, translation: Array, angles: Array, alpha: Array) -> Skeleton:
         t = self.template
@@ -106,17 +117,9 @@ class Refit:
 
     def _bone_scales(self, joints: Array, scale: Array) -> Array:
         """alpha (6,): the palm by its five spokes, a finger by its three bones, each held near its parts' scale."""
-        t = self.template
-        alpha = np.empty(6)
-        roots = [1, 5, 9, 13, 17]
-        spokes = np.linalg.norm(joints[roots] - joints[0], axis=1).sum()
-        alpha[0] = spokes / np.linalg.norm(t.joints_m[roots] - t.joints_m[0], axis=1).sum()
-        for f in range(5):
-            chain, rest = joints[1 + 4 * f : 5 + 4 * f], t.joints_m[1 + 4 * f : 5 + 4 * f]
-            length = np.linalg.norm(np.diff(chain, axis=0), axis=1).sum()
-            alpha[1 + f] = length / np.linalg.norm(np.diff(rest, axis=0), axis=1).sum()
+        lengths = _lengths(joints)
         mean = (scale * self._variance).sum() / self._variance.sum()
-        return np.clip(0.5 * alpha + 0.5 * mean, *ALPHA_RANGE)
+        return np.clip(0.5 * lengths / self._lengths + 0.5 * mean, *ALPHA_RANGE)
 
     def _step(
         self, root: Array, translation: Array, angles: Array, alpha: Array, target: Array, wanted: Array
@@ -158,6 +161,14 @@ class Refit:
         roll = np.cross(glob[1] @ t.axes[1][:, 1], joints - joints[1]) * self._moved[0][:, None]
         j[:, :, 6] += THUMB_TWIST_PER_FLEX * roll
         return j.reshape(63, 26)
+
+
+def _lengths(joints: Array) -> Array:
+    """(6,): the palm's five spokes together, then each finger's three bones together."""
+    fingers = joints[1:].reshape(5, 4, 3)
+    bones = np.sqrt(((fingers[:, 1:] - fingers[:, :-1]) ** 2).sum(2)).sum(1)
+    spokes = np.sqrt(((fingers[:, 0] - joints[0]) ** 2).sum(1)).sum()
+    return np.concatenate([[spokes], bones])
 
 
 def _joints_moved_by_angles() -> Array:

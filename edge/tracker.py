@@ -15,7 +15,7 @@ from ..hand.frames import DepthFrame, HandCrop, HandPose, HandPrediction, HandRo
 from ..hand.template import template
 from .engines import Engine, predict
 from .finder import CUBE_M, find_hands
-from .refit import Fit, Refit
+from .refit import Fit, Refit, theta_of
 
 Array = NDArray[Any]
 # A crop holds a hand if the network sees one there and expects to be right about it. Chosen on rendered hands and on
@@ -27,7 +27,7 @@ NEVER_NS = -(10**18)
 FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at again
 SIDE_VOTE = 0.9  # how much of the side's evidence is kept from frame to frame
 SIDE_LIMIT = 12.0
-GAUGE_POINTS = 64
+GAUGE_POINTS = 40
 STAGES = ("capture", "find", "crop", "engine", "refit", "publish")
 
 
@@ -202,14 +202,11 @@ def in_camera(crop: HandCrop, fit: Fit) -> dict[str, Array]:
         mirror = np.diag(MIRROR)
         rotation, translation = mirror @ rotation @ mirror, mirror @ translation
     t = se3.transform(crop.R_camera_crop @ rotation, crop.R_camera_crop @ translation)
-    theta = fit.theta.copy()
-    theta[:3] = t[:3, 3]
-    theta[3:6] = se3.so3_log(t[:3, :3])
-    return {"theta": theta, "alpha": fit.alpha, "T_camera_wrist": t}
+    return {"theta": theta_of(t, fit.angles), "alpha": fit.alpha, "T_camera_wrist": t}
 
 
 def fit_mm(crop: HandCrop, prediction: HandPrediction, vertices_m: Array) -> float:
-    """Median distance (mm) of up to 64 depth points that the network takes for hand to the mesh's nearest vertex.
+    """Median distance (mm) of up to 40 points taken for hand to the nearest of every other vertex.
 
     A cheap gauge for the loop, over-stated where triangles are large; `edge-hand eval` measures to the surface.
     """
@@ -222,7 +219,7 @@ def fit_mm(crop: HandCrop, prediction: HandPrediction, vertices_m: Array) -> flo
     rows, columns = rows[pick], columns[pick]
     uvd = np.stack([(4 * columns + 1) / size - 1, (4 * rows + 1) / size - 1, depth[rows, columns]], -1)
     points = points_from_uvd(uvd, crop.distance_m, crop.cube_m).astype(np.float32)
-    mesh = vertices_m.astype(np.float32)
+    mesh = vertices_m[::2].astype(np.float32)
     centre = mesh.mean(0)  # so that squares of small numbers are subtracted
     points, mesh = points - centre, mesh - centre
     squared = (points**2).sum(1)[:, None] - 2 * points @ mesh.T + (mesh**2).sum(1)

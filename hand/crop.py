@@ -31,27 +31,33 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
     distance = float(np.linalg.norm(centre))
     rotation = look_at(centre)
     half = roi.cube_m / 2
-    slope = half / distance
-    grid = ((np.arange(2 * size) + 0.5) / size - 1).astype(np.float32) * np.float32(slope)  # sub-pixel centres
-    right, down, forward = rotation.T.astype(np.float32)
-    across = (-grid if mirrored else grid)[:, None] * right + forward  # (2S, 3)
-    # Ray of sub-pixel (row, column) in the camera frame, axis by axis: (2S, 2S) each.
-    x, y, z = ((grid * down[i])[:, None] + across[:, i] for i in range(3))
     camera = frame.intrinsics
+    grid = ((np.arange(2 * size) + 0.5) / size - 1) * (half / distance)  # slopes of the sub-pixels' centres
+    across = -grid if mirrored else grid
     if camera.is_distorted:
-        pixel = camera.project(np.stack([x, y, z], -1))
-        px, py = pixel[..., 0], pixel[..., 1]
+        z = _plane(rotation[2], across, grid)
+        pixel = camera.project(np.stack([_plane(rotation[0], across, grid), _plane(rotation[1], across, grid), z], -1))
+        per_z, px, py = 1 / z, pixel[..., 0].astype(np.float32), pixel[..., 1].astype(np.float32)
+    else:  # the pixel of a ray is a homography of its slopes
+        per_z = 1 / _plane(rotation[2], across, grid)
+        px = _plane(camera.fx * rotation[0] + camera.cx * rotation[2], across, grid) * per_z
+        py = _plane(camera.fy * rotation[1] + camera.cy * rotation[2], across, grid) * per_z
+    column, row = np.rint(px).astype(np.intp), np.rint(py).astype(np.intp)
+    at = row * camera.width + column
+    if px.min() < 0 or py.min() < 0 or px.max() > camera.width - 1 or py.max() > camera.height - 1 or per_z.min() < 0:
+        inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height) & (per_z > 0)
+        counts = np.where(inside, frame.depth.ravel()[np.where(inside, at, 0)], 0)
     else:
-        per_z = 1 / z
-        px, py = x * per_z * np.float32(camera.fx) + camera.cx, y * per_z * np.float32(camera.fy) + camera.cy
-    column, row = np.rint(px).astype(np.int32), np.rint(py).astype(np.int32)
-    inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height) & (z > 0.1)
-    flat = np.where(inside, row * camera.width + column, 0)
-    counts = np.where(inside, frame.depth.ravel()[flat], 0)
+        counts = frame.depth.ravel()[at]
     # Depth along the sensor's axis over the ray's z is depth along the crop's axis: the ray has length 1 there.
-    d = (counts * np.float32(frame.depth_unit_m) / z - np.float32(distance)) * np.float32(1 / half)
-    d[counts == 0] = np.inf
+    # No reading comes out at -distance / half, in front of the cube.
+    d = counts * per_z * np.float32(frame.depth_unit_m / half) - np.float32(distance / half)
     return HandCrop(reduce_2x2(d), rotation, distance, roi.cube_m, mirrored)
+
+
+def _plane(row: Array, across: Array, down: Array) -> NDArray[np.float32]:
+    """row . (u, v, 1) for all slopes u along columns and v along rows: (2S, 2S)."""
+    return (row[1] * down).astype(np.float32)[:, None] + (row[0] * across + row[2]).astype(np.float32)
 
 
 def reduce_2x2(d: Array) -> NDArray[np.float32]:

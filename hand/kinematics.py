@@ -129,8 +129,10 @@ def rest_vertices(t: HandTemplate, beta: Array) -> Array:
 def skin(weights: Array, vertices_m: Array, parts: Array) -> Array:
     """Linear blend skinning (DeepHPS, eq. 5): weights (V, P), rest (N, V, 3), parts (N, P, 3, 4) to (N, V, 3) m."""
     n, p = parts.shape[:2]
-    blend = (weights @ parts.reshape(n, p, 12)).reshape(n, -1, 3, 4)
-    return (blend[..., :3] @ vertices_m[..., None])[..., 0] + blend[..., 3]
+    blend = (parts.reshape(n, p, 12).transpose(0, 2, 1) @ weights.T).reshape(n, 3, 4, -1)  # (N, 3, 4, V)
+    x, y, z = (vertices_m[:, None, :, i] for i in range(3))
+    posed = blend[:, :, 0] * x + blend[:, :, 1] * y + blend[:, :, 2] * z + blend[:, :, 3]  # (N, 3, V)
+    return posed.transpose(0, 2, 1)
 
 
 def pose_hand(t: HandTemplate, theta: Array, alpha: Array, beta: Array) -> tuple[Array, Array]:

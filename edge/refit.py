@@ -60,7 +60,8 @@ class Refit:
 
     def __init__(self, t: HandTemplate | None = None) -> None:
         self.template = t = t or template()
-        self._moments, self._centroid, self._variance = part_moments(t)
+        moments, self._centroid, self._variance = part_moments(t)
+        self._moments = moments.astype(np.float32)  # half the memory to read, and exact to 1e-7
         self._lengths = _lengths(t.joints_m)
         self._parts = list(PART_JOINTS)
         self._parents = [max(p, 0) for p in PART_PARENTS]
@@ -71,8 +72,9 @@ class Refit:
 
     def parts(self, vertices_m: Array) -> tuple[Array, Array, Array]:
         """Similarity of each part (eq. 3; Umeyama 1991): rotation (16, 3, 3), scale (16,), shift (16, 3)."""
-        m = (vertices_m.T @ self._moments).reshape(3, 16, 4).transpose(1, 0, 2)
-        covariance, centre = m[..., :3], m[..., 3]
+        middle = vertices_m.mean(0)
+        m = ((vertices_m - middle).T.astype(np.float32) @ self._moments).astype(np.float64).reshape(3, 16, 4).transpose(1, 0, 2)
+        covariance, centre = m[..., :3], m[..., 3] + middle
         u, s, vt = np.linalg.svd(covariance)
         rotation = u @ vt
         mirrored = np.linalg.det(rotation) < 0

@@ -37,7 +37,7 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
     if camera.is_distorted:
         z = _plane(rotation[2], across, grid)
         pixel = camera.project(np.stack([_plane(rotation[0], across, grid), _plane(rotation[1], across, grid), z], -1))
-        per_z, px, py = 1 / z, pixel[..., 0].astype(np.float32), pixel[..., 1].astype(np.float32)
+        per_z, (px, py) = 1 / z, np.moveaxis(pixel.astype(np.float32), -1, 0)
     else:  # the pixel of a ray is a homography of its slopes
         per_z = 1 / _plane(rotation[2], across, grid)
         px = _plane(camera.fx * rotation[0] + camera.cx * rotation[2], across, grid) * per_z

@@ -7,7 +7,7 @@ DEMO := edge/demo/hand.mcap
 .PHONY: run test lint demo bench clean
 
 run: $(VENV)/.installed  ## track the recorded hand and publish it
-	$(VENV)/bin/edge-hand run --camera replay --source $(DEMO)
+	$(VENV)/bin/edge-hand run --camera replay --source $(DEMO) --view
 
 test: lint  ## everything that must hold before a commit
 	$(TEST_VENV)/bin/python -m pytest

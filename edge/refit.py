@@ -73,7 +73,8 @@ class Refit:
     def parts(self, vertices_m: Array) -> tuple[Array, Array, Array]:
         """Similarity of each part (eq. 3; Umeyama 1991): rotation (16, 3, 3), scale (16,), shift (16, 3)."""
         middle = vertices_m.mean(0)
-        m = ((vertices_m - middle).T.astype(np.float32) @ self._moments).astype(np.float64).reshape(3, 16, 4).transpose(1, 0, 2)
+        flat = (vertices_m - middle).T.astype(np.float32) @ self._moments  # (3, 64)
+        m = flat.astype(np.float64).reshape(3, 16, 4).transpose(1, 0, 2)  # (16, 3, 4)
         covariance, centre = m[..., :3], m[..., 3] + middle
         u, s, vt = np.linalg.svd(covariance)
         rotation = u @ vt

@@ -21,6 +21,7 @@ lint: $(TEST_VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/edge-hand eval --source $(DEMO) --every 75 --out out/demo
+	cp out/demo/sheet.png docs/demo.png
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/edge-hand bench --camera replay --source $(DEMO) --threads 1 --json out/bench.json

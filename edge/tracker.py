@@ -14,7 +14,7 @@ from ..hand.crop import MIRROR, camera_from_crop, crop_depth, points_from_uvd
 from ..hand.frames import DepthFrame, HandCrop, HandPose, HandPrediction, HandRoi, Side
 from ..hand.template import template
 from .engines import Engine, predict
-from .finder import CUBE_M, find_hands
+from .finder import CUBE_M, NEAR_M, find_hands
 from .refit import Fit, Refit, theta_of
 
 Array = NDArray[Any]
@@ -107,10 +107,12 @@ class Tracker:
         assert track is not None
         ahead_s = min(max((frame.t_ns - track.t_ns) * 1e-9, 0.0), 0.1)
         centre = track.centre_m + track.velocity_m_s * ahead_s
+        if centre[2] < NEAR_M:
+            return None
         left = track.right_votes < 0
         seen = self._measure(frame, centre, left)
         found = self._centre(seen)
-        if seen.is_hand and np.linalg.norm(found - centre) > FAR_OFF_M:  # it moved faster than foreseen: look there
+        if seen.is_hand and found[2] > NEAR_M and np.linalg.norm(found - centre) > FAR_OFF_M:  # it moved faster than foreseen: look there
             seen = self._measure(frame, found, left)
         return seen if seen.is_hand else None
 

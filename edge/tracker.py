@@ -112,7 +112,8 @@ class Tracker:
         left = track.right_votes < 0
         seen = self._measure(frame, centre, left)
         found = self._centre(seen)
-        if seen.is_hand and found[2] > NEAR_M and np.linalg.norm(found - centre) > FAR_OFF_M:  # it moved faster than foreseen: look there
+        if seen.is_hand and found[2] > NEAR_M and np.linalg.norm(found - centre) > FAR_OFF_M:
+            # It moved faster than foreseen: look there.
             seen = self._measure(frame, found, left)
         return seen if seen.is_hand else None
 

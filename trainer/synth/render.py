@@ -76,7 +76,10 @@ def draw_ellipsoid(
     centre: Array, inverse_axes: Array, slope: float, size: int, inverse_depth: Array, face_of: Array
 ) -> None:
     """Draw the near side of an ellipsoid: |inverse_axes @ (p - centre)| = 1; marks its pixels -2 in face_of."""
-    c = inverse_axes @ centre
+    c = np.zeros(3)
+    for i in range(3):  # a matrix product would make numba ask for SciPy
+        for j in range(3):
+            c[i] += inverse_axes[i, j] * centre[j]
     cc = c[0] * c[0] + c[1] * c[1] + c[2] * c[2] - 1
     for y in range(size):
         for x in range(size):

@@ -49,6 +49,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--model",
             type=find_model,
+            metavar="NAME|FILE",
             default=DEFAULT_MODEL.stem,
             show_default=True,
             help="A shipped model's name, or an .onnx file with its card beside it.",
@@ -182,11 +183,12 @@ def record(
     stopping: list[int] = []
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: stopping.append(number))
-    n = 0
+    n = skipped = 0
+    last_seq: int | None = None
     settings = {"camera": camera, "mode": mode or "", "far_m": str(far_m or "")}
     with (
         open_camera(camera, source, mode=mode) as opened,
-        RecordingWriter(out, sensor=camera, settings=settings, compress_level=6) as writer,
+        RecordingWriter(out, sensor=camera, settings=settings, compress_level=3) as writer,
     ):
         while not stopping and (frames is None or n < frames):
             try:
@@ -195,13 +197,19 @@ def record(
                     near = np.where(frame.depth * frame.depth_unit_m <= far_m, frame.depth, 0).astype(np.uint16)
                     frame = replace(frame, depth=near)
                 writer.write(frame)
+                skipped += max(0, frame.seq - last_seq - 1) if last_seq is not None else 0
+                last_seq = frame.seq
             except EndOfStream:
                 break
             except (BadFrame, FrameTimeout) as error:
                 say(str(error))
                 continue
             n += 1
-    click.echo(f"{n} frames in {out}")
+    if n == 0:
+        raise CommandError(f"record: no frame came, {out} was not written")
+    click.echo(
+        f"{n} frames in {out}" + (f"; {skipped} were lost: the disk or this machine is too slow" if skipped else "")
+    )
 
 
 @cli.command()
@@ -252,6 +260,8 @@ def evaluate(
         click.echo(recording_table(result))
     else:
         assert data is not None
+        if out or track or every != 1:
+            raise CommandError("eval: --out, --track and --every go with --source")
         trainer = need_trainer("evaluate")
         try:
             result = trainer.evaluate(data, opened, n=n)
@@ -263,17 +273,17 @@ def evaluate(
 
 @cli.command()
 @click.option("--out", type=Path, required=True, help="Folder for checkpoints and the log.")
-@click.option("--net", default="dgn", show_default=True)
-@click.option("--width", default=64, show_default=True, type=click.IntRange(4, 512))
-@click.option("--samples", default=1_500_000, show_default=True, type=click.IntRange(1))
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(2))
-@click.option("--lr", default=2e-3, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--net", type=str)
+@click.option("--width", type=click.IntRange(4, 512))
+@click.option("--samples", type=click.IntRange(1))
+@click.option("--batch", type=click.IntRange(2))
+@click.option("--lr", type=float)
+@click.option("--seed", type=int)
 @click.option("--threads", type=click.IntRange(1))
 @click.option("--minutes", type=float, help="Stop after so long; go on later with --resume.")
 @click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")
-def train(out: Path, threads: int | None, minutes: float | None, resume: bool, **config: Any) -> None:
-    """Train a network on rendered hands.
+def train(out: Path, threads: int | None, minutes: float | None, resume: bool, **options: Any) -> None:
+    """Train a network on rendered hands. With --resume the run's own options hold; only --samples may change.
 
     \b
     edge-hand train --out runs/dgn --samples 1500000
@@ -281,7 +291,8 @@ def train(out: Path, threads: int | None, minutes: float | None, resume: bool, *
     trainer = need_trainer("train")
     make_folders(out)
     try:
-        path = trainer.train(trainer.TrainConfig(**config), out, resume=resume, threads=threads, minutes=minutes)
+        config = trainer.config_of(out, {k: v for k, v in options.items() if v is not None}, resume)
+        path = trainer.train(config, out, resume=resume, threads=threads, minutes=minutes)
     except trainer.TrainError as error:
         raise CommandError(str(error)) from None
     click.echo(f"{path}")

@@ -6,6 +6,7 @@ cube and beyond the wrist; no point is left out for being far from the mesh.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def evaluate_recording(
             read += 1
             if (read - 1) % every:
                 continue
+            frame = replace(frame, t_ns=round(read * 1e9 / camera.fps))  # time as recorded, however fast this machine
             if not track:
                 tracker.reset()
             hands = tracker.process(frame)

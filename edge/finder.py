@@ -88,12 +88,12 @@ def surfaces(z: Array, valid: Array) -> NDArray[np.int64]:
     return labels
 
 
-def _proposals(z: Array, region: Array, points: Array, pixel_per_m: float) -> list[Array]:
+def _proposals(z: Array, region: Array, points: Array, m_per_pixel: float) -> list[Array]:
     """Centres (3,) m to try in one surface: around its nearest point, then its far ends, the nearest of them first."""
     cloud = points[region]
-    nearest = cloud[np.argsort(cloud[:, 2])[: max(5, len(cloud) // 200)]].mean(0)
+    nearest = cloud[np.argpartition(cloud[:, 2], len(cloud) // 200)[len(cloud) // 200]]  # not the very first: noise
     centres = [_settle(cloud, nearest)]
-    steps = geodesic(region, _widest(region), z, pixel_per_m)
+    steps = geodesic(region, _widest(region), z, m_per_pixel)
     ends = []
     remaining = np.where(np.isfinite(steps), steps, -1)
     for _ in range(3):
@@ -109,9 +109,10 @@ def _proposals(z: Array, region: Array, points: Array, pixel_per_m: float) -> li
 
 
 def _settle(cloud: Array, centre: Array) -> Array:
-    """Mean of the surface in a ball around the centre, twice."""
+    """Mean of the surface in a ball around one of its points, twice; the mean of a shell may have nothing near."""
     for _ in range(2):
-        centre = cloud[np.linalg.norm(cloud - centre, axis=1) < BALL_M].mean(0)
+        ball = cloud[np.linalg.norm(cloud - centre, axis=1) < BALL_M]
+        centre = ball.mean(0) if len(ball) else centre
     return centre
 
 
@@ -132,11 +133,11 @@ def _widest(region: Array) -> tuple[int, int]:
         inner = smaller
 
 
-def geodesic(region: Array, source: tuple[int, int], z: Array, pixel_per_m: float) -> Array:
+def geodesic(region: Array, source: tuple[int, int], z: Array, m_per_pixel: float) -> Array:
     """Distance (h, w) m along a surface from a pixel, in four-neighbour steps; inf where it does not reach."""
     distance = np.full(region.shape, np.inf)
     distance[source] = 0
-    step = np.where(region, z * pixel_per_m * 0.85, np.inf)  # 0.85: city-block steps overstate slanted ways
+    step = np.where(region, z * m_per_pixel * 0.85, np.inf)  # 0.85: city-block steps overstate slanted ways
     for sweep in range(400):
         before = distance.copy() if sweep % 8 == 7 else None
         distance[1:] = np.minimum(distance[1:], distance[:-1] + step[1:])

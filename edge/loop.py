@@ -34,9 +34,10 @@ class Totals:
 
     @property
     def fps(self) -> float:
-        if len(self.recent_ns) < 2:
-            return 0.0
-        return (len(self.recent_ns) - 1) * 1e9 / max(1, self.recent_ns[-1] - self.recent_ns[0])
+        """Frames a second of late; 0 when none has come for two seconds."""
+        since_ns = time.monotonic_ns() - 2_000_000_000
+        recent = [t_ns for t_ns in self.recent_ns if t_ns > since_ns]
+        return (len(recent) - 1) * 1e9 / max(1, recent[-1] - recent[0]) if len(recent) > 1 else 0.0
 
     def summary(self) -> str:
         seconds = (time.monotonic_ns() - self.begun_ns) * 1e-9
@@ -60,7 +61,7 @@ class Loop:
         self._status_ns = 0
         self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
         self._joints_topic, self._mesh_topic = f"joints.{camera.name}", f"mesh.{camera.name}"
-        self.publish_us = 0.0
+        self.publish_us = self.total_us = 0.0  # of the last frame: its sending, and its capture to after the last send
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Totals:
         """Until the stream ends or stop() says so; publishes `stopping` last. CameraError passes through."""
@@ -87,7 +88,11 @@ class Loop:
             if self._last_seq is not None:
                 self._last_seq += 1  # it was looked at, not skipped
             self.trouble = str(error)
-            self.heartbeat(self._state, self.trouble)
+            if time.monotonic_ns() - (self._last_t_ns or self.totals.begun_ns) > STALL_S * 1e9:
+                self.tracker.reset()
+                self.heartbeat("stalled", self.trouble)
+            else:
+                self.heartbeat(self._state, self.trouble)
             return True
         self.handle(frame)
         return True
@@ -116,7 +121,8 @@ class Loop:
                 self.watcher(frame, parts)
         if self.publisher.wants(self._mesh_topic):
             self.publisher.publish(encode_mesh(header, wire_hands))
-        self.publish_us = (time.monotonic_ns() - begun_ns) * 1e-3
+        over_ns = time.monotonic_ns()
+        self.publish_us, self.total_us = (over_ns - begun_ns) * 1e-3, (over_ns - frame.t_ns) * 1e-3
         self.heartbeat("tracked" if hands else "lost", "")
 
     def heartbeat(self, state: StatusState, message: str) -> None:

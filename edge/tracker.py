@@ -14,7 +14,7 @@ from ..hand.crop import MIRROR, camera_from_crop, crop_depth, points_from_uvd
 from ..hand.frames import DepthFrame, HandCrop, HandPose, HandPrediction, HandRoi, Side
 from ..hand.template import template
 from .engines import Engine, predict
-from .finder import CUBE_M, NEAR_M, find_hands
+from .finder import NEAR_M, find_hands
 from .refit import Fit, Refit, theta_of
 
 Array = NDArray[Any]
@@ -58,8 +58,6 @@ class Track:
     velocity_m_s: Array
     t_ns: int
     right_votes: float  # log-odds of a right hand, summed over frames
-    alpha: Array | None = None
-    age: int = 0
 
 
 @dataclass
@@ -75,7 +73,7 @@ class Tracker:
     """process() one frame at a time; stages_us says what the last one cost."""
 
     engine: Engine
-    one_hand: Refit = field(default_factory=Refit)
+    refit: Refit = field(default_factory=Refit)
     stages_us: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     track: Track | None = None
     _next_id: int = 1
@@ -143,7 +141,9 @@ class Tracker:
 
     def _measure(self, frame: DepthFrame, centre: Array, mirrored: bool) -> Measurement:
         t0 = time.perf_counter()
-        crop = crop_depth(frame, HandRoi("unknown", centre, CUBE_M, 1.0), self.engine.card.crop_size, mirrored)
+        crop = crop_depth(
+            frame, HandRoi("unknown", centre, self.engine.card.cube_m, 1.0), self.engine.card.crop_size, mirrored
+        )
         t1 = time.perf_counter()
         prediction = predict(self.engine, crop)
         t2 = time.perf_counter()
@@ -163,12 +163,12 @@ class Tracker:
         track = self.track
         assert track is not None
         crop, prediction = seen.crop, seen.prediction
-        fit = self.one_hand(points_from_uvd(prediction.vertices_uvd, crop.distance_m, crop.cube_m))
+        fit = self.refit(points_from_uvd(prediction.vertices_uvd, crop.distance_m, crop.cube_m))
         joints = camera_from_crop(crop, fit.joints_m)
         self._remember(track, frame, joints.mean(0), prediction.right_logit * (-1 if crop.mirrored else 1))
         error_m = self._joint_vertices @ prediction.error * (crop.cube_m / 2)
-        side_conf = 1 / (1 + np.exp(-abs(track.right_votes)))
         side: Side = "left" if crop.mirrored else "right"
+        side_conf = 1 / (1 + np.exp(track.right_votes if crop.mirrored else -track.right_votes))
         pose = HandPose(
             side=side if side_conf > 0.6 else "unknown",
             side_conf=float(side_conf),
@@ -195,7 +195,6 @@ class Tracker:
         track.centre_m, track.t_ns = centre, frame.t_ns
         votes = SIDE_VOTE * track.right_votes + np.clip(right_logit, -4, 4)
         track.right_votes = float(np.clip(votes, -SIDE_LIMIT, SIDE_LIMIT))
-        track.age += 1
 
 
 def in_camera(crop: HandCrop, fit: Fit) -> dict[str, Array]:

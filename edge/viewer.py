@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from types import TracebackType
 
 from ..hand.frames import DepthFrame
 from ..hand.wire import JointsMessage, decode
-from .watch import Screen
+from .watch import STALE_S, Screen
 
 
 class Viewer:
@@ -18,23 +19,30 @@ class Viewer:
         self._newest: tuple[DepthFrame, list[bytes]] | None = None
         self._due = threading.Event()
         self._over = False
+        self._calls = 0
         self._thread = threading.Thread(target=self._draw, name="viewer", daemon=True)
 
     def __call__(self, frame: DepthFrame, parts: list[bytes]) -> None:
         self._newest = (frame, parts)
+        self._calls += 1
         self._due.set()
 
     def _draw(self) -> None:
+        message, drawn = None, 0
         while True:
-            self._due.wait()
+            came = self._due.wait(STALE_S)
             self._due.clear()
             if self._over:
                 return
+            if not came and message is not None:  # an old hand is never shown as if it were there
+                self._screen.show(replace(message, hands=()), "no frame for a while", count=0)
             newest, self._newest = self._newest, None
             if newest:
-                message = decode(newest[1])
-                if isinstance(message, JointsMessage):
-                    self._screen.show(message, frame=newest[0])
+                decoded = decode(newest[1])
+                if isinstance(decoded, JointsMessage):
+                    message, calls = decoded, self._calls
+                    self._screen.show(message, frame=newest[0], count=calls - drawn)
+                    drawn = calls
 
     def __enter__(self) -> Viewer:
         self._screen.__enter__()

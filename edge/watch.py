@@ -106,10 +106,10 @@ class Screen:
         if self.live:
             self._write("\x1b[0m\x1b[?25h\x1b[?1049l")
 
-    def show(self, message: JointsMessage, note: str = "", frame: DepthFrame | None = None) -> None:
-        """Count one message, and draw it if it is time to."""
+    def show(self, message: JointsMessage, note: str = "", frame: DepthFrame | None = None, *, count: int = 1) -> None:
+        """Count a message (or so many that came since), and draw it if it is time to."""
         now = time.monotonic()
-        self._count += 1
+        self._count += count
         if now - self._since >= 1.0:
             self._fps, self._count, self._since = self._count / (now - self._since), 0, now
         if now < self._due:

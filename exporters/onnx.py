@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import subprocess
-import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +24,7 @@ from ..edge.model_card import ModelCard, card_path, sha256
 from ..hand.crop import CROP_SIZE, points_from_uvd
 from ..trainer.nets.dgn import DualGridNet
 from ..trainer.synth.samples import CUBE_M, Generator
-from ..trainer.train import load_net
+from ..trainer.train import TrainConfig, load_net
 from .quantize import quantize
 
 OPSET = 17
@@ -85,7 +84,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
             training={
                 **asdict(config),
                 "seen": seen,
-                "command": " ".join(["edge-hand", *sys.argv[1:]]),
+                "command": command(config),
                 "commit": commit(),
             },
             metrics=metrics or {},
@@ -97,6 +96,8 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
                 f"export {out}: the engine is {parity['mean_mm']:.3f} mm from torch on {parity['probes']} crops "
                 f"(at most {parity['max_mm']:.1f}); allowed are {LIMITS_MM[precision]} mm"
             )
+        if metrics and metrics.get("model", card.sha256) != card.sha256:
+            raise ExportError(f"export {out}: the metrics are of another model ({metrics['model'][:12]})")
         card = ModelCard(**{**asdict(card), "parity": parity})
         os.replace(temporary, out)
         card.write(out)
@@ -143,6 +144,12 @@ def compare(deployed: nn.Module, model: Path) -> dict[str, Any]:
             worst_logit, *(float(np.abs(a - b).max()) for a, b in zip(expected[1:], got[1:], strict=True))
         )
     return {"max_mm": worst, "mean_mm": total / PROBES, "max_logit": worst_logit, "probes": PROBES}
+
+
+def command(config: TrainConfig) -> str:
+    """The command that trains the like, for the card."""
+    given = {name: getattr(config, name) for name in ("net", "width", "samples", "batch", "lr", "seed")}
+    return "edge-hand train --out RUN " + " ".join(f"--{name} {value}" for name, value in given.items())
 
 
 def commit() -> str:

@@ -44,7 +44,7 @@ def flood_fill(z: Array, valid: Array) -> Array:
     return labels
 
 
-def shortest_paths(region: Array, source: tuple[int, int], z: Array, pixel_per_m: float) -> Array:
+def shortest_paths(region: Array, source: tuple[int, int], z: Array, m_per_pixel: float) -> Array:
     """`geodesic` by Dijkstra."""
     distance = np.full(region.shape, np.inf)
     distance[source] = 0.0
@@ -56,7 +56,7 @@ def shortest_paths(region: Array, source: tuple[int, int], z: Array, pixel_per_m
         for down, right in NEIGHBOURS:
             a = (row + down, column + right)
             if 0 <= a[0] < region.shape[0] and 0 <= a[1] < region.shape[1] and region[a]:
-                new = d + z[a] * pixel_per_m * 0.85
+                new = d + z[a] * m_per_pixel * 0.85
                 if new < distance[a]:
                     distance[a] = new
                     heapq.heappush(queue, (new, a))
@@ -176,3 +176,12 @@ def test_geodesic_of_a_bar_is_its_length() -> None:
     assert abs(np.mean(ratio) - 1) < 0.10
     assert min(ratio) > 0.84 and max(ratio) < 1.21  # city blocks: short along the axes, long across
     assert ratio[0] == pytest.approx(0.85, abs=0.01)
+
+
+def test_two_near_points_with_nothing_between_them_are_no_trouble() -> None:
+    camera = Intrinsics(320, 240, 240, 240, 160, 120)
+    x, y = np.meshgrid(np.arange(320), np.arange(240))
+    nearest = np.minimum(np.hypot(x - 50, y - 120), np.hypot(x - 270, y - 120))
+    depth = np.clip(420 + 2 * nearest, 0, 660).astype(np.uint16)
+    rois = find_hands(DepthFrame("x", 0, 0, depth, 0.001, camera))
+    assert rois and all(np.isfinite(roi.centre_m).all() for roi in rois)

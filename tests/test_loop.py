@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import zmq
 from edge_hand.edge import loop as loop_module
-from edge_hand.edge.cameras import Camera, open_camera
+from edge_hand.edge.cameras import BadFrame, Camera, open_camera
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.client import Subscription, subscribe
 from edge_hand.edge.engines import Engine, open_engine
@@ -246,3 +247,33 @@ def test_a_stalled_subscriber_does_not_hold_up_the_frames(folder: Path, engine: 
             kept += 1
         assert 0 < kept < 2 * loop.totals.frames  # it did lose some
         context.destroy(linger=0)
+
+
+def test_a_stream_of_unusable_frames_is_a_stall(engine: Engine, frames: list[DepthFrame], tmp_path: Path) -> None:
+    with RecordingWriter(tmp_path / "good.mcap") as writer:
+        for frame in frames[:3]:
+            writer.write(frame)
+    with open_camera("replay", str(tmp_path / "good.mcap"), fps=0) as camera:
+        good = [camera.read(5.0) for _ in range(3)]
+
+    class FailingCamera:
+        """Three good frames, then nothing but bad ones."""
+
+        name, intrinsics, fps = good[0].camera, good[0].intrinsics, 30.0
+
+        def __init__(self) -> None:
+            self.left = list(good)
+
+        def read(self, timeout_s: float = 1.0) -> DepthFrame:
+            if self.left:
+                return replace(self.left.pop(0), t_ns=time.monotonic_ns())
+            time.sleep(0.05)
+            raise BadFrame("torn")
+
+    with Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher:
+        loop = Loop(FailingCamera(), Tracker(engine), publisher)  # type: ignore[arg-type]
+        states = []
+        for _ in range(3 + 20):
+            loop.step()
+            states.append(loop._state)
+    assert states[2] == "tracked" and states[-1] == "stalled" and loop.tracker.track is None

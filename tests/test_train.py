@@ -19,6 +19,7 @@ from edge_hand.trainer.train import (
     TrainConfig,
     TrainError,
     build_net,
+    config_of,
     load_checkpoint,
     load_net,
     rate,
@@ -212,3 +213,13 @@ def test_an_unknown_net_is_one_line() -> None:
     with pytest.raises(TrainError) as error:
         build_net(replace(TINY, net="resnet"))
     assert str(error.value) == "--net resnet: unknown, possible is dgn"
+
+
+def test_a_resumed_run_keeps_its_own_options_and_only_samples_may_change(tmp_path: Path) -> None:
+    config = TrainConfig(width=8, samples=8, batch=4, warmup=4, coarse=4, bf16=False)
+    train(config, tmp_path)
+    assert config_of(tmp_path, {}, resume=True) == config
+    assert config_of(tmp_path, {"samples": 12, "width": 8}, resume=True).samples == 12
+    with pytest.raises(TrainError, match=r"^--resume: the run in .* has --width 8, not 16$"):
+        config_of(tmp_path, {"width": 16}, resume=True)
+    assert config_of(tmp_path, {"width": 16}, resume=False).width == 16

@@ -49,6 +49,17 @@ class TrainError(Exception):
     """A run that cannot start or go on, in one line."""
 
 
+def config_of(out: Path, options: dict[str, Any], resume: bool) -> TrainConfig:
+    """The config of a run: the options given, or with resume the checkpoint's, of which only samples may change."""
+    if not resume:
+        return TrainConfig(**options)
+    config = TrainConfig(**load_checkpoint(out / "last.pt")["config"])
+    for name, value in options.items():
+        if name != "samples" and getattr(config, name) != value:
+            raise TrainError(f"--resume: the run in {out} has --{name} {getattr(config, name)}, not {value}")
+    return replace(config, samples=options.get("samples", config.samples))
+
+
 def build_net(config: TrainConfig) -> DualGridNet:
     if config.net != "dgn":
         raise TrainError(f"--net {config.net}: unknown, possible is dgn")
@@ -74,6 +85,9 @@ def train(
     path = out / "last.pt"
     if path.exists() and not resume:
         raise TrainError(f"{path} exists: go on with --resume, or choose another --out")
+    state = load_checkpoint(path) if resume else None
+    if state:
+        config = replace(TrainConfig(**state["config"]), samples=config.samples)
     torch.manual_seed(config.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = build_net(config).to(device)
@@ -85,9 +99,7 @@ def train(
     )
     averaged = copy.deepcopy(net).requires_grad_(False)
     seen = 0
-    if resume:
-        state = load_checkpoint(path)
-        config = replace(TrainConfig(**state["config"]), samples=config.samples)
+    if state:
         net.load_state_dict(state["net"])
         averaged.load_state_dict(state["averaged"])
         optimizer.load_state_dict(state["optimizer"])

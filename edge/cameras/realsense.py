@@ -104,7 +104,8 @@ class RealSenseCamera:
         self._clock = ClockMap()
         self._pending: DepthFrame | None = None
         self._seq_offset, self._t_offset_ns = 0, 0
-        self._first_ns, self._last = 0, (-1, 0)  # of this lap: time of the first frame; number and time of the last
+        # Of this lap: time and number of the first frame; number and time of the last.
+        self._first_ns, self._first_number, self._last = 0, 0, (-1, 0)
         self.dropped = 0
         if source is None:
             self._label = f"realsense {serial}" if serial else "realsense"
@@ -235,7 +236,7 @@ class RealSenseCamera:
         number, last_ns = self._last
         if not self._loop or number < 0 or self._source is None:
             raise EndOfStream(f"{self._label}: no more frames")
-        self._seq_offset += number + 1
+        self._seq_offset += number - self._first_number + 1
         self._t_offset_ns += last_ns - self._first_ns + round(1e9 / self._stream_fps)
         self._last = (-1, 0)
         self.close()
@@ -259,7 +260,7 @@ class RealSenseCamera:
         if before >= 0 and number > before:
             self.dropped += number - before - 1
         if before < 0:
-            self._first_ns = stamp_ns
+            self._first_ns, self._first_number = stamp_ns, number
         self._last = (number, stamp_ns)
         if self._source is not None:
             t_ns = stamp_ns + self._t_offset_ns

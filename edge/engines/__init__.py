@@ -41,6 +41,8 @@ def open_engine(kind: str = "auto", model: Path = DEFAULT_MODEL, threads: int = 
     if kind != "auto" and kind not in kinds:
         raise ModelError(f"engine {kind!r}: there is no such engine; possible are auto, {', '.join(kinds)}")
     card = load_card(model)
+    if card.kind != "dgn":
+        raise ModelError(f"model {model}: its kind is {card.kind!r}; this edge-hand runs dgn")
     backend = importlib.import_module("." + ("onnxruntime" if kind == "auto" else kind), __name__)
     engine: Engine = backend.open_engine(model, card, threads)
     return engine

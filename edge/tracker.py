@@ -18,15 +18,17 @@ from .finder import NEAR_M, find_hands
 from .refit import Fit, Refit, theta_of
 
 Array = NDArray[Any]
-# A crop holds a hand if the network sees one there and expects to be right about it. Chosen on rendered hands and on
-# crops without a hand, `docs/accuracy.md`.
-MOST_ERROR_MM = 26.0
-LEAST_HAND_PIXELS = 45  # of 1024
+# A crop holds a hand if the network sees one there and expects to be right about it. Of rendered hands 99 % pass;
+# what else passes, `docs/accuracy.md`.
+MOST_ERROR_MM = 20.0
+LEAST_HAND_PIXELS = 40  # of 1024
 SEARCH_INTERVAL_NS = 60_000_000  # a search costs several crops; while no hand is there, one in so many ns is enough
 NEVER_NS = -(10**18)
 FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at again
 SIDE_VOTE = 0.9  # how much of the side's evidence is kept from frame to frame
 SIDE_LIMIT = 12.0
+SIDE_DECIDED = 4.0  # below this many votes, log-odds, every frame is also looked at as the other hand
+SIDE_SURE = 0.9  # confidence below which a side is published as unknown
 GAUGE_POINTS = 40
 STAGES = ("capture", "find", "crop", "engine", "refit", "publish")
 
@@ -113,7 +115,15 @@ class Tracker:
         if seen.is_hand and found[2] > NEAR_M and np.linalg.norm(found - centre) > FAR_OFF_M:
             # It moved faster than foreseen: look there.
             seen = self._measure(frame, found, left)
-        return seen if seen.is_hand else None
+        if not seen.is_hand:
+            return None
+        evidence = seen.prediction.right_logit * (-1 if left else 1)
+        if abs(track.right_votes) < SIDE_DECIDED:  # seen alone, either view tends to be called what it would be
+            other = self._measure(frame, self._centre(seen), not left)
+            evidence -= other.prediction.right_logit * (-1 if left else 1)
+        votes = SIDE_VOTE * track.right_votes + np.clip(evidence, -4, 4)
+        track.right_votes = float(np.clip(votes, -SIDE_LIMIT, SIDE_LIMIT))
+        return seen
 
     def _search(self, frame: DepthFrame) -> Measurement | None:
         if 0 <= frame.t_ns - self._failed_ns < SEARCH_INTERVAL_NS:
@@ -165,12 +175,12 @@ class Tracker:
         crop, prediction = seen.crop, seen.prediction
         fit = self.refit(points_from_uvd(prediction.vertices_uvd, crop.distance_m, crop.cube_m))
         joints = camera_from_crop(crop, fit.joints_m)
-        self._remember(track, frame, joints.mean(0), prediction.right_logit * (-1 if crop.mirrored else 1))
+        self._remember(track, frame, joints.mean(0))
         error_m = self._joint_vertices @ prediction.error * (crop.cube_m / 2)
         side: Side = "left" if crop.mirrored else "right"
         side_conf = 1 / (1 + np.exp(track.right_votes if crop.mirrored else -track.right_votes))
         pose = HandPose(
-            side=side if side_conf > 0.6 else "unknown",
+            side=side if side_conf > SIDE_SURE else "unknown",
             side_conf=float(side_conf),
             state="tracked",
             score=seen.score,
@@ -184,7 +194,7 @@ class Tracker:
         self.stages_us["refit"] += (time.perf_counter() - begun) * 1e6
         return TrackedHand(track.id, pose)
 
-    def _remember(self, track: Track, frame: DepthFrame, centre: Array, right_logit: float) -> None:
+    def _remember(self, track: Track, frame: DepthFrame, centre: Array) -> None:
         dt_s = (frame.t_ns - track.t_ns) * 1e-9
         if 0 < dt_s < 0.2:
             velocity = (centre - track.centre_m) / dt_s
@@ -193,8 +203,6 @@ class Tracker:
         else:
             track.velocity_m_s = np.zeros(3)
         track.centre_m, track.t_ns = centre, frame.t_ns
-        votes = SIDE_VOTE * track.right_votes + np.clip(right_logit, -4, 4)
-        track.right_votes = float(np.clip(votes, -SIDE_LIMIT, SIDE_LIMIT))
 
 
 def in_camera(crop: HandCrop, fit: Fit) -> dict[str, Array]:

@@ -224,7 +224,7 @@ def test_nothing_is_encoded_while_nobody_listens(folder: Path, engine: Engine) -
 def test_a_stalled_subscriber_does_not_hold_up_the_frames(folder: Path, engine: Engine) -> None:
     with (
         zmq.Context() as context,
-        open_camera("replay", str(folder), fps=0, loop=True) as camera,
+        open_camera("replay", str(folder), fps=30, loop=True) as camera,
         Publisher(ANY_PORT, topology=topology()) as publisher,
     ):
         stalled = context.socket(zmq.SUB)

@@ -20,7 +20,7 @@ lint: $(TEST_VENV)/.installed
 	MYPYPATH=.types $(TEST_VENV)/bin/mypy $(addprefix -p edge_hand.,hand edge trainer exporters)
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/edge-hand eval --source $(DEMO) --every 75 --out out/demo
+	$(VENV)/bin/edge-hand eval --source $(DEMO) --every 225 --out out/demo
 	cp out/demo/sheet.png docs/demo.png
 
 bench: $(VENV)/.installed

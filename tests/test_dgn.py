@@ -59,7 +59,7 @@ def test_the_compiled_extension_is_its_dense_twin(seed: int) -> None:
     pixels = random_pixels(seed)
     fast, slow = extend(*pixels), extend_dense(*pixels)
     assert fast.shape == slow.shape == (2, 6, GRID, GRID)
-    assert relative(fast, slow) < 1e-3
+    assert relative(fast, slow) < 3e-3  # cells more than four away are left out: at worst 1e-3 over 300 seeds
 
 
 @SOME

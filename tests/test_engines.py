@@ -59,7 +59,7 @@ def test_the_card_vouches_for_what_ships(shipped: Path) -> None:
     assert card.sha256 == sha256(shipped) and card.name == shipped.stem
     assert card.inputs == {"image": [1, 1, card.crop_size, card.crop_size]}
     assert card.outputs["vertices"] == [1, len(template().vertices_m), 3]
-    assert card.training["commit"] and card.training["command"].startswith("edge-hand export")
+    assert card.training["commit"] and card.training["command"].startswith("edge-hand train ")
     assert card.parity["mean_mm"] < {"fp32": 0.05, "int8": 2.0}[card.precision]
 
 

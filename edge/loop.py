@@ -52,6 +52,7 @@ class Loop:
 
     def __init__(self, camera: Camera, tracker: Tracker, publisher: Publisher, watcher: Watcher | None = None) -> None:
         self.camera, self.tracker, self.publisher, self.watcher = camera, tracker, publisher, watcher
+        self.stall_s = max(STALL_S, 3 / camera.fps)  # a slow recording is no stall
         self.totals = Totals()
         self.message = ""
         self.trouble = ""  # the last bad frame or stall, for the summary
@@ -75,7 +76,7 @@ class Loop:
 
     def step(self) -> bool:
         try:
-            frame = self.camera.read(STALL_S)
+            frame = self.camera.read(self.stall_s)
         except EndOfStream:
             return False
         except FrameTimeout as error:
@@ -88,7 +89,7 @@ class Loop:
             if self._last_seq is not None:
                 self._last_seq += 1  # it was looked at, not skipped
             self.trouble = str(error)
-            if time.monotonic_ns() - (self._last_t_ns or self.totals.begun_ns) > STALL_S * 1e9:
+            if time.monotonic_ns() - (self._last_t_ns or self.totals.begun_ns) > self.stall_s * 1e9:
                 self.tracker.reset()
                 self.heartbeat("stalled", self.trouble)
             else:

@@ -182,8 +182,16 @@ def stop_after(calls: int) -> Callable[[], bool]:
     return lambda: next(count) >= calls
 
 
+def test_a_slow_recording_is_not_stalled(folder: Path, engine: Engine) -> None:
+    with open_camera("replay", str(folder), fps=1) as camera:
+        messages, _ = published(camera, engine, stop=stop_after(3))
+    assert [s.state for s in of(messages, StatusMessage) if s.state == "stalled"] == []
+    assert len(of(messages, JointsMessage)) == 2
+
+
 def test_a_camera_that_falls_silent_is_stalled_and_its_old_hand_is_not_sent_again(folder: Path, engine: Engine) -> None:
     with open_camera("replay", str(folder), fps=1) as camera:
+        camera.fps = 30.0  # type: ignore[misc]  # what it promises
         messages, loop = published(camera, engine, stop=stop_after(4))
     states = [s.state for s in of(messages, StatusMessage)]
     assert states[:3] == ["starting", "tracked", "stalled"] and states[-1] == "stopping"

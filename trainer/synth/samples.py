@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...hand import se3
 from ...hand.body import Body, hand_with_arm
-from ...hand.crop import BACKGROUND, CROP_SIZE, points_from_uvd, reduce_2x2, uvd_from_points
+from ...hand.crop import CROP_SIZE, reduce_2x2, uvd_from_points
 from ...hand.kinematics import forward_kinematics, skin
 from ...hand.template import HandTemplate, template
 from .poses import sample_angles, sample_shape, sample_view
@@ -251,6 +251,3 @@ def _work(queue: Any, stream: str, start: int, batch: int, workers: int, seed: i
     while True:
         queue.put(tuple(generator.batch(start, batch)))
         start += batch * workers
-
-
-__all__ = ["BACKGROUND", "CELLS", "CUBE_M", "Generator", "Sample", "crop_patch", "points_from_uvd", "stream_batches"]

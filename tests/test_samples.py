@@ -12,7 +12,7 @@ from edge_hand.hand.crop import points_from_uvd
 from edge_hand.hand.render import render
 from edge_hand.hand.skeleton import JOINT_PARENTS
 from edge_hand.hand.template import template
-from edge_hand.trainer.synth.samples import CELLS, CUBE_M, Generator, Sample, stream_batches
+from edge_hand.trainer.synth.samples import CELLS, CUBE_M, FAR_M, NEAR_M, Generator, Sample, stream_batches
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -70,6 +70,7 @@ def test_a_batch_has_the_shapes_and_types_the_nets_read(batch: Sample) -> None:
         "distance_m": ((N,), np.float32),
         "cube_m": ((N,), np.float32),
         "is_right": ((N,), np.bool_),
+        "is_hand": ((N,), np.bool_),
     }
     assert {name: (x.shape, x.dtype.type) for name, x in batch._asdict().items()} == shapes
     assert all(np.isfinite(x).all() for x in batch)
@@ -97,7 +98,7 @@ def test_the_hand_is_in_the_cube(batch: Sample) -> None:
     assert (np.abs(batch.joints_uvd) < 1).mean() > 0.98
     assert np.abs(np.median(batch.joints_uvd, (0, 1))).max() < 0.15
     np.testing.assert_array_equal(batch.cube_m, np.float32(CUBE_M))
-    assert batch.distance_m.min() >= 0.22 and batch.distance_m.max() <= 1.2
+    assert batch.distance_m.min() >= NEAR_M and batch.distance_m.max() <= FAR_M
 
 
 def test_labelled_vertices_lie_over_what_the_picture_shows(batch: Sample) -> None:
@@ -181,9 +182,59 @@ def test_left_share_mirrors_that_share_and_hides_its_labels() -> None:
     assert 8 <= left <= 24
 
 
+def test_negative_share_of_the_samples_show_something_without_labels() -> None:
+    mixed = Generator("val", negative_share=0.4).batch(0, 60)
+    assert 12 <= (~mixed.is_hand).sum() <= 36
+    nothing = ~mixed.is_hand
+    assert not mixed.on_hand[nothing].any() and not mixed.vertices_uvd[nothing].any()
+    assert (mixed.image[nothing] < 1).any((1, 2)).mean() > 0.7
+
+
+def test_a_clean_sample_is_a_hand_alone_without_noise() -> None:
+    batch = Generator("val", kind="clean").batch(0, 24)
+    apart = []
+    for i in range(24):
+        _, mm = _nearest(batch, i)
+        apart.append(np.abs(mm))
+        cells = batch.image[i].reshape(CELLS, 2, CELLS, 2).min((1, 3)) < 1
+        vertices = batch.vertices_uvd[i]
+        low, high = (
+            ((vertices[:, :2].min(0) + 1) * 16 - 1).astype(int),
+            ((vertices[:, :2].max(0) + 1) * 16 + 2).astype(int),
+        )
+        inside = np.zeros_like(cells)
+        inside[max(low[1], 0) : high[1], max(low[0], 0) : high[0]] = True
+        assert (cells & ~inside).sum() < 200  # the forearm, nothing else
+        assert batch.on_hand[i].sum() > 30
+    assert np.median(np.concatenate(apart)) < 2.5
+
+
+def test_a_sensorless_sample_is_the_same_scene_seen_without_error() -> None:
+    seen, true = (Generator("val", kind=kind).batch(0, 24) for kind in ("full", "sensorless"))
+    np.testing.assert_array_equal(seen.vertices_uvd, true.vertices_uvd)
+    both = (seen.image < 1) & (true.image < 1)
+    error_mm = np.abs(seen.image - true.image)[both] * CUBE_M / 2 * 1000
+    assert 0.2 < np.median(error_mm) < 5
+    assert (seen.image < 1).sum() != (true.image < 1).sum()
+
+
+@pytest.mark.parametrize("image_px", [96, 120])
+def test_other_crop_sizes_show_the_same_hand_in_more_pixels(image_px: int) -> None:
+    small = Generator("val", kind="clean").sample(3)
+    large = Generator("val", kind="clean", image_px=image_px).sample(3)
+    assert large.image.shape == (image_px, image_px)
+    np.testing.assert_array_equal(small.vertices_uvd, large.vertices_uvd)
+    assert abs((small.image < 1).mean() - (large.image < 1).mean()) < 0.02
+
+
+def test_an_unknown_stream_or_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="possible are train, val, test and full, sensorless, clean"):
+        Generator("train", kind="real")
+
+
 def test_a_worker_streams_the_generators_own_batches_in_order() -> None:
-    stream = stream_batches("train", 12, 4, seed=3, left_share=0.3)
-    generator = Generator("train", 3, 0.3)
+    stream = stream_batches("train", 12, 4, seed=3, left_share=0.3, negative_share=0.2)
+    generator = Generator("train", 3, 0.3, negative_share=0.2)
     try:
         for k, batch in enumerate(islice(stream, 3)):
             assert_same(batch, generator.batch(12 + 4 * k, 4))

@@ -6,11 +6,15 @@ features to the 16x16 mesh grid, a second hourglass fills in what the camera did
 Where we differ, and why: pixels also get a hand/not-hand weight, since our crops hold forearm and clutter where the
 paper's are segmented; a cell holds an affine map of the template's rest position instead of a position, so that a
 coarse grid carries fine vertices; positions are in crop coordinates (`hand/crop.py`), so that the camera does not
-matter; each cell also predicts its own error, and the whole crop its side.
+matter; each cell also predicts its own error, and the whole crop its side and whether it shows a hand.
+
+Eq. 4 squares its residuals; we use the Huber function of the same residuals, quadratic when small and linear beyond,
+since the error people feel and papers report is the mean distance, and a square lets a few hopeless samples lead.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +23,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...hand.template import HandTemplate, template
+from ..losses import Labels, huber, metres
+from ..refit import Refit
 from .extension import GRID, extend, extend_dense
+
+IMAGE_PX = 64  # section 3.6
+OUTPUTS = ("vertices_uvd", "log_error", "hand_logit", "right_logit", "presence_logit")
+EVERY = 3  # the loss looks at every third vertex: the fields between them are smooth
 
 
 class Output(NamedTuple):
-    """vertices_uvd (B, V, 3) and log_error (B, V, 1) in half cubes; cells (B, P, 2) mesh coordinates in cells and
-    hand_logit (B, P) of the P = 32x32 image-grid pixels in row order; right_logit (B,)."""
+    """vertices_uvd (B, V, 3) and log_error (B, V) in half cubes; cells (B, P, 2) mesh coordinates in cells and
+    hand_logit (B, P) of the P = 32x32 image-grid pixels in row order; of the whole crop right_logit (B,): its side, and
+    presence_logit (B,): whether it shows a hand."""
 
     vertices_uvd: Tensor
     log_error: Tensor
     cells: Tensor
     hand_logit: Tensor
     right_logit: Tensor
+    presence_logit: Tensor
 
 
 class DualGridNet(nn.Module):
@@ -48,7 +60,7 @@ class DualGridNet(nn.Module):
         self.mesh_stem = nn.Sequential(nn.PixelUnshuffle(2), conv(4 * (features + 1), width, 1), conv(width, width))
         self.mesh_hourglass = Hourglass(width, depth=3)
         self.mesh_head = nn.Sequential(conv(width, width), nn.Conv2d(width, 4 * 13, 1), nn.PixelShuffle(2))
-        self.side_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
+        self.crop_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
         self.register_buffer("sampling", torch.tensor(sampling_matrix(t), dtype=torch.float32), persistent=False)
         rest = t.vertices_m - t.vertices_m.mean(0)
         homogeneous = np.concatenate([rest / 0.08, np.ones((len(rest), 1))], 1)  # (V, 4), about unit size
@@ -61,18 +73,81 @@ class DualGridNet(nn.Module):
         low: list[Tensor] = []
         pixels = self.image_head(self.image_hourglass(self.image_stem(both), low))  # (B, C + 3, 32, 32)
         pixels = pixels.flatten(2).transpose(1, 2).float()  # (B, P, C + 3)
-        cells = torch.sigmoid(pixels[..., :2]) * (GRID + 1) - 1  # a cell's margin, so that no target is at infinity
-        hand_logit = pixels[..., 2]
+        cells, hand_logit, features = pixels.split([2, 1, self.features], 2)
+        cells = torch.sigmoid(cells) * (GRID + 1) - 1  # a cell's margin, so that no target is at infinity
+        hand_logit = hand_logit[..., 0]
         seen = F.max_pool2d(reading, 2).flatten(1)  # (B, P)
         mask = torch.sigmoid(hand_logit) * seen
         spread = extend if self.training else extend_dense
-        grid = spread(pixels[..., 3:], cells, mask)  # (B, C + 1, 16, 16), eq. 1 and 2
+        grid = spread(features, cells, mask)  # (B, C + 1, 16, 16), eq. 1 and 2
         decoded = self.mesh_head(self.mesh_hourglass(self.mesh_stem(grid), [])).float()  # (B, 13, 16, 16)
         fields = (decoded.reshape(-1, GRID * GRID) @ self.sampling).reshape(len(image), 13, -1)  # (B, 13, V)
         affine = fields[:, :12].reshape(-1, 3, 4, fields.shape[2])
         vertices = (affine * self.rest).sum(2).transpose(1, 2)  # (B, V, 3)
-        right = self.side_head(low[0].mean((2, 3)).float())[:, 0]
-        return Output(vertices, fields[:, 12:].transpose(1, 2), cells, hand_logit, right)
+        right, presence = self.crop_head(low[0].mean((2, 3)).float()).unbind(1)
+        return Output(vertices, fields[:, 12], cells, hand_logit, right, presence)
+
+
+class Criterion:
+    """The supervised loss (section 3.5, eq. 4), before and after the closed-form refit of section 3.4.
+
+    Terms by name, each a scalar, and their sum under "loss": means over the batch, so that the mean of two batches'
+    losses is the loss of both. Lengths are in units of 20 mm, mesh coordinates in cells. Left hands only teach the
+    side, crops without a hand only that there is none. full=False leaves the refit out, for the first steps, when the
+    parts are still shapeless.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.refit = Refit(device=device)
+        area = torch.tensor(template().area[::EVERY], dtype=torch.float32, device=device)
+        self.area = area / area.mean()
+
+    def __call__(self, output: Output, labels: Labels, full: bool = True) -> dict[str, Tensor]:
+        is_hand = labels.is_hand.float()
+        right = labels.is_right.float() * is_hand
+        on_hand = labels.on_hand.flatten(1).float()  # (B, P)
+        target = layout_cells(labels.uv.flatten(1, 2))
+        off = F.huber_loss(output.cells, target, reduction="none", delta=0.5).sum(-1)
+        seen = F.max_pool2d((labels.image < 0.999).float(), 2).flatten(1)
+        mask = F.binary_cross_entropy_with_logits(output.hand_logit, on_hand, reduction="none")
+        known = torch.where(labels.is_hand, right, torch.ones_like(right))
+        terms = {
+            "correspondence": (mean_where(off, on_hand) * right).mean(),  # eq. 4, first term
+            "mask": (mean_where(mask, seen) * known).mean(),
+        }
+        crop = labels.distance_m, labels.cube_m
+        truth, truth_joints = metres(labels.vertices_uvd[:, ::EVERY], *crop), metres(labels.joints_uvd, *crop)
+        initial = metres(output.vertices_uvd, *crop)
+        distance = (initial[:, ::EVERY] - truth).norm(dim=-1) * 50  # (B, V / 3), 20 mm units
+        terms["initial"] = ((huber(distance) * self.area).mean(1) * right).mean()
+        if full:
+            vertices, joints = self.refit(initial, EVERY)
+            refined = (huber((vertices - truth).norm(dim=-1) * 50) * self.area).mean(1)
+            at_joints = huber((joints - truth_joints).norm(dim=-1) * 50).mean(1)
+            terms["refined"] = ((refined + at_joints) * right).mean()  # eq. 4, second term
+        log_truth = torch.log(distance.detach() / (50 * 0.125) + 1e-3)
+        terms["error"] = 0.1 * (huber(output.log_error[:, ::EVERY] - log_truth).mean(1) * right).mean()
+        side = F.binary_cross_entropy_with_logits(output.right_logit, labels.is_right.float(), reduction="none")
+        terms["side"] = 0.1 * (side * is_hand).mean()
+        terms["presence"] = 0.1 * F.binary_cross_entropy_with_logits(output.presence_logit, is_hand)
+        terms["loss"] = torch.stack(list(terms.values())).sum()
+        return terms
+
+
+def mean_where(x: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean over the last axis; 0 where no weight is."""
+    return (x * weight).sum(-1) / weight.sum(-1).clamp_min(1)
+
+
+def estimate(output: Output, distance_m: Tensor, cube_m: Tensor) -> tuple[Tensor, Tensor]:
+    """Joints (B, 21, 3) and vertices (B, 1609, 3) after the closed-form refit, m in the crop camera's frame."""
+    vertices, joints = _refit(str(distance_m.device))(metres(output.vertices_uvd, distance_m, cube_m))
+    return joints, vertices
+
+
+@lru_cache
+def _refit(device: str) -> Refit:
+    return Refit(device=device)
 
 
 class Hourglass(nn.Module):

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from .cameras import CameraError, camera_kinds
+from .cli_options import eval_options
 from .model_card import DEFAULT_MODEL, ModelError, find_model
 
 BIND = "tcp://127.0.0.1:5555"
@@ -229,17 +230,12 @@ def cameras() -> None:
 
 
 @cli.command(name="eval")
-@click.option("--data", help="A labelled set: synthetic:test or synthetic:val.")
-@click.option("--source", help="A recording without labels: a folder of depth PNGs, .mcap, .bag, .db3.")
+@eval_options
 @engine_options
-@click.option("--n", type=click.IntRange(1), help="How many samples or frames.")
-@click.option("--out", type=Path, help="Folder for overlay pictures (with --source).")
-@click.option("--every", default=1, show_default=True, type=click.IntRange(1), help="Look at each N-th frame only.")
-@click.option("--track", is_flag=True, help="Follow the hand from frame to frame instead of finding it in each.")
 @json_option
 def evaluate(
     data: str | None, source: str | None, engine: str, model: Path, threads: int, n: int | None, out: Path | None,
-    every: int, track: bool, json_path: Path | None,
+    every: int, track: bool, json_path: Path | None, **labelled: Any,
 ) -> None:  # fmt: skip
     """Measure a model: joint and vertex errors with labels, distance from depth to mesh without.
 
@@ -249,22 +245,20 @@ def evaluate(
     """
     if (data is None) == (source is None):
         raise CommandError("eval: give either --data synthetic:test or --source PATH")
+    if (data and (track or every != 1)) or (source and any(labelled[k] for k in ("finder", "predictions", "score"))):
+        raise CommandError("eval: --track, --every go with --source; --finder, --predictions, --score with --data")
     make_folders(out, json_path and json_path.parent)
-    from .engines import open_engine
-
-    opened = open_engine(engine, model, threads)
     if source:
+        from .engines import open_engine
         from .evaluate import evaluate_recording, recording_table
 
+        opened = open_engine(engine, model, threads)
         result = evaluate_recording(source, opened, out=out, track=track, every=every, limit=n)
         click.echo(recording_table(result))
     else:
-        assert data is not None
-        if out or track or every != 1:
-            raise CommandError("eval: --out, --track and --every go with --source")
         trainer = need_trainer("evaluate")
         try:
-            result = trainer.evaluate(data, opened, n=n)
+            result = trainer.evaluate(data, trainer.Model(model, engine, threads), n, out=out, **labelled)
         except trainer.EvaluateError as error:
             raise CommandError(str(error)) from None
         click.echo(trainer.table(result))
@@ -273,29 +267,49 @@ def evaluate(
 
 @cli.command()
 @click.option("--out", type=Path, required=True, help="Folder for checkpoints and the log.")
-@click.option("--net", type=str)
-@click.option("--width", type=click.IntRange(4, 512))
+@click.option("--net", help="dgn-nano (default), dgn-base, deephps, dibra.")
+@click.option("--width", type=click.IntRange(4, 512), help="Channels, where not those the name stands for.")
 @click.option("--samples", type=click.IntRange(1))
-@click.option("--batch", type=click.IntRange(2))
-@click.option("--lr", type=float)
+@click.option("--batch", type=click.IntRange(2), help="Samples a step, of all processes together.")
+@click.option("--optimizer", help="muon (default), adamw.")
+@click.option("--lr", type=float, help="AdamW's peak rate.")
+@click.option("--muon-lr", type=float, help="Muon's peak rate.")
 @click.option("--seed", type=int)
-@click.option("--threads", type=click.IntRange(1))
+@click.option("--init", help="Start from the weights of this checkpoint.")
+@click.option("--teacher", help="Learn from this checkpoint's vertices too.")
+@click.option("--teacher-weight", type=click.FloatRange(0), help="How much they count.")
+@click.option("--compile", is_flag=True, default=None, help="Let torch.compile rewrite the network.")
+@click.option("--sync-bn", is_flag=True, default=None, help="Batch statistics over all processes.")
+@click.option("--processes", type=click.IntRange(1), help="Train in so many processes of this machine.")
+@click.option("--threads", type=click.IntRange(1), help="Threads of each process.")
+@click.option("--workers", type=click.IntRange(0), help="Processes that render ahead; 0 renders while training.")
 @click.option("--minutes", type=float, help="Stop after so long; go on later with --resume.")
+@click.option("--validate-every", type=click.IntRange(0), default=50_000, show_default=True, help="Samples; 0: never.")
+@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
 @click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")
-def train(out: Path, threads: int | None, minutes: float | None, resume: bool, **options: Any) -> None:
+def train(
+    out: Path, processes: int | None, threads: int | None, workers: int | None, minutes: float | None,
+    validate_every: int, tensorboard: bool, resume: bool, **options: Any,
+) -> None:  # fmt: skip
     """Train a network on rendered hands. With --resume the run's own options hold; only --samples may change.
 
     \b
     edge-hand train --out runs/dgn --samples 1500000
+    edge-hand train --out runs/dgn --processes 8
+    torchrun --nproc-per-node 4 --no-python edge-hand train --out runs/dgn
     """
     trainer = need_trainer("train")
     make_folders(out)
     try:
         config = trainer.config_of(out, {k: v for k, v in options.items() if v is not None}, resume)
-        path = trainer.train(config, out, resume=resume, threads=threads, minutes=minutes)
+        path = trainer.train(
+            config, out, resume=resume, processes=processes, threads=threads, workers=workers, minutes=minutes,
+            validate_every=validate_every, tensorboard=tensorboard,
+        )  # fmt: skip
     except trainer.TrainError as error:
         raise CommandError(str(error)) from None
-    click.echo(f"{path}")
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"{path}")
 
 
 @cli.command()

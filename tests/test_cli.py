@@ -270,7 +270,7 @@ def test_a_recording_of_nothing_but_bad_frames_is_one_line(folder: Path, data: b
         ("bench --camera synthetic --json /dev/null/x/y", "folder /dev/null/x cannot be made: not a directory"),
         ("eval", "eval: give either --data synthetic:test or --source PATH"),
         ("eval --data synthetic:test --source x", "eval: give either --data synthetic:test or --source PATH"),
-        ("eval --data synthetic:nonsense", "--data synthetic:nonsense: possible are synthetic:train, synthetic:val, s"),
+        ("eval --data synthetic:nonsense", "--data synthetic:nonsense: possible are synthetic:test, synthetic:val, sy"),
         (
             "record --camera synthetic no/such/folder/x.mcap",
             "cannot write in no/such/folder: No such file or directory",

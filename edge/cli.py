@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from .cameras import CameraError, camera_kinds
-from .cli_options import eval_options
+from .cli_options import eval_options, train_options
 from .model_card import DEFAULT_MODEL, ModelError, find_model
 
 BIND = "tcp://127.0.0.1:5555"
@@ -266,27 +266,7 @@ def evaluate(
 
 
 @cli.command()
-@click.option("--out", type=Path, required=True, help="Folder for checkpoints and the log.")
-@click.option("--net", help="dgn-nano (default), dgn-base, deephps, dibra.")
-@click.option("--width", type=click.IntRange(4, 512), help="Channels, where not those the name stands for.")
-@click.option("--samples", type=click.IntRange(1))
-@click.option("--batch", type=click.IntRange(2), help="Samples a step, of all processes together.")
-@click.option("--optimizer", help="muon (default), adamw.")
-@click.option("--lr", type=float, help="AdamW's peak rate.")
-@click.option("--muon-lr", type=float, help="Muon's peak rate.")
-@click.option("--seed", type=int)
-@click.option("--init", help="Start from the weights of this checkpoint.")
-@click.option("--teacher", help="Learn from this checkpoint's vertices too.")
-@click.option("--teacher-weight", type=click.FloatRange(0), help="How much they count.")
-@click.option("--compile", is_flag=True, default=None, help="Let torch.compile rewrite the network.")
-@click.option("--sync-bn", is_flag=True, default=None, help="Batch statistics over all processes.")
-@click.option("--processes", type=click.IntRange(1), help="Train in so many processes of this machine.")
-@click.option("--threads", type=click.IntRange(1), help="Threads of each process.")
-@click.option("--workers", type=click.IntRange(0), help="Processes that render ahead; 0 renders while training.")
-@click.option("--minutes", type=float, help="Stop after so long; go on later with --resume.")
-@click.option("--validate-every", type=click.IntRange(0), default=50_000, show_default=True, help="Samples; 0: never.")
-@click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too.")
-@click.option("--resume", is_flag=True, help="Go on where the run in --out stopped.")
+@train_options
 def train(
     out: Path, processes: int | None, threads: int | None, workers: int | None, minutes: float | None,
     validate_every: int, tensorboard: bool, resume: bool, **options: Any,

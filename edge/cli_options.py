@@ -26,3 +26,42 @@ def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
     ):
         command = option(command)
     return command
+
+
+def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What `edge-hand train` learns, and how it runs."""
+    for option in (
+        click.option("--resume", is_flag=True, help="Go on where the run in --out stopped."),
+        click.option("--tensorboard", is_flag=True, help="Write TensorBoard's files too."),
+        click.option(
+            "--validate-every", type=click.IntRange(0), default=50_000, show_default=True, help="Samples; 0: never."
+        ),
+        click.option("--minutes", type=float, help="Stop after so long; go on later with --resume."),
+        click.option("--workers", type=click.IntRange(0), help="Processes that render ahead; 0: none."),
+        click.option("--threads", type=click.IntRange(1), help="Threads of each process."),
+        click.option("--processes", type=click.IntRange(1), help="Train in so many processes of this machine."),
+        click.option("--sync-bn", is_flag=True, default=None, help="Batch statistics over all processes."),
+        click.option("--compile", is_flag=True, default=None, help="Let torch.compile rewrite the network."),
+        click.option("--teacher-weight", type=click.FloatRange(0), help="How much they count."),
+        click.option("--teacher", help="Learn from this checkpoint's vertices too."),
+        click.option("--init", help="Start from the weights of this checkpoint."),
+        click.option("--seed", type=int),
+        click.option("--negative-share", type=click.FloatRange(0, 1), help="Share of crops without a hand."),
+        click.option("--left-share", type=click.FloatRange(0, 1), help="Share of left hands, for the side."),
+        click.option("--kind", help="Of samples: full (default), sensorless, clean."),
+        click.option(
+            "--decay",
+            type=click.FloatRange(0, 1, max_open=True),
+            help="Share of the samples, at the end, over which the rates fall.",
+        ),
+        click.option("--muon-lr", type=float, help="Muon's peak rate."),
+        click.option("--lr", type=float, help="AdamW's peak rate."),
+        click.option("--optimizer", help="muon (default), adamw."),
+        click.option("--batch", type=click.IntRange(2), help="Samples a step, of all processes together."),
+        click.option("--samples", type=click.IntRange(1)),
+        click.option("--width", type=click.IntRange(4, 512), help="Channels, where not those the name stands for."),
+        click.option("--net", help="dgn-nano (default), dgn-base, deephps, dibra."),
+        click.option("--out", type=Path, required=True, help="Folder for checkpoints and the log."),
+    ):
+        command = option(command)
+    return command

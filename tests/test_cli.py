@@ -289,8 +289,8 @@ def test_a_model_that_cannot_be_used_is_one_line(model: Path) -> None:
     model.write_bytes(b"something else")
     assert refusal(*run).startswith(f"model {model}: its bytes are not the ones its card vouches for (sha256 ")
     card = model.with_suffix(".json")
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"version": 2}))
-    assert refusal(*run) == f"model card {card}: version 2, this edge-hand reads version 1"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"version": 1}))
+    assert refusal(*run) == f"model card {card}: version 1, this edge-hand reads version 2"
     card.unlink()
     assert refusal(*run) == f"model {model}: its card net.json is missing; `edge-hand export` writes both"
 

@@ -58,7 +58,7 @@ def test_the_card_vouches_for_what_ships(shipped: Path) -> None:
     card = load_card(shipped)
     assert card.sha256 == sha256(shipped) and card.name == shipped.stem
     assert card.inputs == {"image": [1, 1, card.crop_size, card.crop_size]}
-    assert card.outputs["vertices"] == [1, len(template().vertices_m), 3]
+    assert card.outputs["vertices_uvd"] == [1, len(template().vertices_m), 3]
     assert card.training["commit"] and card.training["command"].startswith("edge-hand train ")
     assert card.parity["mean_mm"] < {"fp32": 0.05, "int8": 2.0}[card.precision]
 
@@ -94,8 +94,8 @@ def test_a_card_of_binary_rubbish_is_one_line(model: Path) -> None:
 
 
 def test_a_card_of_another_version_is_refused(model: Path) -> None:
-    change_card(model, lambda card: card.update(version=2))
-    assert refusal(model) == f"model card {model.with_suffix('.json')}: version 2, this edge-hand reads version 1"
+    change_card(model, lambda card: card.update(version=1))
+    assert refusal(model) == f"model card {model.with_suffix('.json')}: version 1, this edge-hand reads version 2"
 
 
 def test_a_card_with_other_fields_is_refused(model: Path) -> None:

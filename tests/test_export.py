@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import quantize as quantizer
 from edge_hand.exporters.onnx import LIMITS_MM, Deployed, ExportError, export
 from edge_hand.hand.frames import HandCrop
-from edge_hand.trainer.train import TrainConfig, TrainError, load_net, train
+from edge_hand.trainer.checkpoint import TrainConfig, TrainError, build_net, load_net
+from edge_hand.trainer.train import train
 
 TINY = TrainConfig(width=8, samples=8, batch=4, warmup=4, coarse=4, bf16=False)
 
@@ -38,7 +39,7 @@ def test_an_export_agrees_with_torch(exported: tuple[Path, ModelCard], checkpoin
     out, card = exported
     assert 0 <= card.parity["mean_mm"] <= card.parity["max_mm"] and card.parity["mean_mm"] < LIMITS_MM["fp32"]
     assert card.parity["max_logit"] < 0.1 and card.parity["probes"] == exporter.PROBES
-    net = Deployed(load_net(checkpoint)[0], 0.1).eval()
+    net = Deployed(load_net(checkpoint)[0], TINY).eval()
     image = np.random.default_rng(0).uniform(-1, 1, (1, 1, 64, 64)).astype(np.float32)
     with torch.no_grad():
         expected = [o.numpy() for o in net(torch.from_numpy(image))]
@@ -70,10 +71,11 @@ def test_its_card_says_what_it_is_and_where_it_came_from(exported: tuple[Path, M
     assert card.sha256 == sha256(out)
     assert card.inputs == {"image": [1, 1, 64, 64]} and card.crop_size == 64
     assert card.outputs == {
-        "vertices": [1, 1609, 3],
+        "vertices_uvd": [1, 1609, 3],
         "log_error": [1, 1609],
         "hand_logit": [1, 1024],
         "right_logit": [1],
+        "presence_logit": [1],
     }
     assert card.metrics == {"joint_mm": 99.0}
     assert {key: card.training[key] for key in asdict(TINY)} == asdict(TINY)
@@ -119,8 +121,19 @@ def test_another_network_than_torch_s_is_noticed(
 ) -> None:
     monkeypatch.setattr(exporter, "PROBES", 3)
     torch.manual_seed(1)
-    stranger = Deployed(exporter.DualGridNet(width=8), 0.1).eval()
+    stranger = Deployed(build_net(TINY), TINY).eval()
     assert exporter.compare(stranger, exported[0])["mean_mm"] > 10 * LIMITS_MM["fp32"]
+
+
+@pytest.mark.parametrize("net", ["deephps", "dibra"])
+def test_networks_that_give_parameters_are_exported_too(
+    net: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "PROBES", 3)
+    run = train(replace(TINY, net=net, width=8, kind="clean"), tmp_path / "run", workers=0, validate_every=0)
+    card = export(run, tmp_path / "out" / f"{net}.onnx")
+    assert card.kind == net and card.parity["mean_mm"] < LIMITS_MM["fp32"]
+    assert load_card(tmp_path / "out" / f"{net}.onnx") == card
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 edge-hand train --out runs/dgn --samples 1500000
 edge-hand train --out runs/dgn --resume          # goes on, sample for sample, where it stopped
+edge-hand train --out runs/dgn --processes 8     # each renders and learns from its share of every batch
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Generator as Endless
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,164 +22,241 @@ import numba
 import torch
 from torch import Tensor, nn
 
-from ..hand.template import template
-from .losses import Labels, Refit, dgn_loss
-from .nets.dgn import DualGridNet
-from .synth.samples import Sample, stream_batches
+from . import parallel
+from .checkpoint import (
+    CHECKPOINT_VERSION,
+    TrainConfig,
+    TrainError,
+    build_net,
+    config_of,
+    load_checkpoint,
+    load_net,
+    load_weights,
+    same_net,
+    save,
+)
+from .losses import Labels, huber, metres
+from .nets import net_module
+from .optimizers import build_optimizers, schedule
+from .parallel import Group
+from .synth.samples import Generator, Sample, stream_batches
 
-CHECKPOINT_VERSION = 1
+__all__ = ["TrainConfig", "TrainError", "config_of", "load_net", "train"]
 
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """All that decides a run; saved in every checkpoint and in the model's card."""
-
-    net: str = "dgn"
-    width: int = 64
-    samples: int = 1_500_000
-    batch: int = 64
-    lr: float = 2e-3
-    weight_decay: float = 1e-3
-    warmup: int = 20_000  # samples until the rate is full
-    coarse: int = 20_000  # samples before the refit joins the loss
-    left_share: float = 0.1
-    ema: float = 0.999  # per step of 64 samples
-    seed: int = 0
-    bf16: bool = True
-
-
-class TrainError(Exception):
-    """A run that cannot start or go on, in one line."""
-
-
-def config_of(out: Path, options: dict[str, Any], resume: bool) -> TrainConfig:
-    """The config of a run: the options given, or with resume the checkpoint's, of which only samples may change."""
-    if not resume:
-        return TrainConfig(**options)
-    config = TrainConfig(**load_checkpoint(out / "last.pt")["config"])
-    for name, value in options.items():
-        if name != "samples" and getattr(config, name) != value:
-            raise TrainError(f"--resume: the run in {out} has --{name} {getattr(config, name)}, not {value}")
-    return replace(config, samples=options.get("samples", config.samples))
-
-
-def build_net(config: TrainConfig) -> DualGridNet:
-    if config.net != "dgn":
-        raise TrainError(f"--net {config.net}: unknown, possible is dgn")
-    return DualGridNet(width=config.width)
-
-
-def rate(config: TrainConfig, seen: int) -> float:
-    """Learning rate after so many samples: linear warm-up, then a cosine to 1 % of the peak."""
-    if seen < config.warmup:
-        return config.lr * (seen + config.batch) / config.warmup
-    done = min(1.0, (seen - config.warmup) / max(1, config.samples - config.warmup))
-    return config.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+SAY_S, SAVE_S = 10, 120
+VALIDATION_SAMPLES = 256
 
 
 def train(
-    config: TrainConfig, out: Path, *, resume: bool = False, threads: int | None = None, minutes: float | None = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    processes: int | None = None,
+    threads: int | None = None,
+    workers: int | None = None,
+    minutes: float | None = None,
+    validate_every: int = 50_000,
+    tensorboard: bool = False,
 ) -> Path:
-    """Train until config.samples are seen (or so many minutes are over); returns the last checkpoint's path."""
-    if threads:
-        torch.set_num_threads(threads)
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # or it sets torch's back
-    out.mkdir(parents=True, exist_ok=True)
+    """Train until config.samples are seen, so many minutes are over, or SIGTERM or SIGINT; the last checkpoint's path.
+
+    processes: start so many on this machine; torchrun's need no option. workers: processes that render ahead for one
+    that trains, default 1; 0 renders in the process itself, as several always do. validate_every: samples, 0 never.
+    """
     path = out / "last.pt"
+    if processes and not parallel.launched():
+        options = {"resume": resume, "threads": threads, "workers": workers, "minutes": minutes,
+                   "validate_every": validate_every, "tensorboard": tensorboard}  # fmt: skip
+        parallel.launch(processes, train, config, out, error=TrainError, **options)
+        return path
+    out.mkdir(parents=True, exist_ok=True)
     if path.exists() and not resume:
         raise TrainError(f"{path} exists: go on with --resume, or choose another --out")
     state = load_checkpoint(path) if resume else None
     if state:
         config = replace(TrainConfig(**state["config"]), samples=config.samples)
+    with parallel.join() as group, parallel.stop_signals() as signals, Log(out, group, tensorboard) as log:
+        set_threads(threads or (1 if group.size > 1 else None))
+        if config.batch % group.size:
+            raise TrainError(f"--batch {config.batch}: {group.size} processes cannot share it evenly")
+        if workers and group.size > 1:
+            raise TrainError(f"--workers {workers}: each of several processes renders its own samples")
+        workers = int(group.size == 1) if workers is None else workers
+        run = begin(config, state, path, group)
+        validation: Labels | None = None
+        begun, begun_seen, seconds = time.monotonic(), run.seen, run.seconds
+        said = saved = begun
+        totals: dict[str, float] = {}
+        steps, finished, stopped = 0, run.seen >= config.samples, False
+        with closing(batches(config, group, run.seen, workers)) as source:
+            while not (finished or stopped):
+                late = minutes is not None and time.monotonic() - begun > 60 * minutes
+                means, stopped = step(run, next(source), group, stop=late or bool(signals))
+                now = time.monotonic()
+                run.seconds = seconds + now - begun
+                steps += 1
+                totals = {name: totals.get(name, 0.0) + mean for name, mean in means.items()}
+                finished = run.seen >= config.samples
+                at = {"seen": run.seen, "s": round(run.seconds, 1)}
+                if now - said > SAY_S or finished or stopped:
+                    terms = {name: round(total / steps, 4) for name, total in totals.items()}
+                    per_s = (run.seen - begun_seen) / max(now - begun, 1e-9)
+                    log.say(progress(run.seen, config.samples, per_s, terms))
+                    rates = {"per_s": round(per_s, 1), "lr": round(config.lr * schedule(config, run.seen), 8)}
+                    log.write({**at, **rates, **terms})
+                    totals, steps, said = {}, 0, now
+                if validate_every and (finished or run.seen % validate_every < config.batch):
+                    validation = validation or held_out(config, group)
+                    error_mm = joint_error_mm(run.averaged, config.net, validation, group)
+                    log.say(f"{run.seen:>9,} samples: joints {error_mm:.2f} mm on held-out ones")
+                    log.write({**at, "val_joint_mm": round(error_mm, 3)})
+                if group.rank == 0 and now - saved > SAVE_S:
+                    try:
+                        save(run.state(), path)
+                    except OSError as problem:
+                        log.say(f"{unsaved(path, problem)}; training goes on")
+                    saved = now
+        if group.rank == 0:
+            try:
+                save(run.state(), path)
+            except OSError as problem:
+                raise TrainError(unsaved(path, problem)) from None
+        if stopped and not finished:
+            log.say(f"stopped and saved after {run.seen:,} of {config.samples:,} samples; --resume goes on")
+        return path
+
+
+@dataclass
+class Run:
+    """What a run is made of, and where it is; seen counts samples, seconds the time spent on them."""
+
+    config: TrainConfig
+    net: nn.Module
+    forward: Any  # the net, compiled if config.compile
+    averaged: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    criterion: Any
+    teacher: nn.Module | None
+    seen: int
+    seconds: float
+
+    def state(self) -> dict[str, Any]:
+        return {"version": CHECKPOINT_VERSION, "config": asdict(self.config), "seen": self.seen,
+                "seconds": self.seconds, "net": self.net.state_dict(), "averaged": self.averaged.state_dict(),
+                "optimizers": [o.state_dict() for o in self.optimizers]}  # fmt: skip
+
+
+def begin(config: TrainConfig, state: dict[str, Any] | None, path: Path, group: Group) -> Run:
+    """A run from nothing, from config.init's weights, or where the checkpoint's state of path has left it."""
     torch.manual_seed(config.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = build_net(config).to(device)
-    net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    decay = [p for p in net.parameters() if p.ndim > 1]
-    plain = [p for p in net.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=config.lr
-    )
+    net: nn.Module = build_net(config).to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if config.init and not state:
+        start = load_checkpoint(Path(config.init))
+        same_net(start, config, f"--init {config.init}")
+        load_weights(net, start["averaged"], Path(config.init))
     averaged = copy.deepcopy(net).requires_grad_(False)
-    seen = 0
+    optimizers = build_optimizers(net, config)
     if state:
-        net.load_state_dict(state["net"])
-        averaged.load_state_dict(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
-        seen = state["seen"]
-    refit = Refit(device=device)
-    t = template()
-    area = torch.tensor(t.area / t.area.mean(), dtype=torch.float32, device=device)
-
-    def save() -> None:
-        state = {"version": CHECKPOINT_VERSION, "config": asdict(config), "seen": seen, "net": net.state_dict(),
-                 "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict()}  # fmt: skip
-        temporary = path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-
-    begun, begun_seen, said, saved = time.monotonic(), seen, time.monotonic(), time.monotonic()
-    totals: dict[str, float] = {}
-    steps = 0
-    batches = stream_batches("train", seen, config.batch, seed=config.seed, left_share=config.left_share)
-    with (out / "log.jsonl").open("a") as log:
-        for batch in batches:
-            if seen >= config.samples or (minutes and time.monotonic() - begun > 60 * minutes):
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = rate(config, seen)
-            labels = to_labels(batch, device)
-            terms = step(net, labels, refit, area, optimizer, full=seen >= config.coarse, bf16=config.bf16)
-            update_average(averaged, net, min(config.ema, (1 + seen / config.batch) / (10 + seen / config.batch)))
-            seen += config.batch
-            steps += 1
-            for name, value in terms.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-            now = time.monotonic()
-            if now - said > 10 or seen >= config.samples:
-                means = {name: round(total / steps, 4) for name, total in totals.items()}
-                per_s = (seen - begun_seen) / (now - begun)
-                print(progress(seen, config.samples, per_s, means), flush=True)
-                entry = {"seen": seen, "s": round(now - begun, 1), "lr": rate(config, seen), **means}
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
-                totals, steps, said = {}, 0, now
-            if now - saved > 120:
-                save()
-                saved = now
-    batches.close()  # type: ignore[attr-defined]
-    save()
-    return path
+        load_weights(net, state["net"], path)
+        load_weights(averaged, state["averaged"], path)
+        for optimizer, its in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its)
+    if config.sync_bn and group.size > 1:
+        parallel.share_statistics(net)
+    return Run(
+        config,
+        net,
+        torch.compile(net) if config.compile else net,
+        averaged,
+        optimizers,
+        net_module(config.net).Criterion(group.device),
+        load_teacher(config, group.device),
+        state["seen"] if state else 0,
+        state["seconds"] if state else 0.0,
+    )
 
 
-def progress(seen: int, samples: int, per_s: float, means: dict[str, float]) -> str:
-    """The line that says how far the run is."""
-    left_min = (samples - seen) / per_s / 60
-    terms = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
-    return f"{seen:>9,} / {samples:,} samples  {per_s:4.0f}/s  {left_min:4.0f} min left  {terms}"
+def step(run: Run, labels: Labels, group: Group, *, stop: bool = False) -> tuple[dict[str, float], bool]:
+    """One step of all processes: the loss's terms over all their samples, and whether any of them wants to stop.
 
-
-def step(
-    net: DualGridNet,
-    labels: Labels,
-    refit: Refit,
-    area: Tensor,
-    optimizer: torch.optim.Optimizer,
-    *,
-    full: bool,
-    bf16: bool,
-) -> dict[str, Tensor]:
-    """One optimiser step; the loss's terms."""
+    A loss or gradient that is not finite is a TrainError, before it reaches the weights.
+    """
+    config, net = run.config, run.net
+    torch.manual_seed((config.seed << 40) + run.seen + group.rank)  # what a net draws depends on where the run is
+    for optimizer in run.optimizers:
+        for settings in optimizer.param_groups:
+            settings["lr"] = settings["peak"] * schedule(config, run.seen)
     net.train()
-    image = labels.image[:, None].contiguous(memory_format=torch.channels_last)
-    with torch.autocast(image.device.type, torch.bfloat16, enabled=bf16):
-        output = net(image)
-    terms = dgn_loss(output, labels, refit, area, full)
-    optimizer.zero_grad(set_to_none=True)
+    image = images(labels)
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=config.bf16):
+        output = run.forward(image)
+    try:
+        terms: dict[str, Tensor] = run.criterion(output, labels, run.seen >= config.coarse)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of vertices that are no numbers
+        raise TrainError(not_finite({"the refit": math.nan}, config, run.seen)) from None
+    if run.teacher:
+        terms["teacher"] = config.teacher_weight * distance_to_teacher(run.teacher, image, output, labels)
+        terms["loss"] = terms["loss"] + terms["teacher"]
+    net.zero_grad(set_to_none=True)
     terms["loss"].backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-    optimizer.step()
-    return {name: value.detach() for name, value in terms.items()}
+    told = torch.stack([*(value.detach() for value in terms.values()), terms["loss"].new_tensor(float(stop))])
+    gradients = [p.grad for p in net.parameters() if p.grad is not None]
+    group.average_([*gradients, *parallel.statistics(net), told])  # batch statistics are of each one's own samples
+    norm = nn.utils.clip_grad_norm_(net.parameters(), 5.0)
+    *values, stopping, norm_ = [*told.tolist(), float(norm)]
+    means = dict(zip(terms, values, strict=True))
+    if not all(math.isfinite(value) for value in (*values, norm_)):
+        raise TrainError(not_finite({**means, "gradient": norm_}, config, run.seen))
+    for optimizer in run.optimizers:
+        optimizer.step()
+    done = run.seen / config.batch
+    update_average(run.averaged, net, min(config.ema ** (config.batch / 64), (1 + done) / (10 + done)))
+    run.seen += config.batch
+    return means, stopping > 0
+
+
+def batches(config: TrainConfig, group: Group, seen: int, workers: int) -> Endless[Labels, None, None]:
+    """This process's share of every batch from sample `seen` on, without end: of n processes the r-th has the r-th n-th
+    of the indices, so that together they see what one alone would."""
+    share = config.batch // group.size
+    options = sample_options(config)
+    if group.device != "cpu":  # a GPU draws its own samples: batch by batch, not index by index
+        from .synth.gpu import GpuGenerator
+
+        on_device = GpuGenerator("train", config.seed, group.device, batch=share, **options)
+        while True:
+            yield on_device.batch(seen // share + group.rank)
+            seen += config.batch
+    elif workers:
+        with closing(stream_batches("train", seen, share, seed=config.seed, workers=workers, **options)) as ahead:  # type: ignore[type-var]
+            yield from map(to_labels, ahead)
+    else:
+        generator = Generator("train", config.seed, **options)
+        while True:
+            yield to_labels(generator.batch(seen + group.rank * share, share))
+            seen += config.batch
+
+
+def sample_options(config: TrainConfig) -> dict[str, Any]:
+    return {"left_share": config.left_share, "negative_share": config.negative_share, "kind": config.kind,
+            "image_px": net_module(config.net).IMAGE_PX}  # fmt: skip
+
+
+def to_labels(batch: Sample, device: str = "cpu") -> Labels:
+    return Labels(*(torch.as_tensor(x).to(device, non_blocking=True) for x in batch))
+
+
+def images(labels: Labels) -> Tensor:
+    return labels.image[:, None].contiguous(memory_format=torch.channels_last)  # (B, 1, S, S)
+
+
+def distance_to_teacher(teacher: nn.Module, image: Tensor, output: Any, labels: Labels) -> Tensor:
+    """Mean distance of the vertices to the teacher's, in units of 20 mm for a cube of 0.25 m; right hands count."""
+    with torch.no_grad():
+        target = teacher(image).vertices_uvd
+    off = huber((output.vertices_uvd - target).norm(dim=-1) * 6.25).mean(1)  # (B,)
+    return (off * (labels.is_right & labels.is_hand)).mean()
 
 
 @torch.no_grad()
@@ -189,32 +269,97 @@ def update_average(averaged: nn.Module, net: nn.Module, keep: float) -> None:
             a.copy_(b)
 
 
-def to_labels(batch: Sample, device: str = "cpu") -> Labels:
-    return Labels(*(torch.as_tensor(x).to(device, non_blocking=True) for x in batch))
+def held_out(config: TrainConfig, group: Group) -> Labels:
+    """This process's share of the validation samples: right hands, other poses and views than those of training."""
+    options = sample_options(config) | {"left_share": 0.0, "negative_share": 0.0}
+    first, end = (VALIDATION_SAMPLES * r // group.size for r in (group.rank, group.rank + 1))
+    generator = Generator("val", **options)
+    return to_labels(generator.batch(first, end - first), group.device)
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """The checkpoint's dict; a missing, broken or foreign file is a TrainError of one line."""
-    if not path.exists():
-        raise TrainError(f"{path}: no such checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise TrainError(
-            f"{path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0][:100]})"
-        ) from None
-    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION or "config" not in state:
-        raise TrainError(f"{path}: not a checkpoint of version {CHECKPOINT_VERSION}")
-    known = {f.name for f in fields(TrainConfig)}
-    if set(state["config"]) - known:
-        raise TrainError(f"{path}: its config has unknown entries {sorted(set(state['config']) - known)}")
-    return state
+@torch.no_grad()
+def joint_error_mm(net: nn.Module, name: str, validation: Labels, group: Group) -> float:
+    """Mean distance of the estimated joints to the true ones over all processes' samples, mm."""
+    net.eval()
+    total = torch.zeros(2, device=group.device)
+    for first in range(0, len(validation.image), 32):
+        labels = Labels(*(column[first : first + 32] for column in validation))
+        joints, _ = net_module(name).estimate(net(images(labels)), labels.distance_m, labels.cube_m)
+        off = (joints - metres(labels.joints_uvd, labels.distance_m, labels.cube_m)).norm(dim=-1)  # (B, 21)
+        total += torch.stack([off.sum(), torch.tensor(float(off.numel()), device=group.device)])
+    total = group.sum_(total)
+    return float(total[0] / total[1]) * 1e3
 
 
-def load_net(path: Path) -> tuple[DualGridNet, TrainConfig, int]:
-    """The averaged network of a checkpoint in eval mode, its config and the samples it has seen."""
-    state = load_checkpoint(path)
-    config = TrainConfig(**state["config"])
-    net = build_net(config)
-    net.load_state_dict(state["averaged"])
-    return net.eval(), config, state["seen"]
+def load_teacher(config: TrainConfig, device: str) -> nn.Module | None:
+    """The frozen network of config.teacher; it must see the same crops and give vertices as config.net does."""
+    if config.teacher is None:
+        return None
+    teacher, its, _ = load_net(Path(config.teacher))
+    if net_module(its.net) is not net_module(config.net) or "vertices_uvd" not in net_module(config.net).Output._fields:
+        raise TrainError(f"--teacher {config.teacher}: a {its.net} cannot teach vertices to a {config.net}")
+    return teacher.to(device, memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload]
+
+
+def set_threads(threads: int | None) -> None:
+    if threads:
+        torch.set_num_threads(threads)
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # or it sets torch's back
+
+
+class Log:
+    """What the first process says: lines on the screen, records in log.jsonl and, if wanted, TensorBoard's files."""
+
+    def __init__(self, out: Path, group: Group, tensorboard: bool) -> None:
+        self.path, self.speaks = out / "log.jsonl", group.rank == 0
+        self.board: Any = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise TrainError("--tensorboard needs tensorboard: pip install tensorboard") from None
+            self.board = SummaryWriter(out) if self.speaks else None  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.board:
+            self.board.close()
+
+    def say(self, text: str) -> None:
+        if self.speaks:
+            with suppress(OSError):  # a reader that left, or output on the disk that is full
+                print(text, flush=True)
+
+    def write(self, entry: dict[str, float]) -> None:
+        """A record at entry["seen"]; a disk that is full costs records, not the run."""
+        if not self.speaks:
+            return
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                size, line = file.tell(), (json.dumps(entry) + "\n").encode()
+                if file.write(line) != len(line):
+                    os.truncate(self.path, size)  # half a line would spoil the file
+        except OSError as problem:
+            self.say(f"{self.path} cannot be written: {(problem.strerror or str(problem)).lower()}")
+        for name in entry.keys() - {"seen"} if self.board else ():
+            self.board.add_scalar(name, entry[name], int(entry["seen"]))
+
+
+def progress(seen: int, samples: int, per_s: float, means: dict[str, float]) -> str:
+    """The line that says how far the run is."""
+    left_min = (samples - seen) / per_s / 60
+    terms = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+    return f"{seen:>9,} / {samples:,} samples  {per_s:4.0f}/s  {left_min:4.0f} min left  {terms}"
+
+
+def not_finite(values: dict[str, float], config: TrainConfig, seen: int) -> str:
+    bad = ", ".join(f"{name} {value}" for name, value in values.items() if not math.isfinite(value))
+    which = f"training samples {seen} to {seen + config.batch - 1} of seed {config.seed}"
+    return f"{which} give {bad}: stopped before it reached the weights; last.pt is as it was"
+
+
+def unsaved(path: Path, problem: OSError) -> str:
+    kept = "; the checkpoint before it is intact" if path.exists() else ""
+    return f"{path} cannot be written: {(problem.strerror or str(problem)).lower()}{kept}"

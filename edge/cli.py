@@ -294,21 +294,27 @@ def train(
 
 @cli.command()
 @click.option("--checkpoint", type=Path, required=True, help="last.pt of a training run.")
-@click.option("--out", type=Path, required=True, help="The .onnx file to write; its card goes beside it.")
+@click.option("--out", type=Path, required=True, help="The .onnx file to write, its card goes beside it; or a .pt.")
 @click.option("--precision", default="fp32", show_default=True, help="fp32, int8.")
 @click.option("--metrics", type=Path, help="JSON of `edge-hand eval` to keep in the card.")
 def export(checkpoint: Path, out: Path, precision: str, metrics: Path | None) -> None:
-    """Write a trained network as ONNX with its card, if it agrees with torch.
+    """Write a trained network as ONNX with its card, if it agrees with torch; or its weights alone, to train on.
 
     \b
     edge-hand export --checkpoint runs/dgn/last.pt --out dgn.onnx
+    edge-hand export --checkpoint runs/dgn/last.pt --out dgn.pt     # 2 MB, for edge-hand train --init
     """
     need_trainer("train")
     from ..exporters.onnx import ExportError
     from ..exporters.onnx import export as write
-    from ..trainer.train import TrainError
+    from ..trainer.checkpoint import TrainError, save_weights
 
     try:
+        if out.suffix == ".pt":
+            make_folders(out.parent)
+            save_weights(checkpoint, out)
+            click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+            return
         card = write(checkpoint, out, json.loads(metrics.read_text()) if metrics else None, precision)
     except (ExportError, TrainError, OSError, ValueError) as error:
         raise CommandError(str(error)) from None

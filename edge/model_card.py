@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-CARD_VERSION = 1
+CARD_VERSION = 2
 MODELS = Path(__file__).with_name("models")
 DEFAULT_MODEL = MODELS / "dgn-nano-int8.onnx"
 

@@ -43,7 +43,8 @@ class Measurement(NamedTuple):
 
     @property
     def is_hand(self) -> bool:
-        return self.error_mm < MOST_ERROR_MM and self.hand_pixels >= LEAST_HAND_PIXELS
+        there = self.prediction.presence_logit > 0 and self.hand_pixels >= LEAST_HAND_PIXELS
+        return there and self.error_mm < MOST_ERROR_MM
 
     @property
     def score(self) -> float:

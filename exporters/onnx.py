@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.model_card import ModelCard, card_path, sha256
-from ..hand.crop import CROP_SIZE, points_from_uvd
-from ..trainer.nets.dgn import DualGridNet
-from ..trainer.synth.samples import CUBE_M, Generator
-from ..trainer.train import TrainConfig, load_net
+from ..trainer.checkpoint import TrainConfig, load_net
+from ..trainer.losses import metres
+from ..trainer.nets import NETS, net_module, output_of
+from ..trainer.synth.samples import CUBE_M, Generator, Sample
 from .quantize import quantize
 
 OPSET = 17
@@ -37,17 +37,33 @@ class ExportError(Exception):
 
 
 class Deployed(nn.Module):
-    """The network as the daemon calls it: fixed shapes, plain outputs, and the side's logit without the prior that
-    the training set's share of left hands put into it."""
+    """The network as the daemon calls it: plain outputs, those of its module's OUTPUTS, and the crop's logits without
+    the priors that the training set's shares of left hands and of no hands put into them."""
 
-    def __init__(self, net: DualGridNet, left_share: float) -> None:
+    def __init__(self, net: nn.Module, config: TrainConfig) -> None:
         super().__init__()
         self.net = net
-        self.prior = math.log((1 - left_share) / left_share) if 0 < left_share < 1 else 0.0
+        self.config, self.module = config, net_module(config.net)
+        self.names: tuple[str, ...] = self.module.OUTPUTS
+        self.priors = {"right_logit": prior(config.left_share), "presence_logit": prior(config.negative_share)}
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         out = self.net(image)
-        return out.vertices_uvd, out.log_error[..., 0], out.hand_logit, out.right_logit - self.prior
+        return tuple(getattr(out, name) - self.priors.get(name, 0.0) for name in self.names)
+
+    def vertices_m(self, outputs: tuple[Tensor, ...], sample: Sample) -> Tensor:
+        """The vertices (V, 3) m that the outputs mean for a sample's crop, before any refit."""
+        distance, cube = torch.tensor([sample.distance_m]), torch.tensor([sample.cube_m])
+        if self.names[0] == "vertices_uvd":
+            return metres(outputs[0], distance, cube)[0]
+        output = output_of(self.module, dict(zip(self.names, outputs, strict=True)))
+        vertices: Tensor = self.module.estimate(output, distance, cube)[1]
+        return vertices[0]
+
+
+def prior(share: float) -> float:
+    """Log-odds of what is not in that share of the samples."""
+    return math.log((1 - share) / share) if 0 < share < 1 else 0.0
 
 
 def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, precision: str = "fp32") -> ModelCard:
@@ -55,9 +71,10 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
     if precision not in LIMITS_MM:
         raise ExportError(f"--precision {precision}: possible are {', '.join(LIMITS_MM)}")
     net, config, seen = load_net(checkpoint)
-    deployed = Deployed(net, config.left_share).eval()
-    image = torch.ones(1, 1, CROP_SIZE, CROP_SIZE)
-    names = ["vertices", "log_error", "hand_logit", "right_logit"]
+    deployed = Deployed(net, config).eval()
+    module = net_module(config.net)
+    image = torch.ones(1, 1, module.IMAGE_PX, module.IMAGE_PX)
+    names = list(module.OUTPUTS)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.stem + ".part.onnx")
     try:
@@ -74,15 +91,17 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
             store_as_half(temporary)
         card = ModelCard(
             name=out.stem,
-            kind=config.net,
+            kind=NETS[config.net].module,
             sha256=sha256(temporary),
             precision=precision,
-            crop_size=CROP_SIZE,
+            crop_size=module.IMAGE_PX,
             cube_m=CUBE_M,
             inputs={"image": list(image.shape)},
             outputs=dict(zip(names, shapes, strict=True)),
             training={
                 **asdict(config),
+                "init": Path(config.init).name if config.init else None,  # not where it was on somebody's disk
+                "teacher": Path(config.teacher).name if config.teacher else None,
                 "seen": seen,
                 "command": command(config),
                 "commit": commit(),
@@ -124,31 +143,29 @@ def store_as_half(model: Path) -> None:
     onnx.save(proto, model)
 
 
-def compare(deployed: nn.Module, model: Path) -> dict[str, Any]:
-    """Distance between the vertices of torch and of the engine on the probe crops, mm, and of the other outputs."""
-    engine = open_engine("onnxruntime", model)
-    generator = Generator("val", seed=1)
+def compare(deployed: Deployed, model: Path) -> dict[str, Any]:
+    """Distance between the vertices of torch and of the engine on the probe crops, mm, and of the crops' logits."""
+    engine = open_engine("onnxruntime", model, net=None)
+    generator = Generator("val", seed=1, kind=deployed.config.kind, image_px=engine.card.crop_size)
     worst, total, worst_logit = 0.0, 0.0, 0.0
     for i in range(PROBES):
         sample = generator.sample(i)
         image = np.ascontiguousarray(sample.image[None, None])
         with torch.no_grad():
-            expected = [o.numpy() for o in deployed(torch.from_numpy(image))]
-        got = engine.run(image)
-        points = [
-            points_from_uvd(v[0][0].astype(np.float64), sample.distance_m, sample.cube_m) for v in (expected, got)
+            expected = deployed(torch.from_numpy(image))
+        got = tuple(torch.from_numpy(o) for o in engine.run(image))
+        off = (deployed.vertices_m(expected, sample) - deployed.vertices_m(got, sample)).norm(dim=-1) * 1e3
+        worst, total = max(worst, float(off.max())), total + float(off.mean())
+        logits = [
+            float((a - b).abs().max()) for n, a, b in zip(deployed.names, expected, got, strict=True) if "log" in n
         ]
-        distance = np.linalg.norm(points[0] - points[1], axis=1) * 1e3
-        worst, total = max(worst, float(distance.max())), total + float(distance.mean())
-        worst_logit = max(
-            worst_logit, *(float(np.abs(a - b).max()) for a, b in zip(expected[1:], got[1:], strict=True))
-        )
+        worst_logit = max(worst_logit, *logits, 0.0)
     return {"max_mm": worst, "mean_mm": total / PROBES, "max_logit": worst_logit, "probes": PROBES}
 
 
 def command(config: TrainConfig) -> str:
     """The command that trains the like, for the card."""
-    given = {name: getattr(config, name) for name in ("net", "width", "samples", "batch", "lr", "seed")}
+    given = {name: getattr(config, name) for name in ("net", "samples", "batch", "lr", "muon_lr", "seed")}
     return "edge-hand train --out RUN " + " ".join(f"--{name} {value}" for name, value in given.items())
 
 

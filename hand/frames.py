@@ -78,13 +78,14 @@ class HandPrediction:
     """The network's answer for one crop, in the crop's own coordinates.
 
     vertices_uvd is (V, 3) in [-1, 1] units of the cube (`crop.points_from_uvd` makes metres), error (V,) the error the
-    network expects of each vertex, in half cubes, right_logit the log-odds that the crop shows a right hand, hand
-    (S / 2, S / 2) which pixels it takes for hand.
+    network expects of each vertex, in half cubes, right_logit the log-odds that the crop shows a right hand,
+    presence_logit that it shows a hand at all, hand (S / 2, S / 2) which pixels it takes for hand.
     """
 
     vertices_uvd: Array
     error: Array
     right_logit: float
+    presence_logit: float
     hand: Array
 
 

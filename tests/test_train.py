@@ -12,7 +12,7 @@ import numba
 import pytest
 import torch
 from edge_hand.trainer import train as training
-from edge_hand.trainer.checkpoint import build_net, load_checkpoint
+from edge_hand.trainer.checkpoint import build_net, load_checkpoint, save_weights
 from edge_hand.trainer.muon import Muon, orthogonal
 from edge_hand.trainer.nets import NETS
 from edge_hand.trainer.optimizers import build_optimizers, schedule
@@ -313,3 +313,20 @@ def test_muon_has_the_convolutions_and_adamw_the_rest() -> None:
     assert sum(len(group["params"]) for group in only.param_groups) == count
     with pytest.raises(TrainError, match=r"^--optimizer sgd: unknown, possible are muon, adamw$"):
         build_optimizers(net, replace(TINY, optimizer="sgd"))
+
+
+def test_weights_alone_are_small_start_a_run_and_are_no_run_themselves(tmp_path: Path) -> None:
+    run(TINY, tmp_path / "a")
+    path = tmp_path / "a" / "last.pt"
+    alone = tmp_path / "b" / "last.pt"
+    alone.parent.mkdir()
+    save_weights(path, alone)
+    assert alone.stat().st_size < path.stat().st_size / 3
+    net, config, seen = load_net(alone)
+    whole, _, _ = load_net(path)
+    for a, b in zip(net.state_dict().values(), whole.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert (config, seen) == (TINY, 24)
+    run(replace(TINY, init=str(alone)), tmp_path / "c")
+    with pytest.raises(TrainError, match=r"b/last\.pt: holds weights alone; start from them with --init$"):
+        run(TINY, alone.parent, resume=True)

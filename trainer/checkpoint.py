@@ -68,7 +68,7 @@ def build_net(config: TrainConfig) -> nn.Module:
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; after an OSError the file that was there before still is. Weights must be finite."""
-    for name in ("net", "averaged"):
+    for name in {"net", "averaged"} & state.keys():
         for key, value in state[name].items():
             if value.is_floating_point() and not torch.isfinite(value).all():
                 raise TrainError(f"{path}: not written, {key} is not finite after {state['seen']} samples")
@@ -84,6 +84,13 @@ def save(state: dict[str, Any], path: Path) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def save_weights(checkpoint: Path, out: Path) -> None:
+    """Write a run's averaged weights alone, in 16 bits: what `--init`, `--teacher` and `edge-hand eval` need of it."""
+    state = load_checkpoint(checkpoint)
+    half = {name: w.half() if w.is_floating_point() else w for name, w in state["averaged"].items()}
+    save({"version": CHECKPOINT_VERSION, "config": state["config"], "seen": state["seen"], "averaged": half}, out)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

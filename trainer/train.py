@@ -74,6 +74,8 @@ def train(
     if path.exists() and not resume:
         raise TrainError(f"{path} exists: go on with --resume, or choose another --out")
     state = load_checkpoint(path) if resume else None
+    if state and "net" not in state:
+        raise TrainError(f"{path}: holds weights alone; start from them with --init")
     if state:
         config = replace(TrainConfig(**state["config"]), samples=config.samples)
     with parallel.join() as group, parallel.stop_signals() as signals, Log(out, group, tensorboard) as log:

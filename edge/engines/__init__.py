@@ -35,14 +35,19 @@ def engine_kinds() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def open_engine(kind: str = "auto", model: Path = DEFAULT_MODEL, threads: int = 1) -> Engine:
-    """Open a model with one kind of engine; auto is onnxruntime, which runs anywhere. Raises ModelError."""
+def open_engine(
+    kind: str = "auto", model: Path = DEFAULT_MODEL, threads: int = 1, *, net: str | None = "dgn"
+) -> Engine:
+    """Open a model with one kind of engine; auto is onnxruntime, which runs anywhere. Raises ModelError.
+
+    net is the kind of network that the caller can use, None any.
+    """
     kinds = engine_kinds()
     if kind != "auto" and kind not in kinds:
         raise ModelError(f"engine {kind!r}: there is no such engine; possible are auto, {', '.join(kinds)}")
     card = load_card(model)
-    if card.kind != "dgn":
-        raise ModelError(f"model {model}: its kind is {card.kind!r}; this edge-hand runs dgn")
+    if net and card.kind != net:
+        raise ModelError(f"model {model}: its kind is {card.kind!r}; this needs {net}")
     backend = importlib.import_module("." + ("onnxruntime" if kind == "auto" else kind), __name__)
     engine: Engine = backend.open_engine(model, card, threads)
     return engine
@@ -50,10 +55,11 @@ def open_engine(kind: str = "auto", model: Path = DEFAULT_MODEL, threads: int = 
 
 def predict(engine: Engine, crop: HandCrop) -> HandPrediction:
     """Run a Dual Grid Net on one crop."""
-    vertices, log_error, hand_logit, right_logit = engine.run(crop.image[None, None])
+    vertices, log_error, hand_logit, right_logit, presence_logit = engine.run(crop.image[None, None])
     return HandPrediction(
         vertices_uvd=vertices[0],
         error=np.exp(np.minimum(log_error[0], 2.0)),
         right_logit=float(right_logit[0]),
+        presence_logit=float(presence_logit[0]),
         hand=(hand_logit[0] > 0).reshape(crop.image.shape[0] // 2, -1),
     )

@@ -247,7 +247,7 @@ def evaluate(
         raise CommandError("eval: give either --data synthetic:test or --source PATH")
     if (data and (track or every != 1)) or (source and any(labelled[k] for k in ("finder", "predictions", "score"))):
         raise CommandError("eval: --track, --every go with --source; --finder, --predictions, --score with --data")
-    make_folders(out, json_path and json_path.parent)
+    make_folders(out, json_path and json_path.parent, labelled["predictions"] and labelled["predictions"].parent)
     if source:
         from .engines import open_engine
         from .evaluate import evaluate_recording, recording_table
@@ -310,6 +310,8 @@ def export(checkpoint: Path, out: Path, precision: str, metrics: Path | None) ->
     from ..trainer.checkpoint import TrainError, save_weights
 
     try:
+        if out.suffix == ".pt" and out.resolve() == checkpoint.resolve():
+            raise ExportError(f"export {out}: it would take the place of the run's checkpoint")
         if out.suffix == ".pt":
             make_folders(out.parent)
             save_weights(checkpoint, out)

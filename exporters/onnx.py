@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.model_card import ModelCard, card_path, sha256
-from ..trainer.checkpoint import TrainConfig, load_net
+from ..trainer.checkpoint import TrainConfig, load_net, prior
 from ..trainer.losses import metres
 from ..trainer.nets import NETS, net_module, output_of
 from ..trainer.synth.samples import CUBE_M, Generator, Sample
@@ -61,16 +61,14 @@ class Deployed(nn.Module):
         return vertices[0]
 
 
-def prior(share: float) -> float:
-    """Log-odds of what is not in that share of the samples."""
-    return math.log((1 - share) / share) if 0 < share < 1 else 0.0
-
-
 def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, precision: str = "fp32") -> ModelCard:
     """Write out (an .onnx file) and its card; nothing is left behind if the parity check fails."""
     if precision not in LIMITS_MM:
         raise ExportError(f"--precision {precision}: possible are {', '.join(LIMITS_MM)}")
+    if metrics is not None and not (isinstance(metrics, dict) and isinstance(metrics.get("model", ""), str)):
+        raise ExportError("--metrics: not the JSON that `edge-hand eval` writes")
     net, config, seen = load_net(checkpoint)
+    config = replace(config, **{k: Path(v).name for k in ("init", "teacher") if (v := getattr(config, k))})
     deployed = Deployed(net, config).eval()
     module = net_module(config.net)
     image = torch.ones(1, 1, module.IMAGE_PX, module.IMAGE_PX)
@@ -100,8 +98,6 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
             outputs=dict(zip(names, shapes, strict=True)),
             training={
                 **asdict(config),
-                "init": Path(config.init).name if config.init else None,  # not where it was on somebody's disk
-                "teacher": Path(config.teacher).name if config.teacher else None,
                 "seen": seen,
                 "command": command(config),
                 "commit": commit(),
@@ -164,9 +160,11 @@ def compare(deployed: Deployed, model: Path) -> dict[str, Any]:
 
 
 def command(config: TrainConfig) -> str:
-    """The command that trains the like, for the card."""
-    given = {name: getattr(config, name) for name in ("net", "samples", "batch", "lr", "muon_lr", "seed")}
-    return "edge-hand train --out RUN " + " ".join(f"--{name} {value}" for name, value in given.items())
+    """The command that trains the like, for the card: the options that are not the defaults."""
+    default = asdict(TrainConfig())
+    given = {name: value for name, value in asdict(config).items() if name == "samples" or value != default[name]}
+    words = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items()]
+    return " ".join(["edge-hand train --out RUN", *words])
 
 
 def commit() -> str:

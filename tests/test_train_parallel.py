@@ -183,7 +183,7 @@ train({TINY!r}, Path({str(tmp_path)!r}), validate_every=0)
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"batch": 9}, "--batch 9: 2 processes cannot share it evenly"),
+        ({"batch": 9}, "--batch 9: 2 processes cannot share it evenly, 2 or more each"),
         ({"workers": 1}, "--workers 1: each of several processes renders its own samples"),
     ],
 )

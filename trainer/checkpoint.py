@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -55,7 +56,8 @@ def config_of(out: Path, options: dict[str, Any], resume: bool) -> TrainConfig:
     config = TrainConfig(**load_checkpoint(out / "last.pt")["config"])
     for name, value in options.items():
         if name != "samples" and getattr(config, name) != value:
-            raise TrainError(f"--resume: the run in {out} has --{name} {getattr(config, name)}, not {value}")
+            option = "--" + name.replace("_", "-")
+            raise TrainError(f"--resume: the run in {out} has {option} {getattr(config, name)}, not {value}")
     return replace(config, samples=options.get("samples", config.samples))
 
 
@@ -103,11 +105,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise TrainError(
             f"{path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0][:100]})"
         ) from None
-    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION or "config" not in state:
+    if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise TrainError(f"{path}: not a checkpoint of version {CHECKPOINT_VERSION}")
+    if not isinstance(state.get("config"), dict):
+        raise TrainError(f"{path}: a checkpoint without its config")
     known = {f.name for f in fields(TrainConfig)}
     if set(state["config"]) - known:
         raise TrainError(f"{path}: its config has unknown entries {sorted(set(state['config']) - known)}")
+    if not {"seen", "averaged"} <= state.keys():
+        raise TrainError(f"{path}: a checkpoint without its weights or samples seen")
     return state
 
 
@@ -124,7 +130,7 @@ def load_weights(net: nn.Module, weights: dict[str, Any], path: Path) -> None:
 def same_net(state: dict[str, Any], config: TrainConfig, what: str) -> None:
     """Refuse a checkpoint of a network that is not the config's."""
     its = TrainConfig(**state["config"])
-    if NETS[its.net].module != NETS[config.net].module:
+    if its.net not in NETS or NETS[its.net].module != NETS[config.net].module:
         raise TrainError(f"{what}: holds a {its.net}, not a {config.net}")
 
 
@@ -135,3 +141,8 @@ def load_net(path: Path) -> tuple[Any, TrainConfig, int]:
     net = build_net(config)
     load_weights(net, state["averaged"], path)
     return net.eval(), config, state["seen"]
+
+
+def prior(share: float) -> float:
+    """Log-odds that such a share of the samples puts into a logit, which an engine takes off again."""
+    return math.log((1 - share) / share) if 0 < share < 1 else 0.0

@@ -83,7 +83,7 @@ def read_result(file: Path) -> dict[str, Any]:
         result = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CompareError(f"{file}: not a JSON file that can be read ({error})") from None
-    if not isinstance(result, dict) or not {"data", "n", "joint_mm"} <= set(result):
+    if not isinstance(result, dict) or not {"data", "n"} <= set(result) or not isinstance(result.get("joint_mm"), dict):
         raise CompareError(f"{file}: not a result of edge-hand eval --data")
     return result
 
@@ -160,17 +160,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         results = compare(given.results, given.rounds)
-    except (CompareError, ModelError) as error:
+        print(markdown(results))
+        if given.picture:
+            curves = {r["name"]: np.array(r["success"]["worst_joint"]) for r in results if "success" in r}
+            save_png(given.picture, success_picture(curves, "frames whose worst joint is closer"))
+        if given.json:
+            temporary = given.json.with_name(given.json.name + ".tmp")
+            temporary.write_text(json.dumps(results, indent=1) + "\n")
+            os.replace(temporary, given.json)
+    except (CompareError, ModelError, OSError) as error:
         print(f"edge-hand: {error}", file=sys.stderr)
         return 1
-    print(markdown(results))
-    if given.picture:
-        curves = {r["name"]: np.array(r["success"]["worst_joint"]) for r in results if "success" in r}
-        save_png(given.picture, success_picture(curves, "frames whose worst joint is closer"))
-    if given.json:
-        temporary = given.json.with_name(given.json.name + ".tmp")
-        temporary.write_text(json.dumps(results, indent=1) + "\n")
-        os.replace(temporary, given.json)
     return 0
 
 

@@ -90,12 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         curves = {log.parent.name or log.stem: read_curve(log) for log in options.logs}
-    except CurveError as error:
+        print(table(curves))
+        if options.out:
+            save_png(options.out, picture(curves))
+    except (CurveError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(table(curves))
-    if options.out:
-        save_png(options.out, picture(curves))
     return 0
 
 

@@ -55,7 +55,7 @@ class Model(NamedTuple):
 class Guess(NamedTuple):
     """A hand as a model sees it in a crop, m in the crop's frame: joints_m (21, 3) and vertices_m (V, 3) as published,
     raw_vertices_m (V, 3) before the refit; right_logit None if the net has no side; joints_free_m (21, 3) of the parts
-    before limits and error_m (V,) that the net expects, None without a refit."""
+    before limits and error_m (V,) that the net expects, None without a refit; presence_logit None if there is none."""
 
     joints_m: Array
     vertices_m: Array
@@ -63,6 +63,7 @@ class Guess(NamedTuple):
     right_logit: float | None
     joints_free_m: Array | None = None
     error_m: Array | None = None
+    presence_logit: float | None = None
 
 
 def predict_hand(engine: Engine, image: Array, distance_m: float, cube_m: float, refit: Refit) -> Guess:
@@ -77,7 +78,8 @@ def predict_hand(engine: Engine, image: Array, distance_m: float, cube_m: float,
         p = predict(engine, HandCrop(image, np.eye(3), distance_m, cube_m))
         raw = points_from_uvd(p.vertices_uvd.astype(np.float64), distance_m, cube_m)
         fit = refit(raw)
-        return Guess(fit.joints_m, fit.vertices_m, raw, p.right_logit, fit.joints_free_m, p.error * (cube_m / 2))
+        error_m = p.error * (cube_m / 2)
+        return Guess(fit.joints_m, fit.vertices_m, raw, p.right_logit, fit.joints_free_m, error_m, p.presence_logit)
     import torch
 
     from .nets import output_of
@@ -184,7 +186,11 @@ def table(result: dict[str, Any]) -> str:
     ]
     if "vertex_mm" in result:
         v = result["vertex_mm"]
-        lines.append(f"vertices refitted {v['mean']}, before the refit {v['before_refit']} mm")
+        refit = "" if v["before_refit"] is None else f"; before the refit {v['before_refit']} mm"
+        lines.append(f"vertices {v['mean']} mm{refit}")
+    if "presence" in result:
+        seen = result["presence"]
+        lines.append(f"hands seen {seen['hands_seen']:.2%}, false hands {seen['false_hands']:.2%} of crops without one")
     for key, text in (("still_jitter_mm", "jitter, held still, mm a frame"), ("bone_std_mm", "bones vary by, mm")):
         if key in result:
             lines.append(f"{text}: {result[key]}")

@@ -28,6 +28,7 @@ Array = NDArray[Any]
 SETS = {"test": "full", "val": "full", "clean": "clean"}  # the set's name: the kind of its samples
 TEST_SAMPLES = 20_000
 LEFT_SHARE = 0.2
+EVERY_WITHOUT = 10  # one crop without a hand for so many with one
 CHUNK = 50  # samples a worker measures at a time
 HIDDEN_M = 0.03  # a joint with a surface this far in front of it is not seen
 END_ON, FACING = np.cos(np.radians([40, 55]))  # fingers that point at the camera; palms and backs that face it
@@ -36,7 +37,8 @@ END_ON, FACING = np.cos(np.radians([40, 55]))  # fingers that point at the camer
 class Measured(NamedTuple):
     """Of rendered samples: joints and their truth (N, 21, 3) mm; means over the hand (N,) mm of the parts' joints, the
     vertices, those before the refit and the error that the net expects of these; whether the side was right (NaN:
-    unknown); the view's name; hidden joints."""
+    unknown) and whether a hand was seen at all (NaN: unknown); whether one was seen in a crop without (NaN: not tried);
+    the view's name; hidden joints."""
 
     joints_mm: Array
     truth_mm: Array
@@ -45,6 +47,8 @@ class Measured(NamedTuple):
     raw: Array
     expected: Array
     side_right: Array
+    present: Array
+    false_hand: Array
     view: Array
     hidden: Array
 
@@ -66,8 +70,14 @@ def evaluate_synthetic(stream: str, model: Model, n: int | None = None, workers:
     error = metrics.joint_errors(m.joints_mm, m.truth_mm).mean(1)
     result["vertex_mm"] = {
         "mean": metrics.rounded(m.vertices.mean()),
-        "before_refit": metrics.rounded(m.raw.mean()),
+        "before_refit": metrics.rounded(m.raw.mean()) if np.isfinite(m.parts).all() else None,
     }
+    if np.isfinite(m.present).all():
+        result["presence"] = {
+            "hands_seen": metrics.rounded(m.present.mean()),
+            "false_hands": metrics.rounded(np.nanmean(m.false_hand)),
+            "crops_without": int(np.isfinite(m.false_hand).sum()),
+        }
     if np.isfinite(m.parts).all():
         result["parts_joint_mm"] = metrics.rounded(m.parts.mean())
     result["side_right"] = metrics.rounded(m.side_right.mean()) if np.isfinite(m.side_right).all() else None
@@ -83,7 +93,7 @@ def evaluate_synthetic(stream: str, model: Model, n: int | None = None, workers:
     return result | {"model": sha256, "model_file": str(model.path)}
 
 
-_opened: dict[tuple[str, Model], tuple[Generator, Engine, Refit]] = {}  # of this worker process
+_opened: dict[tuple[str, Model], tuple[Generator, Generator, Engine, Refit]] = {}  # of this worker process
 
 
 def _measure(stream: str, model: Model, indices: Sequence[int]) -> Measured:
@@ -91,10 +101,19 @@ def _measure(stream: str, model: Model, indices: Sequence[int]) -> Measured:
         engine = model.open()
         kind, size = SETS[stream], engine.card.crop_size
         share = 0.0 if kind == "clean" else LEFT_SHARE
-        generator = Generator("val" if stream == "val" else "test", left_share=share, kind=kind, image_px=size)
-        _opened[stream, model] = generator, engine, Refit()
-    generator, engine, refit = _opened[stream, model]
-    rows = [measure_sample(generator.sample(i), engine, refit) for i in indices]
+        name = "val" if stream == "val" else "test"
+        hands = Generator(name, left_share=share, kind=kind, image_px=size)
+        others = Generator(name, left_share=share, negative_share=1.0, kind=kind, image_px=size)
+        _opened[stream, model] = hands, others, engine, Refit()
+    hands, others, engine, refit = _opened[stream, model]
+    rows = []
+    for i in indices:
+        row = measure_sample(hands.sample(i), engine, refit)
+        if i % EVERY_WITHOUT == 0 and np.isfinite(row.present):
+            other = others.sample(i)
+            crop = np.ascontiguousarray(other.image), float(other.distance_m), float(other.cube_m)
+            row = row._replace(false_hand=np.float64((predict_hand(engine, *crop, refit).presence_logit or 0.0) > 0))
+        rows.append(row)
     return Measured(*(np.stack(column) for column in zip(*rows, strict=True)))
 
 
@@ -117,6 +136,8 @@ def measure_sample(sample: Sample, engine: Engine, refit: Refit) -> Measured:
         np.float64(_mm(guess.raw_vertices_m, vertices)),
         np.float64(np.nan if expected is None else expected.mean() * 1e3),
         np.float64(np.nan if logit is None else (logit > 0) == bool(sample.is_right)),
+        np.float64(np.nan if guess.presence_logit is None else guess.presence_logit > 0),
+        np.float64(np.nan),
         np.asarray(view_of(joints), "U8"),
         np.asarray(hidden_joints(upright, sample.joints_uvd, c)),
     )

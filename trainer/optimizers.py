@@ -13,6 +13,8 @@ from .muon import Muon
 
 def build_optimizers(net: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for the convolutions' weights and AdamW for the rest, or AdamW for all."""
+    if not (0 <= config.lr < math.inf and 0 <= config.muon_lr < math.inf):
+        raise TrainError(f"--lr {config.lr}, --muon-lr {config.muon_lr}: rates must be numbers and not negative")
     if config.optimizer not in ("muon", "adamw"):
         raise TrainError(f"--optimizer {config.optimizer}: unknown, possible are muon, adamw")
     weights = list(net.parameters())
@@ -40,9 +42,7 @@ def schedule(config: TrainConfig, seen: int) -> float:
     The last config.decay of the run falls as 1 - sqrt(x) (Haegele et al. 2024), so that a run can be prolonged: go on
     from a checkpoint before the fall, with more samples.
     """
-    if seen < config.warmup:
-        return min(1.0, (seen + config.batch) / config.warmup)
-    begins = config.samples * (1 - config.decay)
-    if seen < begins:
-        return 1.0
-    return max(0.0, 1 - math.sqrt((seen - begins) / (config.samples - begins)))
+    falls = config.samples * config.decay
+    left = config.samples - seen
+    rise = min(1.0, (seen + config.batch) / config.warmup) if config.warmup else 1.0
+    return rise if left >= falls else rise * max(0.0, 1 - math.sqrt(1 - left / falls))

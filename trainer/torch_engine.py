@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from ..edge.model_card import ModelCard, sha256
 from ..edge.refit import Refit
 from ..hand.crop import points_from_uvd
-from .checkpoint import load_net
+from .checkpoint import load_net, prior
 from .evaluate import Guess
 from .nets import NETS, net_module
 from .synth.samples import CUBE_M
@@ -28,8 +27,7 @@ class TorchEngine:
         torch.set_num_threads(threads)
         self._net, config, _ = load_net(checkpoint)
         self._module = net_module(config.net)
-        share = config.left_share
-        self._prior = math.log((1 - share) / share) if 0 < share < 1 else 0.0  # as `exporters/onnx.py` takes it off
+        self._config = config
         size = self._module.IMAGE_PX
         self.card = ModelCard(
             name=checkpoint.parent.name or checkpoint.stem,
@@ -51,12 +49,13 @@ class TorchEngine:
         """A crop's hand; vertices are refitted as the daemon does it, parameters posed by the net's own hand layer."""
         output = self._forward(image[None, None])
         side = getattr(output, "right_logit", None)
-        logit = None if side is None else float(side[0]) - self._prior
+        logit = None if side is None else float(side[0]) - prior(self._config.left_share)
         if hasattr(output, "vertices_uvd"):
             raw = points_from_uvd(output.vertices_uvd[0].numpy().astype(np.float64), distance_m, cube_m)
             fit = refit(raw)
             error = np.exp(np.minimum(output.log_error[0].numpy(), 2.0)) * (cube_m / 2)
-            return Guess(fit.joints_m, fit.vertices_m, raw, logit, fit.joints_free_m, error)
+            there = float(output.presence_logit[0]) - prior(self._config.negative_share)
+            return Guess(fit.joints_m, fit.vertices_m, raw, logit, fit.joints_free_m, error, there)
         with torch.no_grad():
             posed = self._module.estimate(output, torch.tensor([distance_m]), torch.tensor([cube_m]))
         joints, vertices = (x[0].numpy().astype(np.float64) for x in posed)

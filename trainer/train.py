@@ -74,14 +74,14 @@ def train(
     if path.exists() and not resume:
         raise TrainError(f"{path} exists: go on with --resume, or choose another --out")
     state = load_checkpoint(path) if resume else None
-    if state and "net" not in state:
+    if state and not {"net", "optimizers", "seconds"} <= state.keys():
         raise TrainError(f"{path}: holds weights alone; start from them with --init")
     if state:
         config = replace(TrainConfig(**state["config"]), samples=config.samples)
     with parallel.join() as group, parallel.stop_signals() as signals, Log(out, group, tensorboard) as log:
         set_threads(threads or (1 if group.size > 1 else None))
-        if config.batch % group.size:
-            raise TrainError(f"--batch {config.batch}: {group.size} processes cannot share it evenly")
+        if config.batch % group.size or config.batch < 2 * group.size:
+            raise TrainError(f"--batch {config.batch}: {group.size} processes cannot share it evenly, 2 or more each")
         if workers and group.size > 1:
             raise TrainError(f"--workers {workers}: each of several processes renders its own samples")
         workers = int(group.size == 1) if workers is None else workers

@@ -11,6 +11,7 @@ import math
 import os
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -181,9 +182,9 @@ def write_predictions(path: Path, joints_mm: Array, intrinsics: Intrinsics) -> N
         temporary.write_text("".join(" ".join(f"{x:.3f}" for x in row) + "\n" for row in uvd))
         os.replace(temporary, path)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise DatasetError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _is_number(word: str) -> bool:

@@ -77,6 +77,8 @@ def read_labels(path: Path) -> list[Label]:
             raise DatasetError(f"{where}: not a label ({type(error).__name__}: {error})") from None
         if joints.shape != (21, 3) or not np.isfinite(joints).all():
             raise DatasetError(f"{where}: joints_mm is {'x'.join(map(str, joints.shape))}, expected 21x3 numbers")
+        if joints[:, 2].min() <= 0:
+            raise DatasetError(f"{where}: a joint lies behind the camera (z {joints[:, 2].min():g} mm)")
         if side not in ("left", "right"):
             raise DatasetError(f"{where}: side is {side!r}, expected left or right")
         labels.append(Label(str(seq), joints, "left" if side == "left" else "right", person, path.stem, seq))

@@ -67,7 +67,7 @@ class GpuGenerator:
         if stream not in STREAMS or kind not in KINDS:
             raise ValueError(f"samples {stream}, {kind}: possible are {', '.join(STREAMS)} and {', '.join(KINDS)}")
         self.device, self.key, self.kind = torch.device(device), (STREAMS[stream], seed), kind
-        self.size, self.image_px, self.patch_px = batch, image_px, PATCH * max(1, image_px // CROP_SIZE)
+        self.size, self.image_px, self.patch_px = batch, image_px, PATCH * image_px // CROP_SIZE
         self.left_share, self.negative_share = left_share, negative_share
         body = hand_with_arm(template())
         self.n_vertices = len(template().vertices_m)
@@ -97,10 +97,11 @@ class GpuGenerator:
         draw, n = Draw((*self.key, index), self.device), self.size
         chosen = draw.below(CAMERAS, n)
         cameras = {name: value[chosen] for name, value in self.cameras.items()}
-        near, far = cameras["min_z_m"].clamp_min(NEAR_M).log(), cameras["max_z_m"].clamp_max(FAR_M).log()
+        near, far = (cameras["min_z_m"] + CUBE_M / 5).clamp_min(NEAR_M).log(), cameras["max_z_m"].clamp_max(FAR_M).log()
         distance = (near + (far - near) * draw.uniform(n)).exp()
         sizes = (cameras["focal_px"] * CUBE_M / distance).clamp(40, self.patch_px).long()
-        is_hand = draw.uniform(n) >= self.negative_share
+        is_hand, right = draw.uniform(n) >= self.negative_share, draw.uniform(n) >= self.left_share
+        cameras["shadow_side"] = torch.where(right, 1, -1) * cameras["shadow_side"]  # left hands' pictures are mirrored
         joints, mesh, inverse, face, weight = self._scene(draw, distance, sizes, is_hand)
         noisy = torch.where(inverse > 0, 1 / inverse.clamp_min(1e-6), 0)
         if self.kind == "full":
@@ -110,7 +111,6 @@ class GpuGenerator:
             noisy = raster_torch.cut_at_border(draw, joints_uvd[..., :2], sizes, noisy)
         image = raster_torch.crop_patches(noisy, sizes, distance, self.image_px)
         on_hand, uv = raster_torch.correspondences(noisy, face, weight, sizes, distance, self.face_uv)
-        right = draw.uniform(n) >= self.left_share
         shown, shows = is_hand[:, None, None], (is_hand & right)[:, None, None]
         return Labels(
             image=torch.where(right[:, None, None], image, image.flip(2)),

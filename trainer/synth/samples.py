@@ -101,7 +101,7 @@ class Generator:
         focal = sensor.focal_px
         size = int(np.clip(focal * CUBE_M / distance, 40, self.patch_px))
         slope = CUBE_M / 2 / distance
-        is_hand = rng.random() >= self.negative_share
+        is_hand, right = rng.random() >= self.negative_share, rng.random() >= self.left_share
         depth, face, weight = self._depth[:size, :size], self._face[:size, :size], self._weight[:size, :size]
         joints, solid = self._hand_scene(rng, index, distance) if is_hand else self._other_scene(rng, index, distance)
         rasterise(solid.vertices.astype(np.float32), solid.faces, slope, size, depth, face, weight)
@@ -116,16 +116,15 @@ class Generator:
         noisy = self._noisy[:size, :size]
         noisy[:] = np.where(depth > 0, 1 / np.maximum(depth, 1e-6), 0)
         if self.kind == "full":
-            clean = noisy.copy()
-            corrupt(
-                clean, size * distance / CUBE_M, sensor, draw_settings(sensor, rng), int(rng.integers(2**31)), noisy
-            )
+            settings = draw_settings(sensor, rng)
+            if not right:  # the picture is mirrored below; the camera is not, and its shadows must not tell the side
+                settings = settings._replace(shadow_side=-settings.shadow_side)
+            corrupt(noisy.copy(), size * distance / CUBE_M, sensor, settings, int(rng.integers(2**31)), noisy)
         joints_uvd = uvd_from_points(joints, distance, CUBE_M)
         if self.kind != "clean" and rng.random() < 0.1:
             scene.cut_at_border(rng, joints_uvd[:, :2], noisy)
         image = crop_patch(noisy, distance, self.image_px)
         on_hand, uv = self._correspondences(noisy, face, weight, distance)
-        right = rng.random() >= self.left_share
         if not right:
             image = image[:, ::-1]
         return Sample(

@@ -99,6 +99,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
             training={
                 **asdict(config),
                 "seen": seen,
+                "parameters": sum(p.numel() for p in net.parameters()),
                 "command": command(config),
                 "commit": commit(),
             },

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..edge.draw import save_png
 from ..edge.engines import Engine, open_engine
-from ..edge.model_card import ModelError, find_model
+from ..edge.model_card import ModelError, find_model, load_card
 from .metrics import success_picture
 
 ROUNDS = 200
@@ -64,6 +64,7 @@ def compare(files: Sequence[Path], rounds: int = ROUNDS) -> list[dict[str, Any]]
         result["name"] = path.stem if path else file.stem
         if path is not None and path in times:
             params, macs = params_and_macs(path)
+            params = load_card(path).training.get("parameters", params)  # the net's own count, where the card has it
             result |= {"params": params, "macs": macs, "cpu_ms": round(times[path], 3)}
     return results
 

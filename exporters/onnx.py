@@ -68,7 +68,8 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
     if metrics is not None and not (isinstance(metrics, dict) and isinstance(metrics.get("model", ""), str)):
         raise ExportError("--metrics: not the JSON that `edge-hand eval` writes")
     net, config, seen = load_net(checkpoint)
-    config = replace(config, **{k: Path(v).name for k in ("init", "teacher") if (v := getattr(config, k))})
+    init, teacher = (Path(file).name if file else None for file in (config.init, config.teacher))
+    config = replace(config, init=init, teacher=teacher)  # not where they lay on somebody's disk
     deployed = Deployed(net, config).eval()
     module = net_module(config.net)
     image = torch.ones(1, 1, module.IMAGE_PX, module.IMAGE_PX)

@@ -10,7 +10,9 @@ it; strided convolutions for pooling; the FC layers of alpha-CNN and beta-CNN al
 long a bone looks depends on how it is turned; the palm's rotation is six numbers without a seam (Zhou et al. 2019);
 angles, scales and shape are squashed into their ranges; the place is that of the joints' mean in crop coordinates,
 beside which the crop is centred, and not the wrist's; the loss is the Huber function of eq. 2's residuals, and the six
-numbers of the rotation are compared with the labels' palm too, which makes learning faster at first.
+numbers of the rotation are compared with the labels' palm too, which makes learning faster at first. FC layers of the
+shape nets are 128 wide (1024), without dropout (0.3): rendered samples never repeat. 21 joints for 22, a cube of 250 mm
+for a box of 150, Muon and AdamW for SGD.
 """
 
 from __future__ import annotations

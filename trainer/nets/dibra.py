@@ -7,7 +7,8 @@ criterion).
 Where we differ, and why: about 7 million weights with batch normalisation and strided convolutions, so that a CPU can
 train it, and no dropout, since rendered samples never repeat; bone scales are estimated too, since our hands differ in
 size where the paper's training data had one hand; the place of the joints' mean is estimated, in crop coordinates;
-joints and vertices are compared beside the quaternions, as these alone leave errors to add up along a finger.
+joints and vertices are compared beside the quaternions, as these alone leave errors to add up along a finger. The FC
+layer is 1024 wide (4096), depth is in [-1, 1] ([0, 1]), Muon and AdamW train it (Adam at 1e-3, batches of 200).
 """
 
 from __future__ import annotations

@@ -124,7 +124,9 @@ def second_hand(rng: np.random.Generator, joints: Array, other_joints: Array, ot
         shift = shift + direction * (0.022 - gap + 0.02)
         if np.linalg.norm(joints[:, None] - (moved + shift)[None], axis=-1).min() < 0.02:
             return None
-    return Solid(other.vertices @ rotation.T + shift, other.faces)
+    placed = other.vertices @ rotation.T + shift
+    skin = np.linalg.norm(joints[:, None] - placed[None, ::4], axis=-1).min()  # its forearm may come nearer than joints
+    return Solid(placed, other.faces) if skin > FLESH_M else None
 
 
 def draw_background(rng: np.random.Generator, vertices: Array, slope: float, depth: Array, face: Array) -> None:

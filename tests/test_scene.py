@@ -81,7 +81,7 @@ def _half_axis(corners: Array) -> Array:
 
 
 def test_a_second_hand_comes_near_but_not_through() -> None:
-    joints, vertices = hand()
+    joints, _ = hand()
     body = scene.Solid(BODY.vertices_m - template().joints_m.mean(0), BODY.faces)  # with its forearm
     gaps, near = [], 0
     for seed in range(60):

@@ -346,7 +346,7 @@ def make_folders(*folders: Path | None) -> None:
             raise CommandError(f"folder {folder} cannot be made: {(error.strerror or str(error)).lower()}") from None
 
 
-def write_json(result: dict[str, Any], path: Path | None) -> None:
+def write_json(result: Any, path: Path | None) -> None:
     if path is None:
         return
     temporary = path.with_name(path.name + ".tmp")

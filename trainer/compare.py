@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..edge.cli import CommandError, write_json
 from ..edge.draw import save_png
 from ..edge.engines import Engine, open_engine
 from ..edge.model_card import ModelError, find_model, load_card
@@ -165,11 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.picture:
             curves = {r["name"]: np.array(r["success"]["worst_joint"]) for r in results if "success" in r}
             save_png(given.picture, success_picture(curves, "frames whose worst joint is closer"))
-        if given.json:
-            temporary = given.json.with_name(given.json.name + ".tmp")
-            temporary.write_text(json.dumps(results, indent=1) + "\n")
-            os.replace(temporary, given.json)
-    except (CompareError, ModelError, OSError) as error:
+        write_json(results, given.json)
+    except (CommandError, CompareError, ModelError, OSError) as error:
         print(f"edge-hand: {error}", file=sys.stderr)
         return 1
     return 0

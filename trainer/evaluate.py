@@ -225,8 +225,7 @@ def _predict_dataset(dataset: Dataset, engine: Engine, finder: bool) -> tuple[Ar
 
 def predict_labelled(frame: DepthFrame, label: Label, engine: Engine, refit: Refit) -> tuple[Array, Array | None]:
     """Our joints (21, 3) m in the camera frame, and those of the parts, from a crop about the truth's centre."""
-    centre = label.joints_mm.mean(0) / 1e3 if label.centre_m is None else label.centre_m
-    roi = HandRoi(label.side, centre, engine.card.cube_m, 1.0)
+    roi = HandRoi(label.side, label.joints_mm.mean(0) / 1e3, engine.card.cube_m, 1.0)
     crop = crop_depth(frame, roi, engine.card.crop_size, mirrored=label.side == "left")
     guess = predict_hand(engine, crop.image, crop.distance_m, crop.cube_m, refit)
     free = guess.joints_free_m

@@ -6,7 +6,6 @@ A sample is its seed, so `synthetic:test` is the same 20,000 hands for ever, as 
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ from ..hand.crop import points_from_uvd
 from ..hand.skeleton import JOINT_NAMES
 from . import metrics
 from .evaluate import EvaluateError, Model, Progress, predict_hand
+from .processes import ONE_THREAD, environment
 from .synth.samples import Generator, Sample
 
 Array = NDArray[Any]
@@ -169,8 +169,8 @@ def _over_processes(
     if workers <= 1 or len(chunks) == 1:
         yield from map(work, chunks)
         return
-    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))  # children's
-    with ProcessPoolExecutor(min(workers, len(chunks)), mp.get_context("spawn")) as pool:
+    spawn = mp.get_context("spawn")
+    with environment(ONE_THREAD), ProcessPoolExecutor(min(workers, len(chunks)), spawn) as pool:
         try:
             yield from pool.map(work, chunks)
         except BrokenProcessPool:

@@ -28,11 +28,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .processes import ONE_THREAD, environment
+
 RENDEZVOUS = "EDGE_HAND_RENDEZVOUS"  # where `launch`'s processes meet; torchrun's meet at MASTER_ADDR
 CHILD_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    **ONE_THREAD,
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # huge pages: 5 to 8 % faster; read only as a process starts
 }
 GRACE_S = 5.0  # for the others to say why they failed, once one has
@@ -100,7 +100,7 @@ def launch(n: int, function: Callable[..., Any], *arguments: Any, error: type[Ex
     said = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         meet = f"file://{folder}/meet"
-        with _environment(CHILD_ENVIRONMENT):
+        with environment(CHILD_ENVIRONMENT):
             children = [
                 context.Process(target=_child, args=(rank, n, meet, said, error, function, arguments, options))
                 for rank in range(n)
@@ -234,15 +234,3 @@ def _stop_with_parent() -> None:
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Processes started inside have these variables, except where the user has set one."""
-    new = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(new)
-    try:
-        yield
-    finally:
-        for name in new:
-            del os.environ[name]

@@ -50,7 +50,7 @@ class Scheme(NamedTuple):
 
 class Label(NamedTuple):
     """One labelled frame: joints_mm (J, 3) true joints; side of the hand in the picture; person, "" if unknown;
-    sequence and number, by which consecutive frames are told; centre_m (3,) of the crop, None for the joints' mean."""
+    sequence and number, by which consecutive frames are told."""
 
     name: str
     joints_mm: Array
@@ -58,7 +58,6 @@ class Label(NamedTuple):
     person: str = ""
     sequence: str = ""
     number: int = 0
-    centre_m: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

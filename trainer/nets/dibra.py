@@ -89,8 +89,7 @@ def conv(inputs: int, outputs: int, stride: int = 1, padding: int = 1) -> nn.Seq
 class Criterion:
     """The squared distance of poses (section 3.2), and DeepHPS' of joints and vertices."""
 
-    def __init__(self, device: str = "cpu", pose_weight: float = 1.0) -> None:
-        self.pose_weight = pose_weight
+    def __init__(self, device: str = "cpu") -> None:
         self.layer = HandLayer(device, every=EVERY)
         self.supervision = Supervision(device)
 
@@ -111,7 +110,7 @@ class Criterion:
         local = torch.cat([turned[:, :1], turned[:, PART_PARENTS[1:]].mT @ turned[:, 1:]], 1)
         # 8 (1 - (p . q)^2): a squared distance of quaternions that takes q and -q for the rotation that both are.
         off = torch.where(counts[:, None, None, None], rotation_from_quaternion(output.quaternions) - local, 0.0)
-        terms["pose"] = self.pose_weight * off.square().sum((2, 3)).mean()
+        terms["pose"] = off.square().sum((2, 3)).mean()
         return {**terms, "loss": torch.stack(list(terms.values())).sum()}
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing as mp
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +14,7 @@ from ...hand.body import Body, hand_with_arm
 from ...hand.crop import CROP_SIZE, reduce_2x2, uvd_from_points
 from ...hand.kinematics import forward_kinematics, skin
 from ...hand.template import HandTemplate, template
+from ..processes import ONE_THREAD, environment
 from . import scene
 from .poses import sample_angles, sample_shape, sample_view
 from .render import rasterise
@@ -91,7 +90,9 @@ class Generator:
         self._weight = np.zeros((s, s, 2), np.float32)
         self._noisy = np.zeros((s, s), np.float32)
         self._face_uv = _face_layout(self.body)
-        self._arm_faces = self.body.faces[(self.body.arm_level[self.body.faces] > 0.4).all(1)]
+        arm = self.body.faces[(self.body.arm_level[self.body.faces] > 0.4).all(1)]
+        self._arm_vertices, renumbered = np.unique(arm, return_inverse=True)
+        self._arm_faces = renumbered.reshape(arm.shape).astype(np.int32)
 
     def sample(self, index: int) -> Sample:
         """The sample of this index: the same for ever, whatever was drawn before it."""
@@ -190,10 +191,7 @@ class Generator:
     def _other_scene(self, rng: np.random.Generator, index: int, distance: float) -> tuple[Array, Solid]:
         """As `_hand_scene`, of something else than a hand; the joints are a point in the middle."""
         _, vertices = self._hand(index)
-        used = np.unique(self._arm_faces)
-        renumber = np.zeros(len(vertices), np.int32)
-        renumber[used] = np.arange(len(used))
-        arm = Solid(vertices[used], renumber[self._arm_faces])
+        arm = Solid(vertices[self._arm_vertices], self._arm_faces)
         return np.tile([0.0, 0.0, distance], (21, 1)), scene.without_hand(rng, arm, distance)
 
     def _correspondences(self, noisy: Array, face: Array, weight: Array, distance: float) -> tuple[Array, Array]:
@@ -263,7 +261,7 @@ def stream_batches(
         )
         for i, q in enumerate(queues)
     ]
-    with _single_threaded():
+    with environment(ONE_THREAD):
         for p in processes:
             p.start()
     try:
@@ -280,22 +278,6 @@ def stream_batches(
     finally:
         for p in processes:
             p.terminate()
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Processes started inside keep their numeric libraries to one thread; these read the variable as they load."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _work(queue: Any, start: int, batch: int, workers: int, stream: str, seed: int, left: float, options: Any) -> None:

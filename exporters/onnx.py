@@ -9,7 +9,7 @@ import math
 import os
 import subprocess
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.model_card import ModelCard, card_path, sha256
-from ..trainer.checkpoint import TrainConfig, load_net, prior
+from ..trainer.checkpoint import TrainConfig, load_net, prior, without_folders
 from ..trainer.losses import metres
 from ..trainer.nets import NETS, net_module, output_of
 from ..trainer.synth.samples import CUBE_M, Generator, Sample
@@ -68,8 +68,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
     if metrics is not None and not (isinstance(metrics, dict) and isinstance(metrics.get("model", ""), str)):
         raise ExportError("--metrics: not the JSON that `edge-hand eval` writes")
     net, config, seen = load_net(checkpoint)
-    init, teacher = (Path(file).name if file else None for file in (config.init, config.teacher))
-    config = replace(config, init=init, teacher=teacher)  # not where they lay on somebody's disk
+    config = without_folders(config)
     deployed = Deployed(net, config).eval()
     module = net_module(config.net)
     image = torch.ones(1, 1, module.IMAGE_PX, module.IMAGE_PX)
@@ -105,6 +104,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
                 "commit": commit(),
             },
             metrics=metrics or {},
+            confidence=(metrics or {}).get("confidence", {}).get("calibration"),
         )
         card.write(temporary)
         parity = compare(deployed, temporary)

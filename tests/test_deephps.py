@@ -169,9 +169,9 @@ def test_real_samples_without_a_mesh_teach_their_joints_alone() -> None:
     joint_weight = torch.ones(4, 21)
     joint_weight[1] = 0
     labels = labels._replace(vertices_uvd=vertices)
-    found = gradients(random_output(), labels, has_mesh=has_mesh)
+    found = gradients(random_output(), labels._replace(has_mesh=has_mesh))
     assert all(torch.isfinite(x).all() for x in found) and found.angles_rad[1].any()
-    found = gradients(random_output(), labels, has_mesh=has_mesh, joint_weight=joint_weight)
+    found = gradients(random_output(), labels._replace(has_mesh=has_mesh, joint_weight=joint_weight))
     assert not any(x[1].any() for x in found) and found.angles_rad[0].any()
 
 

@@ -175,10 +175,10 @@ def test_a_sample_without_a_mesh_teaches_only_the_joints_that_it_has() -> None:
     vertices[1] = float("nan")
     labels = labels._replace(vertices_uvd=vertices)
     has_mesh, joint_weight = torch.tensor([True, False, True, True]), torch.ones(4, 21)
-    found = gradients(random_output()[0], labels, has_mesh=has_mesh)
+    found = gradients(random_output()[0], labels._replace(has_mesh=has_mesh))
     assert all(torch.isfinite(x).all() and x[1].any() for x in found)
     joint_weight[1] = 0
-    found = gradients(random_output()[0], labels, has_mesh=has_mesh, joint_weight=joint_weight)
+    found = gradients(random_output()[0], labels._replace(has_mesh=has_mesh, joint_weight=joint_weight))
     assert not any(x[1].any() for x in found) and all(x[0].any() for x in found)
 
 

@@ -22,7 +22,7 @@ from edge_hand.trainer.hand_layer import (
     rotation_from_quaternion,
     rotation_from_rotvec,
 )
-from edge_hand.trainer.losses import Labels, metres
+from edge_hand.trainer.losses import Labels, metres, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -250,10 +250,10 @@ def test_a_real_sample_teaches_the_joints_that_it_has_and_no_mesh() -> None:
     has_mesh = torch.tensor([True, False, True, True])
     vertices, joints = labels.vertices_uvd.clone(), labels.joints_uvd.clone()
     vertices[1], joints[1, 5:] = float("nan"), float("nan")
-    labels = labels._replace(vertices_uvd=vertices, joints_uvd=joints)
+    labels = labels._replace(vertices_uvd=vertices, joints_uvd=joints, has_mesh=has_mesh, joint_weight=joint_weight)
     posed = HandLayer(every=EVERY)(*hand)
     at, skin_ = ((x + 0.01).requires_grad_() for x in posed[:2])
-    terms = Supervision()(at, skin_, labels, has_mesh=has_mesh, joint_weight=joint_weight)
+    terms = Supervision()(at, skin_, labels)
     (of_joints,) = torch.autograd.grad(terms["joints"], at)
     assert torch.isfinite(of_joints).all() and of_joints[1, :5].any(1).all() and not of_joints[1, 5:].any()
     assert of_joints[0].any(1).all()
@@ -267,7 +267,7 @@ def test_the_loss_of_two_batches_is_the_mean_of_theirs() -> None:
     posed = HandLayer(every=EVERY)(*hand)
     supervise, joints, vertices = Supervision(), posed.joints_m + 0.01, posed.vertices_m + 0.02
     whole = supervise(joints, vertices, labels)
-    halves = [supervise(joints[s], vertices[s], Labels(*(x[s] for x in labels))) for s in (slice(3), slice(3, 6))]
+    halves = [supervise(joints[s], vertices[s], rows(labels, s)) for s in (slice(3), slice(3, 6))]
     for name, value in whole.items():
         torch.testing.assert_close(value, (halves[0][name] + halves[1][name]) / 2)
 

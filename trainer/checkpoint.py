@@ -43,6 +43,8 @@ class TrainConfig:
     init: str | None = None  # checkpoint whose weights the run started from
     teacher: str | None = None  # checkpoint whose vertices are a target beside the labels
     teacher_weight: float = 1.0
+    real: str | None = None  # labelled real frames, KIND:PATH as in `edge-hand eval --data`
+    real_share: float = 0.25  # of every batch that are real, if there are any
 
 
 class TrainError(Exception):
@@ -52,6 +54,8 @@ class TrainError(Exception):
 def config_of(out: Path, options: dict[str, Any], resume: bool) -> TrainConfig:
     """The config of a run: the options given, or with resume the checkpoint's, of which only samples may change."""
     if not resume:
+        if "real_share" in options and not options.get("real"):
+            raise TrainError(f"--real-share {options['real_share']}: of what? --real KIND:PATH is missing")
         return TrainConfig(**options)
     config = TrainConfig(**load_checkpoint(out / "last.pt")["config"])
     for name, value in options.items():
@@ -59,6 +63,13 @@ def config_of(out: Path, options: dict[str, Any], resume: bool) -> TrainConfig:
             option = "--" + name.replace("_", "-")
             raise TrainError(f"--resume: the run in {out} has {option} {getattr(config, name)}, not {value}")
     return replace(config, samples=options.get("samples", config.samples))
+
+
+def without_folders(config: TrainConfig) -> TrainConfig:
+    """The config with the names of files alone, not where they lay on somebody's disk."""
+    init, teacher = (Path(file).name if file else None for file in (config.init, config.teacher))
+    kind, _, path = (config.real or "").partition(":")
+    return replace(config, init=init, teacher=teacher, real=f"{kind}:{Path(path).name}" if config.real else None)
 
 
 def build_net(config: TrainConfig) -> nn.Module:

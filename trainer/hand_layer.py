@@ -23,7 +23,7 @@ from ..hand.skeleton import (
     TIPS,
 )
 from ..hand.template import template
-from .losses import Labels, huber, metres
+from .losses import Labels, distance, joint_distance, meshed, metres
 from .refit import procrustes
 
 _PARENTS = [max(p, 0) for p in PART_PARENTS]
@@ -142,36 +142,16 @@ class Supervision:
         moments = part_moments(t).moments.reshape(-1, 16, 4)[..., :3]
         self.moments = torch.tensor(moments.reshape(-1, 48), dtype=torch.float32, device=device)  # (1609, 48)
 
-    def __call__(
-        self,
-        joints_m: Tensor,
-        vertices_m: Tensor,
-        labels: Labels,
-        full: bool = True,
-        has_mesh: Tensor | None = None,
-        joint_weight: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    def __call__(self, joints_m: Tensor, vertices_m: Tensor, labels: Labels, full: bool = True) -> dict[str, Tensor]:
         """The terms "joints" and, if full, "vertices": means over the batch, to which left hands and crops without a
-        hand add nothing.
-
-        has_mesh (B,) bool is eq. 8's indicator: where false, vertices are neither compared nor learned from.
-        joint_weight (B, 21) is 0 at joints without a label. What does not count may hold anything, NaN too.
-        """
-        counts = (labels.is_right & labels.is_hand).float()  # (B,)
-        weight = torch.ones_like(joints_m[..., 0]) if joint_weight is None else joint_weight  # (B, 21)
-        off = self._distance(joints_m, labels.joints_uvd, labels, (counts[:, None] * weight) > 0)
-        mean = (off * weight).sum(1) / weight.sum(1).clamp_min(1e-6)  # (B,)
-        terms = {"joints": (mean * counts).mean()}  # eq. 2, L_J
+        hand add nothing, nor real samples to the vertices."""
+        terms = {"joints": joint_distance(joints_m, labels).mean()}  # eq. 2, L_J
         if full:
-            counts = self.meshed(labels, has_mesh).float()
-            off = self._distance(vertices_m, labels.vertices_uvd[:, ::EVERY], labels, counts[:, None] > 0)
+            counts = meshed(labels)
+            truth = metres(labels.vertices_uvd[:, ::EVERY], labels.distance_m, labels.cube_m)
+            off = distance(vertices_m, truth, counts[:, None])
             terms["vertices"] = ((off * self.area).mean(1) * counts).mean()  # eq. 8, 1 L_V
         return terms
-
-    def meshed(self, labels: Labels, has_mesh: Tensor | None = None) -> Tensor:
-        """(B,) bool: the samples whose vertices count."""
-        counts = labels.is_right & labels.is_hand
-        return counts if has_mesh is None else counts & has_mesh
 
     def rotations(self, labels: Labels, parts: int = 16) -> Tensor:
         """(B, parts, 3, 3) of the first parts in the crop camera's frame, from the template as it was scanned.
@@ -182,10 +162,6 @@ class Supervision:
         truth = metres(labels.vertices_uvd, labels.distance_m, labels.cube_m).nan_to_num()
         covariance = (truth.transpose(1, 2) @ self.moments[:, : 3 * parts]).view(-1, 3, parts, 3).transpose(1, 2)
         return procrustes(covariance)[0]
-
-    def _distance(self, points_m: Tensor, truth_uvd: Tensor, labels: Labels, counts: Tensor) -> Tensor:
-        off = torch.where(counts[..., None], points_m - metres(truth_uvd, labels.distance_m, labels.cube_m), 0.0)
-        return huber(50 * off.norm(dim=-1))
 
 
 def apply_parts(parts: Tensor, points: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 edge-hand train --out runs/dgn --samples 1500000
 edge-hand train --out runs/dgn --resume          # goes on, sample for sample, where it stopped
 edge-hand train --out runs/dgn --processes 8     # each renders and learns from its share of every batch
+edge-hand train --out runs/dgn --real recording:hand.mcap   # and from real frames with joints (`real.py`)
 """
 
 from __future__ import annotations
@@ -35,10 +36,11 @@ from .checkpoint import (
     same_net,
     save,
 )
-from .losses import Labels, huber, metres
+from .losses import Labels, huber, metres, rows
 from .nets import net_module
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
+from .real import RealHands, joined, open_real, real_count
 from .synth.samples import Generator, Sample, stream_batches
 
 __all__ = ["TrainConfig", "TrainError", "config_of", "load_net", "train"]
@@ -85,13 +87,16 @@ def train(
         if workers and group.size > 1:
             raise TrainError(f"--workers {workers}: each of several processes renders its own samples")
         workers = int(group.size == 1) if workers is None else workers
+        real = open_real(config, group, log.say)
+        if real:
+            log.say(real.summary)
         run = begin(config, state, path, group)
         validation: Labels | None = None
         begun, begun_seen, seconds = time.monotonic(), run.seen, run.seconds
         said = saved = begun
         totals: dict[str, float] = {}
         steps, finished, stopped = 0, run.seen >= config.samples, False
-        with closing(batches(config, group, run.seen, workers)) as source:
+        with closing(batches(config, group, run.seen, workers, real)) as source:
             while not (finished or stopped):
                 late = minutes is not None and time.monotonic() - begun > 60 * minutes
                 means, stopped = step(run, next(source), group, stop=late or bool(signals))
@@ -218,26 +223,36 @@ def step(run: Run, labels: Labels, group: Group, *, stop: bool = False) -> tuple
     return means, stopping > 0
 
 
-def batches(config: TrainConfig, group: Group, seen: int, workers: int) -> Endless[Labels, None, None]:
+def batches(
+    config: TrainConfig, group: Group, seen: int, workers: int, real: RealHands | None = None
+) -> Endless[Labels, None, None]:
     """This process's share of every batch from sample `seen` on, without end: of n processes the r-th has the r-th n-th
-    of the indices, so that together they see what one alone would."""
-    share = config.batch // group.size
+    of the indices, so that together they see what one alone would. The last of each share are real, if any are."""
+    n = real_count(config, group) if real else 0
+    with closing(rendered(config, group, seen // config.batch, workers, config.batch // group.size - n)) as source:
+        for step, labels in enumerate(source, seen // config.batch):
+            yield joined(labels, real.batch((step * group.size + group.rank) * n, n)) if real else labels
+
+
+def rendered(config: TrainConfig, group: Group, step: int, workers: int, share: int) -> Endless[Labels, None, None]:
+    """The rendered samples of `batches`, share of them for this process, from that step on."""
     options = sample_options(config)
+    first, apart = (step * group.size + group.rank) * share, group.size * share
     if group.device != "cpu":  # a GPU draws its own samples: batch by batch, not index by index
         from .synth.gpu import GpuGenerator
 
         on_device = GpuGenerator("train", config.seed, group.device, batch=share, **options)
         while True:
-            yield on_device.batch(seen // share + group.rank)
-            seen += config.batch
+            yield on_device.batch(first // share)
+            first += apart
     elif workers:
-        with closing(stream_batches("train", seen, share, seed=config.seed, workers=workers, **options)) as ahead:  # type: ignore[type-var]
+        with closing(stream_batches("train", first, share, seed=config.seed, workers=workers, **options)) as ahead:  # type: ignore[type-var]
             yield from map(to_labels, ahead)
     else:
         generator = Generator("train", config.seed, **options)
         while True:
-            yield to_labels(generator.batch(seen + group.rank * share, share))
-            seen += config.batch
+            yield to_labels(generator.batch(first, share))
+            first += apart
 
 
 def sample_options(config: TrainConfig) -> dict[str, Any]:
@@ -285,7 +300,7 @@ def joint_error_mm(net: nn.Module, name: str, validation: Labels, group: Group) 
     net.eval()
     total = torch.zeros(2, device=group.device)
     for first in range(0, len(validation.image), 32):
-        labels = Labels(*(column[first : first + 32] for column in validation))
+        labels = rows(validation, slice(first, first + 32))
         joints, _ = net_module(name).estimate(net(images(labels)), labels.distance_m, labels.cube_m)
         off = (joints - metres(labels.joints_uvd, labels.distance_m, labels.cube_m)).norm(dim=-1)  # (B, 21)
         total += torch.stack([off.sum(), torch.tensor(float(off.numel()), device=group.device)])

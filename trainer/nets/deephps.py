@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ...hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, BETA_RANGE
 from ..hand_layer import EVERY, HandLayer, Posed, Supervision, hand_layer, place, rotation_from_6d
-from ..losses import Labels
+from ..losses import Labels, meshed
 
 IMAGE_PX = 96
 OUTPUTS = ("centre_uvd", "rotation", "angles_rad", "alpha", "beta")
@@ -145,26 +145,19 @@ def squash(raw: Tensor, limits: tuple[float, float]) -> Tensor:
 
 
 class Criterion:
-    """Eq. 2 and, for real samples without a mesh, eq. 8."""
+    """Eq. 2 and, for real samples, which have no mesh, eq. 8."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.layer = HandLayer(device, every=EVERY)
         self.supervision = Supervision(device)
 
-    def __call__(
-        self,
-        output: Output,
-        labels: Labels,
-        full: bool = True,
-        has_mesh: Tensor | None = None,
-        joint_weight: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms and their sum, "loss"; arguments as in `hand_layer.Supervision`."""
+    def __call__(self, output: Output, labels: Labels, full: bool = True) -> dict[str, Tensor]:
+        """The terms and their sum, "loss"."""
         joints, vertices = place(pose(output, self.layer), output.centre_uvd, labels.distance_m, labels.cube_m)
-        terms = self.supervision(joints, vertices, labels, full, has_mesh, joint_weight)
+        terms = self.supervision(joints, vertices, labels, full)
         # The six numbers themselves: their gradient neither fades nor grows with their length, as the rotation's does.
         columns = self.supervision.rotations(labels, parts=1)[:, 0, :, :2].transpose(1, 2).flatten(1)  # (B, 6)
-        counts = self.supervision.meshed(labels, has_mesh)
+        counts = meshed(labels)
         terms["rotation"] = torch.where(counts[:, None], output.columns - columns, 0.0).square().sum(1).mean()
         return {**terms, "loss": torch.stack(list(terms.values())).sum()}
 

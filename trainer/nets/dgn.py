@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...hand.template import HandTemplate, template
-from ..losses import Labels, huber, metres
+from ..losses import Labels, huber, joint_distance, meshed, metres
 from ..refit import Refit
 from .extension import GRID, extend, extend_dense
 
@@ -93,8 +93,9 @@ class Criterion:
 
     Terms by name, each a scalar, and their sum under "loss": means over the batch, so that the mean of two batches'
     losses is the loss of both. Lengths are in units of 20 mm, mesh coordinates in cells. Left hands only teach the
-    side, crops without a hand only that there is none. full=False leaves the refit out, for the first steps, when the
-    parts are still shapeless.
+    side, crops without a hand only that there is none; real samples, which have no mesh (DeepHPS, eq. 8), the refitted
+    joints and the side, but not that there is a hand: what looks real would be one. full=False leaves the refit out,
+    for the first steps, when the parts are still shapeless.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -104,32 +105,33 @@ class Criterion:
 
     def __call__(self, output: Output, labels: Labels, full: bool = True) -> dict[str, Tensor]:
         is_hand = labels.is_hand.float()
-        right = labels.is_right.float() * is_hand
+        right = meshed(labels).float()
+        drawn = torch.ones_like(is_hand) if labels.has_mesh is None else labels.has_mesh.float()
         on_hand = labels.on_hand.flatten(1).float()  # (B, P)
         target = layout_cells(labels.uv.flatten(1, 2))
         off = F.huber_loss(output.cells, target, reduction="none", delta=0.5).sum(-1)
         seen = F.max_pool2d((labels.image < 0.999).float(), 2).flatten(1)
         mask = F.binary_cross_entropy_with_logits(output.hand_logit, on_hand, reduction="none")
-        known = torch.where(labels.is_hand, right, torch.ones_like(right))
+        known = torch.where(labels.is_hand, right, drawn)
         terms = {
             "correspondence": (mean_where(off, on_hand) * right).mean(),  # eq. 4, first term
             "mask": (mean_where(mask, seen) * known).mean(),
         }
         crop = labels.distance_m, labels.cube_m
-        truth, truth_joints = metres(labels.vertices_uvd[:, ::EVERY], *crop), metres(labels.joints_uvd, *crop)
+        truth = metres(labels.vertices_uvd[:, ::EVERY], *crop)
         initial = metres(output.vertices_uvd, *crop)
         distance = (initial[:, ::EVERY] - truth).norm(dim=-1) * 50  # (B, V / 3), 20 mm units
         terms["initial"] = ((huber(distance) * self.area).mean(1) * right).mean()
         if full:
             vertices, joints = self.refit(initial, EVERY)
             refined = (huber((vertices - truth).norm(dim=-1) * 50) * self.area).mean(1)
-            at_joints = huber((joints - truth_joints).norm(dim=-1) * 50).mean(1)
-            terms["refined"] = ((refined + at_joints) * right).mean()  # eq. 4, second term
+            terms["refined"] = (refined * right + joint_distance(joints, labels)).mean()  # eq. 4, second term
         log_truth = torch.log(distance.detach() / (50 * 0.125) + 1e-3)
         terms["error"] = 0.1 * (huber(output.log_error[:, ::EVERY] - log_truth).mean(1) * right).mean()
         side = F.binary_cross_entropy_with_logits(output.right_logit, labels.is_right.float(), reduction="none")
         terms["side"] = 0.1 * (side * is_hand).mean()
-        terms["presence"] = 0.1 * F.binary_cross_entropy_with_logits(output.presence_logit, is_hand)
+        presence = F.binary_cross_entropy_with_logits(output.presence_logit, is_hand, reduction="none")
+        terms["presence"] = 0.1 * (presence * drawn).mean()
         terms["loss"] = torch.stack(list(terms.values())).sum()
         return terms
 

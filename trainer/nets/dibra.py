@@ -29,7 +29,7 @@ from ..hand_layer import (
     place,
     rotation_from_quaternion,
 )
-from ..losses import Labels
+from ..losses import Labels, meshed
 
 IMAGE_PX = 120
 OUTPUTS = ("centre_uvd", "quaternions", "alpha")
@@ -93,19 +93,12 @@ class Criterion:
         self.layer = HandLayer(device, every=EVERY)
         self.supervision = Supervision(device)
 
-    def __call__(
-        self,
-        output: Output,
-        labels: Labels,
-        full: bool = True,
-        has_mesh: Tensor | None = None,
-        joint_weight: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The terms and their sum, "loss"; arguments as in `hand_layer.Supervision`."""
+    def __call__(self, output: Output, labels: Labels, full: bool = True) -> dict[str, Tensor]:
+        """The terms and their sum, "loss"."""
         hand = pose(output, self.layer)
         joints, vertices = place(hand, output.centre_uvd, labels.distance_m, labels.cube_m)
-        terms = self.supervision(joints, vertices, labels, full, has_mesh, joint_weight)
-        counts = self.supervision.meshed(labels, has_mesh)
+        terms = self.supervision(joints, vertices, labels, full)
+        counts = meshed(labels)
         turned = self.supervision.rotations(labels)  # (B, 16, 3, 3)
         local = torch.cat([turned[:, :1], turned[:, PART_PARENTS[1:]].mT @ turned[:, 1:]], 1)
         # 8 (1 - (p . q)^2): a squared distance of quaternions that takes q and -q for the rotation that both are.

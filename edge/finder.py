@@ -1,149 +1,173 @@
-"""Where could a hand be? Geometry only: the nearest surface, and the far ends of what it belongs to.
+"""Where are hands? A small network looks at the whole depth frame and proposes 0, 1, 2 or more of them.
 
-The image is split into surfaces without jumps in depth. A hand is at the front of the nearest large surface, or at one
-of its tips: from the point where the surface is widest, an arm's far end is the hand. The network then says which
-proposal is one (`tracker.py`).
+The frame is resampled to a picture of one size and focal length, whatever the camera, so that a hand's size in the
+picture depends on its distance alone. The network (`trainer/nets/finder.py`) gives, every four pixels, how likely a
+hand's centre is there, where in the cell, how far away, and which side it is; peaks are the proposals. Without a model
+the plain geometry of `surfaces.py` proposes.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..hand.frames import DepthFrame, HandRoi
+from ..hand.camera import Intrinsics
+from ..hand.frames import DepthFrame, HandRoi, Side
+from .engines import Engine, open_engine
+from .model_card import ModelError, find_model
+from .surfaces import CUBE_M, NEAR_M, find_hands, surfaces
+
+__all__ = [
+    "CUBE_M", "NEAR_M", "PICTURE", "STRIDE", "Finder", "NetworkFinder", "SurfaceFinder", "find_hands", "open_finder",
+    "surfaces",
+]  # fmt: skip
 
 Array = NDArray[Any]
-CUBE_M = 0.25
-NEAR_M, FAR_M = 0.15, 1.5
-COLUMNS = 160  # the image is thinned to about this many
-JUMP = 0.018  # neighbours further apart than this plus 1 % of their distance belong to different surfaces
-LEAST_AREA_M2 = 0.0025  # smaller surfaces are no hands: a fist seen end-on has some 0.004
-DEEP_M = 0.28  # of a surface, what lies further behind its front than this is not looked at
-REACH_M = 0.17  # from a fingertip to the wrist along the surface
-BALL_M = 0.115
+PICTURE = Intrinsics(160, 112, 80.0, 80.0, 79.5, 55.5)  # 90 by 70 degrees
+INPUT = [1, 2, PICTURE.height, PICTURE.width]
+STRIDE = 4  # px of the picture a cell
+NEAREST_M, FARTHEST_M = 0.15, 2.0  # depth is clipped to this
+OUTPUTS = ("heat", "offset", "log_z", "right")
+LEAST_SCORE = 0.1  # proposals below this are none
+THRESHOLD = 0.4  # from this score on a proposal is a hand rather than not
+SIDE_SURE = 0.85  # probability below which a proposal's side is unknown
+APART_M = 0.05  # of two proposals nearer to each other than this the better one is kept
 
 
-def find_hands(frame: DepthFrame, limit: int = 4) -> list[HandRoi]:
-    """Proposals for one hand, at most `limit`, the likeliest first; sides are unknown. Empty if nothing is near."""
-    stride = max(1, frame.intrinsics.width // COLUMNS)
-    z = frame.depth[stride // 2 :: stride, stride // 2 :: stride] * np.float32(frame.depth_unit_m)  # (h, w) m
-    valid = (z > NEAR_M) & (z < FAR_M)
-    if not valid.any():
-        return []
-    points = _points(frame, z, stride)
-    labels = surfaces(z, valid)
-    camera = frame.intrinsics
-    pixel_area = (z * stride) ** 2 / (camera.fx * camera.fy)
-    n = int(labels.max()) + 1
-    area = np.bincount(labels[valid], pixel_area[valid], n)
-    front = np.full(n, np.inf)
-    for label in np.flatnonzero(area > LEAST_AREA_M2):
-        front[label] = np.percentile(z[labels == label], 2)
+class Maps(NamedTuple):
+    """What the network says of every cell: heat (h, w) log-odds of a hand's centre, offset (2, h, w) of the centre from
+    the middle of the cell, x and y, cells; log_z (h, w) of its distance along z, m; right (h, w) log-odds of a right
+    hand."""
+
+    heat: Array
+    offset: Array
+    log_z: Array
+    right: Array
+
+
+class Finder(Protocol):
+    """finder(frame) gives proposals for the hands of a frame, the best first.
+
+    A proposal of a score below threshold is a doubtful one: support for a hand that is known, none for a new one. One
+    that judges proposes hands alone, so that a place it does not propose is hardly one; one that does not, proposes
+    places to look at. Not to be shared between threads.
+    """
+
+    threshold: float
+    judges: bool
+
+    def __call__(self, frame: DepthFrame) -> list[HandRoi]: ...
+
+
+class NetworkFinder:
+    """A network's proposals. centre_m is the mean of a hand's 21 joints, score about the probability that a hand is
+    there, side unknown where the network does not decide; cube_m is that of every hand."""
+
+    judges = True
+
+    def __init__(self, engine: Engine, threshold: float = THRESHOLD, limit: int = 6) -> None:
+        self.engine, self.threshold, self.limit = engine, threshold, limit
+
+    def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+        heat, offset, log_z, right = self.engine.run(network_input(resample(frame)))
+        return proposals(Maps(heat[0, 0], offset[0], log_z[0, 0], right[0, 0]), LEAST_SCORE, self.limit)
+
+
+class SurfaceFinder:
+    """Proposals from geometry alone (`surfaces.find_hands`): places where one hand could be, sides unknown."""
+
+    threshold = 0.0
+    judges = False
+
+    def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+        return find_hands(frame)
+
+
+def open_finder(model: str | Path | None = "finder", threads: int = 1) -> Finder:
+    """The finder of a model: a shipped one's name, or an .onnx file with its card beside it. None and "geometry" are
+    the finder that needs no model. Raises ModelError."""
+    if model is None or str(model) == "geometry":
+        return SurfaceFinder()
+    engine = open_engine("onnxruntime", find_model(str(model)), threads, net="finder")
+    if list(engine.card.inputs.values()) != [INPUT]:
+        raise ModelError(f"model {model}: it sees {list(engine.card.inputs.values())}, this finder gives {INPUT}")
+    return NetworkFinder(engine)
+
+
+def resample(frame: DepthFrame) -> NDArray[np.float32]:
+    """The frame as `PICTURE` sees it: (112, 160) depth m, 0 = no reading, -1 = outside the frame. Each pixel is the
+    nearest of the frame's; nothing is averaged, since the mean of two surfaces is none."""
+    at, outside = _pixels(frame.intrinsics)
+    z = frame.depth.ravel().take(at) * np.float32(frame.depth_unit_m)
+    z[outside] = -1
+    return z.reshape(PICTURE.height, PICTURE.width)
+
+
+def network_input(z: Array) -> NDArray[np.float32]:
+    """A resampled picture (..., 112, 160) m to what the network sees, (..., 2, 112, 160) or with a batch axis of 1:
+    the nearest distance over the depth, 0 where nothing was read; and 1 for a reading, -1 outside the frame."""
+    z = np.asarray(z, np.float32)
+    z = z[None] if z.ndim == 2 else z
+    image = np.empty((len(z), 2, *z.shape[1:]), np.float32)
+    read = z > 0
+    np.divide(np.float32(NEAREST_M), np.clip(z, NEAREST_M, FARTHEST_M), out=image[:, 0])
+    image[:, 0] *= read
+    image[:, 1] = read
+    image[:, 1] -= z < 0
+    return image
+
+
+def proposals(maps: Maps, least_score: float, limit: int) -> list[HandRoi]:
+    """The peaks of the heat, the best first, no two of them within `APART_M`."""
+    heat = maps.heat
+    padded = np.pad(heat, 1, constant_values=-np.inf)
+    across = np.maximum(np.maximum(padded[:, :-2], padded[:, 2:]), padded[:, 1:-1])  # (h + 2, w)
+    highest = np.maximum(np.maximum(across[:-2], across[2:]), across[1:-1])
+    least = math.log(least_score / (1 - least_score))
+    rows, columns = np.nonzero((heat >= highest) & (heat > least))
     rois: list[HandRoi] = []
-    for label in np.argsort(front)[:2]:
-        if not np.isfinite(front[label]) or (rois and front[label] > front.min() + 0.25):
-            break
-        region = (labels == label) & (z < front[label] + DEEP_M)
-        for centre in _proposals(z, region, points, stride / camera.fx):
-            if all(np.linalg.norm(centre - r.centre_m) > 0.045 for r in rois):
-                rois.append(HandRoi("unknown", centre, CUBE_M, 1 / (1 + len(rois))))
-    return rois[:limit]
+    for k in np.argsort(-heat[rows, columns]):
+        row, column = rows[k], columns[k]
+        dx, dy = maps.offset[:, row, column]
+        x, y = (cell_centre(np.array([column + dx, row + dy])) - (PICTURE.cx, PICTURE.cy)) / PICTURE.fx
+        centre = np.array([x, y, 1.0]) * math.exp(min(max(float(maps.log_z[row, column]), -3.0), 2.0))
+        if all(np.linalg.norm(centre - roi.centre_m) > APART_M for roi in rois):
+            rois.append(HandRoi(side_of(float(maps.right[row, column])), centre, CUBE_M, _sigmoid(heat[row, column])))
+            if len(rois) == limit:
+                break
+    return rois
 
 
-def _points(frame: DepthFrame, z: Array, stride: int) -> Array:
-    camera = frame.intrinsics
-    rows, columns = (np.arange(n) * stride + stride // 2 for n in z.shape)
-    if camera.is_distorted:
-        pixels = np.stack(np.meshgrid(columns, rows), -1)
-        return camera.deproject(pixels, z)
-    x = z * ((columns - camera.cx) / camera.fx)
-    y = z * ((rows - camera.cy) / camera.fy)[:, None]
-    return np.stack([x, y, z], -1)
+def cell_centre(cell: Array) -> Array:
+    """Cells (column, row) to the picture's pixels (x, y); fractions are places between the cells' middles."""
+    return cell * STRIDE + (STRIDE - 1) / 2
 
 
-def surfaces(z: Array, valid: Array) -> NDArray[np.int64]:
-    """Label (h, w) of every valid pixel's surface, 0, 1, ...; pixels without reading get -1."""
-    jump = JUMP + 0.01 * z
-    along = valid[:, 1:] & valid[:, :-1] & (np.abs(z[:, 1:] - z[:, :-1]) < jump[:, 1:])
-    down = valid[1:] & valid[:-1] & (np.abs(z[1:] - z[:-1]) < jump[1:])
-    # Runs along rows are the nodes of a graph; runs that touch across rows are joined.
-    start = np.ones_like(valid)
-    start[:, 1:] = ~along
-    run = (np.cumsum(start.ravel()) - 1).reshape(z.shape)
-    a, b = run[:-1][down], run[1:][down]
-    parent = np.arange(run[-1, -1] + 1)
-    while True:  # every run takes the least label of its neighbours, then of its label's label
-        least = np.minimum(parent[a], parent[b])
-        before = parent.copy()
-        np.minimum.at(parent, parent[a], least)
-        np.minimum.at(parent, parent[b], least)
-        parent = parent[parent]
-        if np.array_equal(parent, before):
-            break
-    root = parent[run]
-    labels = np.full(z.shape, -1)
-    _, labels[valid] = np.unique(root[valid], return_inverse=True)
-    return labels
+def side_of(right_logit: float) -> Side:
+    if _sigmoid(abs(right_logit)) < SIDE_SURE:
+        return "unknown"
+    return "right" if right_logit > 0 else "left"
 
 
-def _proposals(z: Array, region: Array, points: Array, m_per_pixel: float) -> list[Array]:
-    """Centres (3,) m to try in one surface: around its nearest point, then its far ends, the nearest of them first."""
-    cloud = points[region]
-    nearest = cloud[np.argpartition(cloud[:, 2], len(cloud) // 200)[len(cloud) // 200]]  # not the very first: noise
-    centres = [_settle(cloud, nearest)]
-    steps = geodesic(region, _widest(region), z, m_per_pixel)
-    ends = []
-    remaining = np.where(np.isfinite(steps), steps, -1)
-    for _ in range(3):
-        row, column = np.unravel_index(np.argmax(remaining), remaining.shape)
-        if remaining[row, column] < 0.10:
-            break
-        tip = points[row, column]
-        near = np.linalg.norm(points - tip, axis=-1) < REACH_M
-        hand = region & near & (steps > steps[row, column] - REACH_M)
-        ends.append(points[hand].mean(0))
-        remaining[near] = -1
-    return centres + sorted(ends, key=lambda c: float(c[2]))
+def _sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-max(float(x), -50.0)))
 
 
-def _settle(cloud: Array, centre: Array) -> Array:
-    """Mean of the surface in a ball around one of its points, twice; the mean of a shell may have nothing near."""
-    for _ in range(2):
-        ball = cloud[np.linalg.norm(cloud - centre, axis=1) < BALL_M]
-        centre = ball.mean(0) if len(ball) else centre
-    return centre
-
-
-def _widest(region: Array) -> tuple[int, int]:
-    """The pixel of a region deepest inside it, in image terms: the last that erosion leaves."""
-    inner = region
-    while True:
-        smaller = inner.copy()
-        smaller[1:] &= inner[:-1]
-        smaller[:-1] &= inner[1:]
-        smaller[:, 1:] &= inner[:, :-1]
-        smaller[:, :-1] &= inner[:, 1:]
-        smaller[0] = smaller[-1] = False
-        smaller[:, 0] = smaller[:, -1] = False
-        if not smaller.any():
-            row, column = np.argwhere(inner)[0]
-            return int(row), int(column)
-        inner = smaller
-
-
-def geodesic(region: Array, source: tuple[int, int], z: Array, m_per_pixel: float) -> Array:
-    """Distance (h, w) m along a surface from a pixel, in four-neighbour steps; inf where it does not reach."""
-    distance = np.full(region.shape, np.inf)
-    distance[source] = 0
-    step = np.where(region, z * m_per_pixel * 0.85, np.inf)  # 0.85: city-block steps overstate slanted ways
-    for sweep in range(400):
-        before = distance.copy() if sweep % 8 == 7 else None
-        distance[1:] = np.minimum(distance[1:], distance[:-1] + step[1:])
-        distance[:-1] = np.minimum(distance[:-1], distance[1:] + step[:-1])
-        distance[:, 1:] = np.minimum(distance[:, 1:], distance[:, :-1] + step[:, 1:])
-        distance[:, :-1] = np.minimum(distance[:, :-1], distance[:, 1:] + step[:, :-1])
-        if before is not None and np.array_equal(before, distance):
-            break
-    return distance
+@lru_cache(8)
+def _pixels(camera: Intrinsics) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """For every pixel of the picture the place in the frame's raveled depth; and which of them the frame does not
+    show."""
+    grid = np.stack(np.meshgrid(np.arange(PICTURE.width), np.arange(PICTURE.height)), -1).reshape(-1, 2)
+    rays = PICTURE.rays(grid)
+    pixels = np.rint(camera.project(rays))
+    column, row = pixels.T
+    inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+    if camera.is_distorted:  # far outside, the polynomial leads back into the image
+        off = np.abs(camera.rays(np.where(inside[:, None], pixels, 0.0)) - rays).max(1)
+        inside &= off < 2 / min(camera.fx, camera.fy)
+    return np.where(inside, row * camera.width + column, 0).astype(np.intp), np.flatnonzero(~inside)

@@ -1,0 +1,220 @@
+"""A trained finder to the ONNX file that the daemon runs, with its card; refused if it does not agree with torch.
+
+python -m edge_hand.exporters.finder --checkpoint runs/finder/last.pt --cache runs/rooms --out edge/models/finder.onnx
+
+The heat becomes a log-odds that can be believed: the network's training favours peaks, so its logit is scaled and
+shifted (Platt 1999) until the share of peaks that are hands is what it says, on scenes that no other number comes from.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ..edge.engines import open_engine
+from ..edge.finder import CUBE_M, INPUT, OUTPUTS, PICTURE, THRESHOLD, Maps, network_input, proposals
+from ..edge.model_card import ModelCard, card_path, sha256
+from ..hand.frames import HandRoi
+from ..trainer.checkpoint import TrainConfig, TrainError
+from ..trainer.synth.pictures import SHARD, Hands, depth_m, hands_of, open_shards
+from ..trainer.train_finder import load_finder, matches, score
+from .onnx import OPSET, ExportError, commit, store_as_half
+from .quantize import quantize_where
+
+Array = NDArray[Any]
+MEASURED, OTHERS = 1000, 500  # scenes of "val" for the metrics; those after them are for scales, scores and parity
+CALIBRATION = 256  # pictures for the scales of 8 bits
+LIMITS = {"fp32": 0.5, "int8": 15.0}  # mm, mean distance allowed between the centres of the engine and of torch
+MOST_LOST = {"fp32": 0.0, "int8": 0.03}  # share of torch's proposals that the engine may miss
+FLOAT = ("/nearest", "/mix/", "/last/")
+
+
+class Deployed(nn.Module):
+    """The network with a heat that is a log-odds: slope * heat + shift."""
+
+    def __init__(self, net: nn.Module, slope: float = 1.0, shift: float = 0.0) -> None:
+        super().__init__()
+        self.net, self.slope, self.shift = net, slope, shift
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        out = self.net(picture)
+        return out.heat * self.slope + self.shift, out.offset, out.log_z, out.right
+
+
+def export(checkpoint: Path, out: Path, cache: Path, precision: str = "int8") -> ModelCard:
+    """Write out (an .onnx file) and its card; nothing is left behind if the parity check fails."""
+    if precision not in LIMITS:
+        raise ExportError(f"--precision {precision}: possible are {', '.join(LIMITS)}")
+    shards = open_shards(cache, "val")
+    if len(shards) * SHARD < MEASURED + OTHERS:
+        raise ExportError(f'--cache {cache}: {len(shards) * SHARD} scenes of "val"; {MEASURED + OTHERS} are needed')
+    rows = np.concatenate(shards)
+    measured, others = rows[:MEASURED], rows[MEASURED:]
+    net, config, seen = load_finder(checkpoint)
+    plain = Deployed(net).eval()
+    deployed = Deployed(net, *believable(plain, others)).eval()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.stem + ".part.onnx")
+    example = torch.zeros(INPUT)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                deployed, (example,), str(temporary), input_names=["picture"], output_names=list(OUTPUTS),
+                opset_version=OPSET, dynamo=False,
+            )  # fmt: skip
+            shapes = [list(o.shape) for o in deployed(example)]
+        if precision == "int8":
+            inputs = (network_input(depth_m(row["picture"])) for row in others[:CALIBRATION])
+            quantize_where(temporary, temporary, "picture", inputs, lambda node: not any(f in node for f in FLOAT))
+        else:
+            store_as_half(temporary)
+        card = ModelCard(
+            name=out.stem,
+            kind="finder",
+            sha256=sha256(temporary),
+            precision=precision,
+            crop_size=PICTURE.width,
+            cube_m=CUBE_M,
+            inputs={"picture": list(INPUT)},
+            outputs=dict(zip(OUTPUTS, shapes, strict=True)),
+            training={**training(config), "seen": seen, "parameters": sum(p.numel() for p in net.parameters()),
+                      "mmac": round(mmac(net), 1), "commit": commit()},
+        )  # fmt: skip
+        card.write(temporary)
+        parity = compare(deployed, temporary, others[:OTHERS])
+        if parity["mean_mm"] > LIMITS[precision] or parity["lost"] > MOST_LOST[precision]:
+            raise ExportError(
+                f"export {out}: the engine's centres are {parity['mean_mm']:.2f} mm from torch's on {parity['probes']} "
+                f"scenes and {parity['lost']:.1%} are lost; allowed are {LIMITS[precision]} mm and "
+                f"{MOST_LOST[precision]:.0%}"
+            )
+        engine = open_engine("onnxruntime", temporary, net="finder")
+        found = [proposals(maps, THRESHOLD, 6) for maps in map(engine_maps(engine), pictures(measured))]
+        metrics = {"data": f"rooms:val, {MEASURED} scenes", **score(found, hands_of(measured["hands"]))}
+        card = ModelCard(**{**asdict(card), "parity": parity, "metrics": metrics})
+        os.replace(temporary, out)
+        card.write(out)
+        return card
+    finally:
+        for leftover in (temporary, card_path(temporary)):
+            leftover.unlink(missing_ok=True)
+
+
+def training(config: TrainConfig) -> dict[str, Any]:
+    """What of the config decides a finder."""
+    names = ("net", "width", "samples", "batch", "optimizer", "lr", "muon_lr", "weight_decay", "warmup", "decay", "ema",
+             "seed", "bf16")  # fmt: skip
+    return {name: getattr(config, name) for name in names}
+
+
+def pictures(rows: Array) -> Any:
+    return (network_input(depth_m(row["picture"])) for row in rows)
+
+
+def engine_maps(engine: Any) -> Any:
+    def run(picture: Array) -> Maps:
+        heat, offset, log_z, right = engine.run(picture)
+        return Maps(heat[0, 0], offset[0], log_z[0, 0], right[0, 0])
+
+    return run
+
+
+def torch_maps(net: nn.Module, picture: Array) -> Maps:
+    with torch.no_grad():
+        heat, offset, log_z, right = (o.numpy() for o in net(torch.from_numpy(picture)))
+    return Maps(heat[0, 0], offset[0], log_z[0, 0], right[0, 0])
+
+
+def believable(net: nn.Module, rows: Array, least: float = 0.02) -> tuple[float, float]:
+    """Slope and shift that make the heat of peaks the log-odds that they are hands: logistic regression by Newton."""
+    found = [proposals(torch_maps(net, picture), least, 6) for picture in pictures(rows)]
+    hit, logit = peaks(found, hands_of(rows["hands"]))
+    if len(set(hit.tolist())) < 2:
+        return 1.0, 0.0
+    design = np.stack([logit, np.ones_like(logit)], 1)  # (N, 2)
+    ab = np.array([1.0, 0.0])
+    for _ in range(25):
+        p = 1 / (1 + np.exp(-design @ ab))
+        # A little weight holds the slope at 1 and the shift at 0 where peaks are few.
+        gradient = design.T @ (hit - p) - 0.1 * (ab - (1, 0))
+        ab = ab + np.linalg.solve((design * (p * (1 - p))[:, None]).T @ design + 0.1 * np.eye(2), gradient)
+    return float(ab[0]), float(ab[1])
+
+
+def peaks(found: Sequence[Sequence[HandRoi]], hands: Hands) -> tuple[Array, Array]:
+    """Of every proposal that counts: whether it is a hand, and its score's log-odds."""
+    hit, logit = [], []
+    for k, rois in enumerate(found):
+        for roi, which in zip(rois, matches(rois, hands, k), strict=True):
+            if which is not None:
+                hit.append(which >= 0)
+                logit.append(np.log(roi.score / (1 - roi.score)))
+    return np.array(hit, float), np.array(logit)
+
+
+def compare(deployed: nn.Module, model: Path, rows: Array) -> dict[str, Any]:
+    """Distance of the engine's proposals from torch's, mm, and the share of torch's that have none within 60 mm."""
+    run = engine_maps(open_engine("onnxruntime", model, net="finder"))
+    off: list[float] = []
+    lost = n = 0
+    worst = 0.0
+    for picture in pictures(rows):
+        expected, got = torch_maps(deployed, picture), run(picture)
+        worst = max(worst, float(np.abs(expected.heat - got.heat).max()))
+        rois = proposals(got, THRESHOLD / 2, 6)
+        for roi in proposals(expected, THRESHOLD, 6):
+            nearest = min((float(np.linalg.norm(roi.centre_m - r.centre_m)) for r in rois), default=1.0)
+            n += 1
+            if nearest < 0.06:
+                off.append(nearest * 1e3)
+            else:
+                lost += 1
+    return {"mean_mm": float(np.mean(off)) if off else 0.0, "max_mm": max(off, default=0.0), "lost": lost / max(n, 1),
+            "max_logit": worst, "probes": len(rows)}  # fmt: skip
+
+
+def mmac(net: nn.Module) -> float:
+    """Million multiplications of one picture."""
+    total = 0
+
+    def count(module: Any, _: Any, output: Tensor) -> None:
+        nonlocal total
+        total += output[0].numel() * module.weight[0].numel()
+
+    hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d)]
+    with torch.no_grad():
+        net(torch.zeros(INPUT))
+    for hook in hooks:
+        hook.remove()
+    return total / 1e6
+
+
+@click.command()
+@click.option("--checkpoint", type=Path, required=True, help="last.pt of a finder's training.")
+@click.option("--cache", type=Path, required=True, help="Folder with rendered scenes of the stream val.")
+@click.option("--out", type=Path, required=True, help="The .onnx file to write, its card goes beside it.")
+@click.option("--precision", default="int8", show_default=True, help="fp32, int8.")
+def main(checkpoint: Path, cache: Path, out: Path, precision: str) -> None:
+    """Write a trained finder as ONNX with its card, if it agrees with torch."""
+    torch.set_num_threads(1)
+    try:
+        card = export(checkpoint, out, cache, precision)
+    except (ExportError, TrainError, OSError) as error:
+        sys.exit(f"exporters.finder: {error}")
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {card.parity}\n{card.metrics}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Training of the finder: what it is taught is where the hands are, and what is exported is what was learned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from edge_hand.edge.finder import CUBE_M, PICTURE, THRESHOLD, Maps, network_input, open_finder, proposals
+from edge_hand.exporters import finder as exporter
+from edge_hand.exporters.onnx import ExportError
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.frames import DepthFrame, HandRoi
+from edge_hand.trainer.checkpoint import TrainConfig, TrainError
+from edge_hand.trainer.nets.finder import Criterion, FinderNet, Output, Targets, targets
+from edge_hand.trainer.optimizers import build_optimizers
+from edge_hand.trainer.synth import pictures
+from edge_hand.trainer.synth.lone_hands import LoneHands
+from edge_hand.trainer.synth.pictures import Hands, depth_m, hands_of, open_shards, record, render_shards, vary
+from edge_hand.trainer.train_finder import load_finder, matches, score, step, train
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+TINY = TrainConfig(net="finder", width=8, samples=16, batch=8, warmup=4, coarse=0, bf16=False)
+CAMERA = Intrinsics(320, 240, 193.0, 193.0, 159.5, 119.5)
+
+
+class Blob(NamedTuple):
+    """Stands for `rooms.SceneHand`: a square on the wall, 12 cm wide."""
+
+    side: str
+    joints_m: Array
+    seen: float
+
+
+class Drawn(NamedTuple):
+    frame: DepthFrame
+    hands: tuple[Blob, ...]
+
+
+def scene(index: int) -> Drawn:
+    """Up to two squares before a wall; a right one is bent at its right edge."""
+    rng = np.random.default_rng([7, index])
+    z = np.full((240, 320), 1.5)
+    blobs = []
+    for _ in range(int(rng.integers(3))):
+        distance = rng.uniform(0.35, 0.8)
+        centre = np.array([rng.uniform(-0.5, 0.5) * distance, rng.uniform(-0.35, 0.35) * distance, distance])
+        low, high = (CAMERA.project(centre + (s, s, 0)).astype(int) for s in (-0.06, 0.06))
+        z[max(low[1], 0) : high[1], max(low[0], 0) : high[0]] = distance
+        blobs.append(Blob("right" if rng.random() < 0.5 else "left", np.tile(centre, (21, 1)), 1.0))
+    return Drawn(DepthFrame("x", index, 0, np.rint(z * 1000).astype(np.uint16), 0.001, CAMERA), tuple(blobs))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small shards of both streams."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "SHARD", 24)
+        render_shards(folder, "train", range(2), scene)
+        render_shards(folder, "val", range(1), scene)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, value in (
+        ("train_finder", "SHARD", 24),
+        ("synth.pictures", "SHARD", 24),
+    ):
+        monkeypatch.setattr(f"edge_hand.trainer.{module}.{name}", value)
+    monkeypatch.setattr(exporter, "SHARD", 24)
+    monkeypatch.setattr(exporter, "MEASURED", 12)
+    monkeypatch.setattr(exporter, "OTHERS", 12)
+
+
+def hands(*rows: tuple[float, float, float, bool, int]) -> Hands:
+    """Of one picture: x, y, z, right, role."""
+    values = np.array([row[:3] for row in rows], np.float32).reshape(1, -1, 3)
+    return Hands(values, np.array([[r[3] for r in rows]]), np.ones((1, len(rows))), np.array([[r[4] for r in rows]]))
+
+
+def taught(which: Hands) -> Targets:
+    centre = torch.from_numpy(which.centre_m.astype(np.float32))
+    return targets(centre, torch.from_numpy(which.right), torch.from_numpy(which.role))
+
+
+def as_maps(t: Targets) -> Maps:
+    """The maps of a network that gives what it was taught."""
+    return Maps(*(x[0].numpy() for x in (torch.logit(t.heat, 1e-4), t.offset, t.log_z, 20 * t.is_right - 10)))
+
+
+def test_who_gives_what_is_taught_finds_the_hands() -> None:
+    there = hands((-0.1, 0.05, 0.45, True, 1), (0.3, -0.2, 0.9, False, 1), (0.0, 0.0, 0.0, True, -1))
+    rois = proposals(as_maps(taught(there)), 0.5, 6)
+    assert len(rois) == 2
+    for roi in rois:
+        at = int(np.argmin(np.linalg.norm(there.centre_m[0] - roi.centre_m, axis=1)))
+        np.testing.assert_allclose(roi.centre_m, there.centre_m[0, at], atol=1e-4)
+        assert roi.side == ("right" if there.right[0, at] else "left")
+
+
+def test_about_a_hand_hardly_seen_nothing_is_learned() -> None:
+    t = taught(hands((0.0, 0.0, 0.5, True, 0)))
+    assert t.heat.max() == 0 and t.weight.max() == 0
+    cells = int((~t.counts).sum())
+    assert not t.counts[0, 14, 20] and 30 < cells < 60  # 9 cm at 0.5 m are 3.6 cells
+    assert taught(hands((0.0, 0.0, 0.5, True, -1))).counts.all()
+    both = taught(hands((0.0, 0.0, 0.5, True, 0), (0.01, 0.0, 0.5, True, 1)))
+    assert both.counts[both.heat == 1].all()
+
+
+def test_a_hand_outside_the_picture_is_not_asked_for() -> None:
+    assert taught(hands((0.6, 0.0, 0.5, True, 1))).heat.max() == 0
+
+
+def test_the_loss_is_least_where_the_maps_are_right() -> None:
+    there = hands((-0.1, 0.05, 0.45, True, 1), (0.3, -0.2, 0.9, False, 1))
+    t = taught(there)
+    right = Output(
+        torch.where(t.heat == 1, 9.0, -9.0)[:, None], t.offset, t.log_z[:, None], (20 * t.is_right - 10)[:, None]
+    )
+    assert float(Criterion()(right, t)["loss"]) < 0.01
+    wrong = {"heat": -right.heat, "offset": right.offset + 0.5, "log_z": right.log_z + 0.1, "right": -right.right}
+    for term, (name, value) in zip(("heat", "offset", "log_z", "side"), wrong.items(), strict=True):
+        terms = Criterion()(right._replace(**{name: value}), t)
+        assert float(terms[term]) > 0.25 and float(terms["loss"]) > 0.25
+
+
+def test_the_network_learns_a_few_pictures_by_heart() -> None:
+    torch.manual_seed(0)
+    rows = np.stack([record(drawn.frame, drawn.hands) for drawn in map(scene, range(4))])
+    z, there = depth_m(rows["picture"]), hands_of(rows["hands"])
+    net = FinderNet(16)
+    optimizers = build_optimizers(net, TINY)
+    for _ in range(40):
+        step(net, Criterion(), optimizers, z, there, bf16=False)
+    with torch.no_grad():
+        out = net(torch.from_numpy(network_input(z)))  # still with its batch's statistics
+    maps = (out.heat[:, 0], out.offset, out.log_z[:, 0], out.right[:, 0])
+    found = [proposals(Maps(*(m[k].numpy() for m in maps)), 0.3, 6) for k in range(len(rows))]
+    scores = score(found, there)
+    assert scores["hands"] == 6 and scores["recall"] == scores["precision"] == scores["side_right"] == 1
+    assert scores["centre_mm"] < 15
+
+
+def test_a_scene_survives_its_record() -> None:
+    drawn = next(s for s in map(scene, range(20)) if len(s.hands) == 2)
+    row = record(drawn.frame, drawn.hands)[None]
+    z, there = depth_m(row["picture"]), hands_of(row["hands"])
+    assert z.shape == (1, 112, 160) and (z == -1).any() and np.abs(z.max() - 1.5) < 1e-3
+    assert sorted(there.role[0]) == [-1, -1, -1, -1, 1, 1]
+    for k, blob in enumerate(drawn.hands):
+        np.testing.assert_allclose(there.centre_m[0, k], blob.joints_m[0], rtol=1e-6)
+        assert there.right[0, k] == (blob.side == "right")
+
+
+def test_roles_go_by_how_much_is_seen_and_how_far() -> None:
+    rows = np.array([[[0, 0, z, 1, seen] for z, seen in ((0.5, 0.9), (0.5, 0.2), (0.5, 0.01), (1.5, 0.9), (0.1, 0.9))]])
+    assert hands_of(rows).role.tolist() == [[1, 0, -1, 0, 0]]
+
+
+def test_what_is_varied_still_shows_its_hands_where_they_are_said_to_be(cache: Path) -> None:
+    rows = open_shards(cache, "train")[0][:24]
+    z, there = depth_m(rows["picture"]), hands_of(rows["hands"])
+    checked = flipped = 0
+    for seed in range(3):
+        varied, new = vary(z, there, np.random.default_rng(seed))
+        assert not np.shares_memory(varied, z) and (np.abs(varied - z).max((1, 2)) > 0).all()
+        for k, i in zip(*np.nonzero(new.role == 1), strict=True):
+            column, row = np.rint(PICTURE.project(new.centre_m[k, i])).astype(int)
+            if 0 <= row < 112 and 0 <= column < 160 and varied[k, row, column] > 0:
+                checked += abs(varied[k, row, column] - new.centre_m[k, i, 2]) < 2e-3
+            flipped += new.right[k, i] != there.right[k, i]
+    assert checked > 40 and flipped > 10
+
+
+def test_hands_on_bare_forearms_are_where_they_are_said_to_be() -> None:
+    shown = on_hand = 0
+    sides = set()
+    for index in range(24):
+        drawn = LoneHands("train", 0, width=320).scene(index)
+        camera = drawn.frame.intrinsics
+        for hand in drawn.hands:
+            if hand.seen < 0.95:
+                continue
+            sides.add(hand.side)
+            column, row = np.rint(camera.project(hand.vertices_m)).astype(int).T
+            inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+            z = drawn.frame.depth[row[inside], column[inside]] * drawn.frame.depth_unit_m
+            shown += 1
+            on_hand += np.median(np.abs(z - hand.vertices_m[inside, 2])) < 0.04
+    assert shown > 10 and on_hand >= 0.9 * shown and sides == {"left", "right"}
+
+
+def test_shards_that_are_there_are_not_drawn_again(cache: Path) -> None:
+    def never(index: int) -> Drawn:
+        raise AssertionError(index)
+
+    render_shards(cache, "train", range(2), never)
+    assert len(open_shards(cache, "train")) == 2 and len(open_shards(cache, "train", first=1)) == 1
+
+
+def test_each_proposal_takes_one_hand_and_those_nobody_asks_for_do_not_count() -> None:
+    there = hands((0.0, 0.0, 0.5, True, 1), (0.3, 0.0, 0.5, False, 1), (0.0, 0.3, 0.6, False, 0))
+    at = [(0.01, 0.0, 0.5), (0.0, 0.02, 0.5), (0.0, 0.31, 0.6), (-0.4, 0.0, 0.9)]
+    rois = [HandRoi("right", np.array(c), CUBE_M, 0.9) for c in at]
+    assert matches(rois, there, 0) == [0, -1, None, -1]
+    scores = score([rois], there)
+    assert (scores["recall"], scores["false_per_scene"], scores["side_right"]) == (0.5, 2, 1)
+    assert scores["precision"] == pytest.approx(1 / 3) and scores["centre_mm"] == pytest.approx(10, rel=1e-3)
+
+
+def test_a_run_goes_on_where_it_stopped_and_is_exported(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    path = train(TINY, tmp_path / "run", cache, validation=8)
+    with pytest.raises(TrainError, match=r"last\.pt exists: go on with --resume, or choose another --out$"):
+        train(TINY, tmp_path / "run", cache)
+    longer = TrainConfig(net="finder", samples=32)
+    train(longer, tmp_path / "run", cache, resume=True, validate_every=0)
+    net, config, seen = load_finder(path)
+    assert seen == 32 and config.width == 8 and not net.training
+    monkeypatch.setattr(exporter, "THRESHOLD", 1e-4)
+    for precision in ("fp32", "int8"):
+        monkeypatch.setitem(exporter.LIMITS, precision, 60.0)
+        monkeypatch.setitem(exporter.MOST_LOST, precision, 1.0)
+        out = tmp_path / "out" / f"{precision}.onnx"
+        card = exporter.export(path, out, cache, precision)
+        assert card.kind == "finder" and card.training["seen"] == 32 and card.parity["max_logit"] < 1
+        assert open_finder(out)(scene(0).frame) == [] or THRESHOLD > 0
+
+
+def test_an_export_that_is_not_torch_s_network_is_refused(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    path = train(TINY, tmp_path / "run", cache, validate_every=0)
+    monkeypatch.setitem(exporter.LIMITS, "fp32", -1.0)
+    with pytest.raises(ExportError, match=r"the engine's centres are .* mm from torch's on 12 scenes"):
+        exporter.export(path, tmp_path / "x.onnx", cache, "fp32")
+    assert not list(tmp_path.glob("x*"))
+
+
+def test_scores_become_the_share_of_peaks_that_are_hands(monkeypatch: Any) -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 2, 4000)
+    hit = rng.random(4000) < 1 / (1 + np.exp(-(0.5 * logit + 1)))
+    monkeypatch.setattr(exporter, "torch_maps", lambda *_: None)
+    monkeypatch.setattr(exporter, "proposals", lambda *_: [])
+    monkeypatch.setattr(exporter, "peaks", lambda *_: (hit.astype(float), logit))
+    rows = np.zeros(0, pictures.RECORD)
+    slope, shift = exporter.believable(FinderNet(8), rows)
+    assert abs(slope - 0.5) < 0.05 and abs(shift - 1) < 0.1

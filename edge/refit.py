@@ -1,82 +1,140 @@
-"""Refit: a kinematic hand to the network's vertices.
+"""Refit: a kinematic hand to the network's vertices and the frame's own depth points.
 
 Each rigid part gets a similarity to the template in closed form (Dual Grid Net, section 3.4, eq. 3). From these come
-the wrist, the bone scales and the joint angles, clamped to their limits; a few Gauss-Newton steps on the joints take
-back what clamping and rounding moved; the template is then skinned. Bones cannot stretch: a finger has one scale.
+the wrist, the bone scales and the joint angles, clamped to their limits. A Gauss-Newton step then weighs the joints,
+the parts' own angles and the depth points against the skin that faces the camera; fingers that pass through each other
+are parted. What is minimised, and what each term is worth: docs/refit.md. Bones cannot stretch: a finger has one scale.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..hand import se3
-from ..hand.kinematics import Skeleton, angles_from_rotations, chain, clamp_angles, part_rotations, skin
+from ..hand.kinematics import Shape, angles_from_rotations
 from ..hand.parts import part_moments
-from ..hand.skeleton import (
-    ALPHA_RANGE,
-    ANGLE_LIMITS_RAD,
-    ANGLE_PARTS,
-    IS_FLEXION,
-    PART_JOINTS,
-    PART_PARENTS,
-    THUMB_TWIST_PER_FLEX,
-    TIPS,
-)
+from ..hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, PART_JOINTS, PART_PARENTS, TIPS
 from ..hand.template import HandTemplate, template
+from .chain import JOINT_PARTS, Chain, Posed, Rest
+from .smooth import rotation_vector
+from .spheres import Spheres
 
 Array = NDArray[Any]
-STEPS = 1  # a second one gains 0.02 mm
-_FLEXED = ANGLE_PARTS[IS_FLEXION]
+STEPS = 1
+ANGLE_PRIOR_M = 0.010  # a radian off the parts' own angle costs as much as a joint this far off
+DEPTH_WEIGHT = 4.0  # of a depth point, where a joint weighs 1
+DEPTH_SCALE_M = 0.020  # Geman-McClure: a point this far off counts a quarter
+DEPTH_REACH_M = 0.03
+APART_WEIGHT = 10.0
+DEEP_M = 0.0015  # spheres that overlap this much after the last step are parted by more of them
+MOST_PARTINGS = 3
+EVERY = 3  # each so manieth vertex is a place on the skin to meet depth points
+_LOW, _HIGH = ANGLE_LIMITS_RAD.T.copy()
+_JOINTS, _TIPS = list(PART_JOINTS), list(TIPS)
+_PARENTS = [max(p, 0) for p in PART_PARENTS]
 _DIAGONAL = np.diag_indices(26)
-ANGLE_PRIOR_M = 0.004  # a radian off the parts' own angle costs as much as a joint this far off
+THRICE, EACH_AXIS, _ONES = np.repeat(np.arange(21), 3), np.tile(np.eye(3), (21, 1)), np.ones(21)
 
 
 class Fit(NamedTuple):
-    """A kinematic hand in the frame of the vertices given: angles (20,) rad, alpha (6,), joints_m (21, 3), vertices_m
-    (V, 3), T_wrist (4, 4); joints_free_m (21, 3) are the parts' own, before limits."""
+    """A kinematic hand in the frame of the vertices given: angles (20,) rad, alpha (6,) and beta (7,), joints_m
+    (21, 3), T_wrist (4, 4); joints_free_m (21, 3) are the parts' own, before limits; vertices_m (V, 3), none
+    from `solve`."""
 
     angles: Array
     alpha: Array
+    beta: Array
     joints_m: Array
-    vertices_m: Array
     T_wrist: Array
     joints_free_m: Array
+    vertices_m: Array
 
     @property
     def theta(self) -> Array:
         return theta_of(self.T_wrist, self.angles)
 
+    @property
+    def shape(self) -> Shape:
+        return Shape(self.alpha, self.beta)
+
+
+class Meeting(NamedTuple):
+    """Where depth points meet the skin: place_m (N, 3) relative to the wrist, normal (N, 3), part (N,), gap_m (N,) of
+    the point along the normal, weight (N,)."""
+
+    place_m: Array
+    normal: Array
+    part: Array
+    gap_m: Array
+    weight: Array
+
+
+class State(NamedTuple):
+    """What is solved for: the wrist's rotation (3, 3) and place (3,) m, angles (20,) rad."""
+
+    root: Array
+    at_m: Array
+    angles: Array
+
 
 def theta_of(wrist: Array, angles: Array) -> Array:
     """theta (26,) of a wrist's pose (4, 4) and 20 angles."""
-    return np.concatenate([wrist[:3, 3], se3.so3_log(wrist[:3, :3]), angles])
+    return np.concatenate([wrist[:3, 3], rotation_vector(wrist[:3, :3]), angles])
 
 
 class Refit:
-    """Holds what is fixed: the template's moments. Arrays in, one Fit out; right hands only."""
+    """Holds what is fixed: the template's moments, chain and skin. Arrays in, one Fit out; right hands only."""
 
-    def __init__(self, t: HandTemplate | None = None) -> None:
+    def __init__(self, t: HandTemplate | None = None, every: int = EVERY) -> None:
+        """Depth points meet the skin at each `every`-th vertex."""
+        self.every = every
         self.template = t = t or template()
         moments, self._centroid, self._variance = part_moments(t)
         self._moments = moments.astype(np.float32)  # half the memory to read, and exact to 1e-7
         self._lengths = _lengths(t.joints_m)
-        self._parts = list(PART_JOINTS)
-        self._parents = [max(p, 0) for p in PART_PARENTS]
-        self._moved = _joints_moved_by_angles()  # (20, 21) which joints an angle moves
-        self._axis = np.where(IS_FLEXION[:, None], (1.0, 0.0, 0.0), (0.0, 0.0, -1.0))  # in the anatomical frame
+        self.chain = Chain(t)
+        self.spheres = Spheres()
+        self._moved = np.repeat(self.chain.moved[JOINT_PARTS], 3, 0)  # (63, 20)
         self._prior = np.full(26, 1e-9)
-        self._prior[6:] += ANGLE_PRIOR_M**2
+        self.angle_prior = ANGLE_PRIOR_M**2
+        self._prior[6:] += self.angle_prior
+        self._normals = self._normal_skin()  # (48, M)
+        self._place_parts = t.part[:: self.every]
+        self._joint_skin = _joint_skin(t)
+        self._rest: tuple[Shape, Rest] | None = None
+        self._beta = _NO_BETA
+        self._skin = self.chain.skin_of(_NO_BETA)
+        self._surface = np.ascontiguousarray(self._skin[:, :: self.every])
+
+    def _wear(self, beta: Array) -> None:
+        """Put on the skin of another beta."""
+        if beta is not self._beta and not np.array_equal(beta, self._beta):
+            self._beta = beta.copy()
+            self._skin = self.chain.skin_of(beta)
+            self._surface = np.ascontiguousarray(self._skin[:, :: self.every])
+
+    def _normal_skin(self) -> Array:
+        t = self.template
+        corner = t.vertices_m[t.faces]
+        face = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+        normal = np.zeros_like(t.vertices_m)
+        for k in range(3):
+            np.add.at(normal, t.faces[:, k], face)
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+        local = normal[None] @ t.axes  # (16, V, 3)
+        skin = (local * t.weights.T[..., None]).transpose(0, 2, 1).reshape(48, -1)
+        return np.ascontiguousarray(skin[:, :: self.every], np.float32)
 
     def parts(self, vertices_m: Array) -> tuple[Array, Array, Array]:
         """Similarity of each part (eq. 3; Umeyama 1991): rotation (16, 3, 3), scale (16,), shift (16, 3)."""
-        middle = vertices_m.mean(0)
-        flat = (vertices_m - middle).T.astype(np.float32) @ self._moments  # (3, 64)
-        m = flat.astype(np.float64).reshape(3, 16, 4).transpose(1, 0, 2)  # (16, 3, 4)
-        covariance, centre = m[..., :3], m[..., 3] + middle
-        u, s, vt = np.linalg.svd(covariance)
+        middle = vertices_m[0].astype(np.float64)  # any point of the hand: small numbers lose less in 32 bits
+        flat = np.subtract(vertices_m.T, middle[:, None]).astype(np.float32) @ self._moments  # (3, 64)
+        m = flat.reshape(3, 16, 4).transpose(1, 0, 2).astype(np.float64)  # (16, 3, 4)
+        u, s, vt = np.linalg.svd(m[..., :3])
         rotation = u @ vt
         mirrored = np.linalg.det(rotation) < 0
         if mirrored.any():
@@ -84,39 +142,127 @@ class Refit:
             s[mirrored, 2] *= -1
             rotation = u @ vt
         scale = s.sum(1) / self._variance
-        shift = centre - scale[:, None] * (rotation @ self._centroid[..., None])[..., 0]
+        shift = m[..., 3] + middle - scale[:, None] * (rotation @ self._centroid[..., None])[..., 0]
         return rotation, scale, shift
 
-    def __call__(self, vertices_m: Array, alpha: Array | None = None) -> Fit:
-        """Fit to vertices (V, 3) m; a known shape alpha (6,) is kept."""
-        t = self.template
-        rotation, scale, shift = self.parts(np.asarray(vertices_m, np.float64))
-        target = self._joints(rotation, scale, shift)
-        if alpha is None:
-            alpha = self._bone_scales(target, scale)
-        local = np.swapaxes(rotation[self._parents], 1, 2) @ rotation
-        wanted = clamp_angles(angles_from_rotations(t, local))
-        root, translation, angles = rotation[0], target[0], wanted
-        for _ in range(STEPS):
-            root, translation, angles = self._step(root, translation, angles, alpha, target, wanted)
-        skeleton = self._pose(root, translation, angles, alpha)
-        vertices = skin(t.weights, t.vertices_m[None], skeleton.parts)[0]
-        return Fit(angles, alpha, skeleton.joints_m[0], vertices, se3.transform(root, translation), target)
+    def __call__(self, vertices_m: Array, alpha: Array | None = None, **given: Any) -> Fit:
+        """As `solve`, with the skin; a known alpha (6,) is kept."""
+        shape = None if alpha is None else Shape(alpha, _NO_BETA)
+        fit = self.solve(vertices_m, **({"shape": shape} | given))
+        return fit._replace(vertices_m=self.pose(fit.T_wrist, fit.angles, fit.shape)[1])
 
-    def _pose(self, root: Array, translation: Array, angles: Array, alpha: Array) -> Skeleton:
-        t = self.template
-        return chain(part_rotations(t, angles[None]), root[None], translation[None], alpha[None], t.joints_m[None])
+    def pose(self, T_wrist: Array, angles: Array, shape: Shape) -> tuple[Array, Array]:
+        """Joints (21, 3) and vertices (V, 3) m of a hand; the skin of a beta is made once."""
+        self._wear(shape.beta)
+        rest = self._at_rest(shape)
+        posed = self.chain.pose(T_wrist[:3, :3], angles, rest)
+        return posed.joints_m + T_wrist[:3, 3], self.chain.skin(posed, rest, self._skin, T_wrist[:3, 3])
+
+    def _at_rest(self, shape: Shape) -> Rest:
+        if self._rest is None or self._rest[0] is not shape:
+            self._rest = shape, self.chain.at_rest(shape)
+        return self._rest[1]
+
+    def solve(
+        self,
+        vertices_m: Array,
+        *,
+        shape: Shape | None = None,
+        points_m: Array | None = None,
+        weights: Array | None = None,
+    ) -> Fit:
+        """Fit to vertices (V, 3) m, and to the hand's depth points (N, 3) m in the same frame.
+
+        A shape given is kept; else bone scales are the frame's own and beta is 0. weights (21,) say how far to trust
+        each joint of the vertices.
+        """
+        rotation, scale, shift = self.parts(vertices_m)
+        target = self._joints(rotation, scale, shift)
+        if shape is None:
+            shape = Shape(self._bone_scales(target, scale), _NO_BETA)
+        self._wear(shape.beta)
+        rest = self._at_rest(shape)
+        local = np.swapaxes(rotation[_PARENTS], 1, 2) @ rotation
+        wanted = _inside(angles_from_rotations(self.template, local))
+        trust = _ONES if weights is None else np.asarray(weights, np.float64)
+        posed = self.chain.pose(rotation[0], wanted, rest)
+        # The wrist lies in the middle of little skin; all joints together say better where the hand is.
+        at = trust @ (target - posed.joints_m) / trust.sum()
+        state = State(rotation[0], at, wanted)
+        for _ in range(STEPS):
+            screws = self.chain.screws(posed)
+            normal, gradient = self._joint_equations(posed, screws, state, target, wanted, trust[THRICE])
+            if points_m is not None and len(points_m):
+                meet = self.meet(posed, rest, state.at_m, points_m)
+                rows = self.chain.rows(screws, meet.place_m, meet.normal, self.chain.moved[meet.part])
+                weighted = rows * meet.weight[:, None]
+                normal += weighted.T @ rows
+                gradient += meet.gap_m @ weighted
+            state = _step(state, normal, gradient)
+            posed = self.chain.pose(state.root, state.angles, rest)
+        state, posed = self._part(state, posed, rest)
+        wrist = se3.transform(state.root, state.at_m)
+        return Fit(state.angles, *shape, posed.joints_m + state.at_m, wrist, target, _NO_VERTICES)
+
+    def _part(self, state: State, posed: Posed, rest: Rest) -> tuple[State, Posed]:
+        """Move fingers out of each other and the palm, the joints staying where they are as far as they can."""
+        for _ in range(MOST_PARTINGS):
+            overlaps = self.spheres.overlaps(posed)
+            if overlaps is None or overlaps.deep_m.max() < DEEP_M:
+                break
+            screws = self.chain.screws(posed)
+            stay, rows = self.joint_rows(posed, screws), overlaps.rows(self.chain, screws)
+            normal = stay.T @ stay + APART_WEIGHT * (rows.T @ rows)
+            normal[_DIAGONAL] += self._prior
+            state = _step(state, normal, APART_WEIGHT * (overlaps.deep_m @ rows))
+            posed = self.chain.pose(state.root, state.angles, rest)
+        return state, posed
+
+    def meet(self, posed: Posed, rest: Rest, at_m: Array, points_m: Array) -> Meeting:
+        """The place on the skin that faces the camera nearest to each depth point (Dual Grid Net, section 3.5)."""
+        at = at_m.astype(np.float32)
+        skin = self.chain.skin(posed, rest, self._surface, _ORIGIN)  # (M, 3) relative to the wrist
+        normals = posed.frames[:, :3, :3].transpose(1, 0, 2).reshape(3, 48).astype(np.float32) @ self._normals  # (3, M)
+        facing = np.flatnonzero(((skin + at).T * normals).sum(0) < 0)
+        if not len(facing):
+            facing = np.arange(len(skin))
+        skin = skin[facing]
+        points = (points_m - at_m).astype(np.float32)
+        nearest = (0.5 * np.einsum("ij,ij->i", skin, skin) - points @ skin.T).argmin(1)
+        place, vertex = skin[nearest].astype(np.float64), facing[nearest]
+        normal = normals.T[vertex].astype(np.float64)
+        gap = points - place
+        squared = np.einsum("ij,ij->i", gap, gap)
+        weight = DEPTH_WEIGHT * (squared < DEPTH_REACH_M**2) / (1 + squared / DEPTH_SCALE_M**2) ** 2
+        return Meeting(place, normal, self._place_parts[vertex], np.einsum("ij,ij->i", gap, normal), weight)
+
+    def _joint_equations(
+        self, posed: Posed, screws: Array, state: State, target: Array, wanted: Array, trust: Array
+    ) -> tuple[Array, Array]:
+        """Normal matrix (26, 26) and gradient (26,) of the joints' distances and the angles' prior."""
+        rows = self.joint_rows(posed, screws)
+        weighted = rows * trust[:, None]
+        normal = weighted.T @ rows
+        normal[_DIAGONAL] += self._prior
+        gradient = (target - posed.joints_m - state.at_m).ravel() @ weighted
+        gradient[6:] += self._prior[6:] * (wanted - state.angles)
+        return normal, gradient
+
+    def joint_rows(self, posed: Posed, screws: Array) -> Array:
+        """(63, 26) d joints / d theta; rotations of the wrist are about the wrist, in the outer frame."""
+        return self.chain.rows(screws, posed.joints_m[THRICE], EACH_AXIS, self._moved)
+
+    @staticmethod
+    def at_limits(angles: Array) -> Array:
+        """Which angles lie at a limit."""
+        return np.flatnonzero((angles <= _LOW) | (angles >= _HIGH))
 
     def _joints(self, rotation: Array, scale: Array, shift: Array) -> Array:
         """A joint is where the two parts that meet there put it, half each; tips belong to the distal parts."""
-        t = self.template
-        linear = rotation * scale[:, None, None]
-        own = (linear @ t.parts_m[..., None])[..., 0] + shift
-        parent = (linear[self._parents] @ t.parts_m[..., None])[..., 0] + shift[self._parents]
-        joints = np.empty((21, 3))
-        joints[self._parts] = (own + parent) / 2
-        joints[list(TIPS)] = (linear[3::3] @ t.joints_m[list(TIPS)][..., None])[..., 0] + shift[3::3]
-        return joints
+        parts = np.empty((3, 16, 4))
+        parts[..., :3] = (rotation * scale[:, None, None]).transpose(1, 0, 2)
+        parts[..., 3] = shift.T
+        return (parts.reshape(3, 64) @ self._joint_skin).T
 
     def _bone_scales(self, joints: Array, scale: Array) -> Array:
         """alpha (6,): the palm by its five spokes, a finger by its three bones, each held near its parts' scale."""
@@ -124,46 +270,50 @@ class Refit:
         mean = (scale * self._variance).sum() / self._variance.sum()
         return np.clip(0.5 * lengths / self._lengths + 0.5 * mean, *ALPHA_RANGE)
 
-    def _step(
-        self, root: Array, translation: Array, angles: Array, alpha: Array, target: Array, wanted: Array
-    ) -> tuple[Array, Array, Array]:
-        """One Gauss-Newton step on the joints' positions, with a prior on the angles, inside the limits."""
-        skeleton = self._pose(root, translation, angles, alpha)
-        joints = skeleton.joints_m[0]
-        jacobian = self.jacobian(skeleton, angles)  # (63, 26)
-        normal = jacobian.T @ jacobian
-        normal[_DIAGONAL] += self._prior
-        gradient = jacobian.T @ (target - joints).ravel()
-        gradient[6:] += self._prior[6:] * (wanted - angles)
-        # Angles that lie at a limit and want to pass it are held; the others share the step.
-        low, high = ANGLE_LIMITS_RAD.T
-        held = np.flatnonzero(((angles <= low) & (gradient[6:] < 0)) | ((angles >= high) & (gradient[6:] > 0))) + 6
-        normal[held] = 0
-        normal[held, held] = 1
-        gradient[held] = 0
-        step = np.linalg.solve(normal, gradient)
-        return se3.so3_exp(step[3:6]) @ root, translation + step[:3], clamp_angles(angles + step[6:])
 
-    def jacobian(self, skeleton: Skeleton, angles: Array) -> Array:
-        """d joints / d theta at a pose, (63, 26); rotations of the wrist are about the wrist, in the outer frame."""
-        t = self.template
-        joints, glob = skeleton.joints_m[0], skeleton.rotations[0]
-        # A part turns about its abduction axis, then about the flexion axis that this has moved: Rz(-abd) Rx(flex).
-        abduction = np.zeros(16)
-        abduction[ANGLE_PARTS[~IS_FLEXION]] = angles[~IS_FLEXION]
-        axis = self._axis.copy()
-        axis[IS_FLEXION, 0] = np.cos(abduction[_FLEXED])
-        axis[IS_FLEXION, 1] = -np.sin(abduction[_FLEXED])
-        axis = (glob[self._parents][ANGLE_PARTS] @ (t.axes[ANGLE_PARTS] @ axis[..., None]))[..., 0]  # (20, 3)
-        j = np.zeros((21, 3, 26))
-        j[:, :, :3] = np.eye(3)
-        j[:, :, 3:6] = -se3.skew(joints - joints[0])
-        arm = joints - joints[self._parts][ANGLE_PARTS][:, None]  # (20, 21, 3)
-        j[:, :, 6:] = ((se3.skew(axis)[:, None] @ arm[..., None])[..., 0] * self._moved[..., None]).transpose(1, 2, 0)
-        # The thumb's roll moves with its flexion; it turns about the bone and so moves the joints beyond the MCP.
-        roll = np.cross(glob[1] @ t.axes[1][:, 1], joints - joints[1]) * self._moved[0][:, None]
-        j[:, :, 6] += THUMB_TWIST_PER_FLEX * roll
-        return j.reshape(63, 26)
+def _step(state: State, normal: Array, gradient: Array) -> State:
+    """A Gauss-Newton step inside the limits: angles at a limit that want to pass it are held, the others share it."""
+    angles = state.angles
+    held = np.flatnonzero(((angles <= _LOW) & (gradient[6:] < 0)) | ((angles >= _HIGH) & (gradient[6:] > 0))) + 6
+    normal[held] = 0
+    normal[held, held] = 1
+    gradient[held] = 0
+    step = np.linalg.solve(normal, gradient)
+    return State(_turn(step[3:6]) @ state.root, state.at_m + step[:3], _inside(angles + step[6:]))
+
+
+def _turn(vector: Array) -> Array:
+    """se3.so3_exp of one vector (3,), in a quarter of the time."""
+    x, y, z = vector.tolist()
+    angle = math.sqrt(x * x + y * y + z * z)
+    if angle > 1e-8:
+        a, b = math.sin(angle) / angle, (1 - math.cos(angle)) / (angle * angle)
+    else:
+        a, b = 1.0, 0.5
+    c = 1 - b * angle * angle
+    return np.array(
+        [
+            [c + b * x * x, b * x * y - a * z, b * x * z + a * y],
+            [b * x * y + a * z, c + b * y * y, b * y * z - a * x],
+            [b * x * z - a * y, b * y * z + a * x, c + b * z * z],
+        ]
+    )
+
+
+def _inside(angles: Array) -> Array:
+    return np.minimum(np.maximum(angles, _LOW), _HIGH)
+
+
+def _joint_skin(t: HandTemplate) -> Array:
+    """(64, 21): joints of parts as a skin, see `Chain.skin_of`."""
+    rest = np.concatenate([t.joints_m, np.ones((21, 1))], 1)
+    skin = np.zeros((16, 4, 21))
+    for part, (joint, parent) in enumerate(zip(_JOINTS, _PARENTS, strict=True)):
+        skin[part, :, joint] += rest[joint] / 2
+        skin[parent, :, joint] += rest[joint] / 2
+    for finger, tip in enumerate(_TIPS):
+        skin[3 + 3 * finger, :, tip] = rest[tip]
+    return skin.reshape(64, 21)
 
 
 def _lengths(joints: Array) -> Array:
@@ -174,10 +324,6 @@ def _lengths(joints: Array) -> Array:
     return np.concatenate([[spokes], bones])
 
 
-def _joints_moved_by_angles() -> Array:
-    moved = np.zeros((20, 21))
-    for i, part in enumerate(ANGLE_PARTS):
-        joint = PART_JOINTS[part]
-        finger_end = 4 * ((part - 1) // 3) + 4
-        moved[i, joint + 1 : finger_end + 1] = 1
-    return moved
+_NO_BETA = np.zeros(7)
+_NO_VERTICES = np.zeros((0, 3))
+_ORIGIN = np.zeros(3)

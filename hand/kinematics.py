@@ -40,6 +40,16 @@ class Skeleton(NamedTuple):
     rotations: Array
 
 
+class Shape(NamedTuple):
+    """A hand's own shape: bone scales alpha (6,) and morph weights beta (7,)."""
+
+    alpha: Array
+    beta: Array
+
+
+AVERAGE = Shape(np.ones(6), np.zeros(7))
+
+
 def forward_kinematics(t: HandTemplate, theta: Array, alpha: Array, beta: Array) -> Skeleton:
     """Pose the skeleton (DeepHPS, eq. 4). theta (N, 26) m and rad, alpha (N, 6), beta (N, 7)."""
     rest = t.joints_m + np.einsum("nk,kjc->njc", beta, t.morph_joints_m)  # (N, 21, 3), eq. 3 for the joints

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,7 +22,8 @@ class ModelError(Exception):
 @dataclass(frozen=True)
 class ModelCard:
     """inputs and outputs map names to shapes; cube_m is the edge of the crop's cube in training; training, metrics and
-    parity say how the network was made, how it scores and how far its export is from the torch network (mm)."""
+    parity say how the network was made, how it scores and how far its export is from the torch network (mm); confidence
+    holds the constants of `confidence.Calibration`, if they were measured."""
 
     name: str
     kind: str  # "dgn"
@@ -34,6 +36,7 @@ class ModelCard:
     training: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
+    confidence: list[float] | None = None
     version: int = CARD_VERSION
 
     def write(self, model: Path) -> None:
@@ -76,6 +79,8 @@ def load_card(model: Path) -> ModelCard:
     card = ModelCard(**values)
     if not isinstance(card.sha256, str) or not isinstance(card.inputs, dict) or not isinstance(card.outputs, dict):
         raise ModelError(f"model card {path}: sha256, inputs or outputs have the wrong type")
+    if card.confidence is not None and not _three_numbers(card.confidence):
+        raise ModelError(f"model card {path}: confidence is {card.confidence!r:.60}, expected three numbers")
     seen = sha256(model)
     if seen != card.sha256:
         raise ModelError(
@@ -83,6 +88,12 @@ def load_card(model: Path) -> ModelCard:
             f"(sha256 {seen[:12]}, card {card.sha256[:12]}): corrupt, or card and model were mixed up"
         )
     return card
+
+
+def _three_numbers(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return all(type(x) in (int, float) and math.isfinite(x) for x in value)
 
 
 def sha256(path: Path) -> str:

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -38,10 +39,13 @@ BONES = [
 DRAW_S, LINE_S, HINT_S, STALE_S = 1 / 15, 1.0, 3.0, 1.0
 
 
-def watch(address: str = ADDRESS, camera: str | None = None, frames: int | None = None) -> None:
+def watch(
+    address: str = ADDRESS, camera: str | None = None, frames: int | None = None, keys: Path | None = None
+) -> None:
     """Show what a running `edge-hand run` publishes until Ctrl-C, or for so many joints messages.
 
-    Without a camera the first one seen is shown. Raises SubscribeError and WireError, one line each.
+    Without a camera the first one seen is shown. keys as in `subscribe`. Raises SubscribeError, KeysError and
+    WireError, one line each.
     """
     topics = [f"{kind}.{camera}" if camera else kind for kind in ("joints", "status")]
     message: JointsMessage | None = None
@@ -49,7 +53,7 @@ def watch(address: str = ADDRESS, camera: str | None = None, frames: int | None 
     started = last = time.monotonic()
     others: set[str] = set()
     hinted = False
-    with subscribe(address, topics, timeout_s=0.25) as messages, Screen() as screen:
+    with subscribe(address, topics, timeout_s=0.25, keys=keys) as messages, Screen() as screen:
         try:
             while frames is None or seen < frames:
                 try:
@@ -72,7 +76,8 @@ def watch(address: str = ADDRESS, camera: str | None = None, frames: int | None 
                     screen.show(replace(message, hands=()), f"{state}: no frame for {now - last:.0f} s")
                 elif now - started > HINT_S and message is None and not hinted:
                     where = f"{' or '.join(topics)} at {address}"
-                    screen.say(f"nothing on {where} yet: start `edge-hand run` (still waiting)")
+                    known = " with these keys" if keys else ""
+                    screen.say(f"nothing on {where}{known} yet: start `edge-hand run` (still waiting)")
                     hinted = True
         except KeyboardInterrupt:
             pass
@@ -238,7 +243,8 @@ def _paint_hand(canvas: Array, hand: HandJoints, origin: Array, pixel: float) ->
         _stroke(canvas, p[a], p[b], thick * (0.6 if finger < 0 else 1.0), colour * light, faint)
     for j in np.argsort(-joints[:, 2]):
         colour = np.array(PALM if j == 0 else FINGER_COLOURS[(j - 1) // 4], np.float32)
-        bright = colour + 0.45 * (255 - colour)
+        hidden = hand.visible is not None and hand.visible[j] == 0
+        bright = 0.55 * colour if hidden else colour + 0.45 * (255 - colour)
         _stroke(canvas, p[j], p[j], thick * (1.9 if j == 0 else 1.45), bright, faint)
 
 
@@ -295,13 +301,15 @@ def _text_lines(message: JointsMessage, fps: float, note: str) -> list[list[Segm
     for hand in message.hands[:2]:
         tracked = hand.state == "tracked"
         fit = "" if hand.fit_mm is None else f"  fit {hand.fit_mm:.1f} mm"
+        speed = "" if hand.motion is None else f"  {np.linalg.norm(hand.motion.velocity_m_s):.2f} m/s"
+        hidden = "" if hand.visible is None else f"  hidden {int((hand.visible == 0).sum())}"
         lines.append(
             [
                 (f" #{hand.id} {hand.side:<7}", TEXT),
                 (f" {hand.state:<9}", FINGER_COLOURS[2] if tracked else WARN),
                 (f" {hand.score:.2f}", DIM),
                 (f"  wrist {_millimetres(hand.T_camera_wrist[:3, 3])}", TEXT),
-                (f"{fit}  age {hand.age_ms:.0f} ms", DIM),
+                (f"{fit}  age {hand.age_ms:.0f} ms{speed}{hidden}", DIM),
             ]
         )
         curls: list[Segment] = [(" ", DIM)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from .frames import HandPose, Side
 
 Float32 = NDArray[np.float32]
 HandState = Literal["tracked", "predicted"]
-StatusState = Literal["starting", "tracked", "lost", "stalled", "stopping"]
+StatusState = Literal["starting", "tracked", "predicted", "lost", "stalled", "stopping"]
 
 
 class WireError(ValueError):
@@ -39,25 +39,38 @@ class Header:
         return (self.t_publish_ns - self.t_capture_ns) / 1e6
 
 
+class Motion(NamedTuple):
+    """How a hand moves: velocity_m_s (3,) of the wrist and angular_velocity_rad_s (3,), both along the camera's axes,
+    and angle_rates_rad_s (20,) of the joint angles."""
+
+    velocity_m_s: NDArray[Any]
+    angular_velocity_rad_s: NDArray[Any]
+    angle_rates_rad_s: NDArray[Any]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class WireHand:
     """A hand to publish: its pose, smoothed; joints_raw_m (21, 3) m before smoothing, None if only predicted.
 
     id stays with one hand while it is followed. age_ms is the time since the last frame that measured this hand,
-    0 while it is tracked.
+    0 while it is tracked. visible (21,) int8 is 1 for a joint seen, 0 for one hidden, -1 for one of which the depth
+    says nothing; None if nobody looked. motion is None if nothing is known of it.
     """
 
     id: int
     age_ms: float
     pose: HandPose
     joints_raw_m: NDArray[Any] | None
+    visible: NDArray[Any] | None = None
+    motion: Motion | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HandJoints:
     """One hand of a joints message; arrays are read-only float32, metres and radians in the camera frame.
 
-    joints_m and joints_raw_m (21, 3); joint_conf (21,); angles_rad (20,); T_camera_wrist (4, 4); alpha (6,); beta (7,).
+    joints_m and joints_raw_m (21, 3); joint_conf (21,); angles_rad (20,); T_camera_wrist (4, 4); alpha (6,); beta (7,);
+    visible (21,) int8: 1 seen, 0 hidden, -1 unknown. visible and motion are None where the publisher sent none.
     """
 
     id: int
@@ -74,6 +87,8 @@ class HandJoints:
     T_camera_wrist: Float32
     alpha: Float32
     beta: Float32
+    visible: NDArray[np.int8] | None = None
+    motion: Motion | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

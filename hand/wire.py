@@ -13,11 +13,10 @@ from typing import Any, get_args
 
 import msgpack
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from .frames import Side
+from .fields import MAX_NAME, float_array, get, name_of, number, one_line, short, side_of, size_text, text_of, whole
 from .messages import (
-    Float32,
     HandJoints,
     HandMesh,
     HandState,
@@ -25,6 +24,7 @@ from .messages import (
     JointsMessage,
     MeshMessage,
     Message,
+    Motion,
     StatusMessage,
     StatusState,
     TopologyMessage,
@@ -41,6 +41,7 @@ __all__ = [
     "JointsMessage",
     "MeshMessage",
     "Message",
+    "Motion",
     "StatusMessage",
     "TopologyMessage",
     "WireError",
@@ -56,8 +57,8 @@ __all__ = [
 VERSION = 1
 MAX_BYTES = 4 << 20
 MAX_HANDS = 16
-MAX_NAME = 64  # characters of a camera or a stage
-MAX_TEXT = 400  # characters of the status message, engine and model
+MOTION = {"velocity_m_s": 3, "angular_velocity_rad_s": 3, "angle_rates_rad_s": 20}  # the keys of a Motion
+VISIBLE = (-1, 0, 1)
 
 Parts = list[bytes]
 
@@ -69,7 +70,7 @@ def encode_joints(header: Header, hands: Sequence[WireHand], *, stages_us: dict[
     """`joints.<camera>`. Raises WireError for a lost hand, a wrong shape or a number that is not finite."""
     body = {
         "dropped": dropped,
-        "stages_us": {_name(name, "stage"): float(us) for name, us in stages_us.items()},
+        "stages_us": {name_of(name, "stage"): float(us) for name, us in stages_us.items()},
         "hands": [_joints_map(hand) for hand in _limited(hands)],
     }
     return _pack("joints", header, body)
@@ -127,14 +128,8 @@ def encode_topology(faces: ArrayLike) -> Parts:
     return [b"topology", _packed(body, "topology")]
 
 
-def one_line(text: str) -> str:
-    """Text as one printable line of at most MAX_TEXT characters."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in line)[:MAX_TEXT]
-
-
 def _joints_map(hand: WireHand) -> dict[str, Any]:
-    pose, raw = hand.pose, hand.joints_raw_m
+    pose, raw, motion = hand.pose, hand.joints_raw_m, hand.motion
     if pose.state not in get_args(HandState):
         raise WireError(f"hand {hand.id} is {pose.state}: leave it out of the list")
     return {
@@ -152,20 +147,29 @@ def _joints_map(hand: WireHand) -> dict[str, Any]:
         "T_camera_wrist": _bytes(pose.T_camera_wrist, (4, 4), "T_camera_wrist"),
         "alpha": _bytes(pose.alpha, (6,), "alpha"),
         "beta": _bytes(pose.beta, (7,), "beta"),
+        "visible": None if hand.visible is None else _visible_bytes(hand.visible),
+        **{key: motion and _bytes(getattr(motion, key), (n,), key) for key, n in MOTION.items()},
     }
+
+
+def _visible_bytes(visible: ArrayLike) -> bytes:
+    array = np.asarray(visible)
+    if array.shape != (21,) or not np.isin(array, VISIBLE).all():
+        raise WireError(f"visible is {size_text(array.shape)}, the wire carries 21 of -1, 0 and 1")
+    return array.astype(np.int8).tobytes()
 
 
 def _bytes(values: ArrayLike, shape: tuple[int | None, ...], name: str) -> bytes:
     array = np.asarray(values, "<f4")
     if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape, strict=True)):
-        raise WireError(f"{name} is {_size(array.shape)}, the wire carries {_size(shape)}")
+        raise WireError(f"{name} is {size_text(array.shape)}, the wire carries {size_text(shape)}")
     if not np.isfinite(array).all():
         raise WireError(f"{name} has a number that is not finite")
     return array.tobytes()
 
 
 def _pack(kind: str, header: Header, body: dict[str, Any]) -> Parts:
-    topic = f"{kind}.{_name(header.camera, 'camera')}"
+    topic = f"{kind}.{name_of(header.camera, 'camera')}"
     start = {
         "v": VERSION,
         "camera": header.camera,
@@ -206,7 +210,7 @@ def decode(parts: Sequence[bytes]) -> Message:
     try:
         body = _unpack(payload)
         if kind != "topology" and body.get("camera") != camera:
-            raise WireError(f"the payload's camera is {_short(body.get('camera'))}")
+            raise WireError(f"the payload's camera is {short(body.get('camera'))}")
         return _READERS[kind](body)
     except WireError as error:
         raise WireError(f"{one_line(topic[:80].decode('utf-8', 'replace'))}: {error}") from None
@@ -223,40 +227,58 @@ def _unpack(payload: bytes) -> dict[str, Any]:
         raise WireError(f"the payload is {type(body).__name__}, expected a map")
     version = body.get("v")
     if type(version) is not int or version != VERSION:
-        raise WireError(f"wire version {_short(version)}, this edge-hand reads version {VERSION}: update the older end")
+        raise WireError(f"wire version {short(version)}, this edge-hand reads version {VERSION}: update the older end")
     return body
 
 
 def _read_joints(body: dict[str, Any]) -> JointsMessage:
-    stages = _get(body, "stages_us", dict)
+    stages = get(body, "stages_us", dict)
     return JointsMessage(
         *_header(body),
-        dropped=_int(body, "dropped"),
-        stages_us={_name(name, "stage"): _float(stages, name) for name in stages},
+        dropped=whole(body, "dropped"),
+        stages_us={name_of(name, "stage"): number(stages, name) for name in stages},
         hands=tuple(_each(body, _read_hand_joints)),
     )
 
 
 def _read_hand_joints(m: dict[str, Any]) -> HandJoints:
-    state = _get(m, "state", str)
+    state = get(m, "state", str)
     if state not in get_args(HandState):
-        raise WireError(f"state is {_short(state)}, expected tracked or predicted")
+        raise WireError(f"state is {short(state)}, expected tracked or predicted")
     return HandJoints(
-        id=_int(m, "id"),
-        side=_side(m),
-        side_conf=_float(m, "side_conf"),
+        id=whole(m, "id"),
+        side=side_of(m),
+        side_conf=number(m, "side_conf"),
         state=state,
-        age_ms=_float(m, "age_ms"),
-        score=_float(m, "score"),
-        fit_mm=None if m.get("fit_mm") is None else _float(m, "fit_mm"),
-        joints_m=_array(m, "joints_m", (21, 3)),
-        joints_raw_m=None if m.get("joints_raw_m") is None else _array(m, "joints_raw_m", (21, 3)),
-        joint_conf=_array(m, "joint_conf", (21,)),
-        angles_rad=_array(m, "angles_rad", (20,)),
-        T_camera_wrist=_array(m, "T_camera_wrist", (4, 4)),
-        alpha=_array(m, "alpha", (6,)),
-        beta=_array(m, "beta", (7,)),
+        age_ms=number(m, "age_ms"),
+        score=number(m, "score"),
+        fit_mm=None if m.get("fit_mm") is None else number(m, "fit_mm"),
+        joints_m=float_array(m, "joints_m", (21, 3)),
+        joints_raw_m=None if m.get("joints_raw_m") is None else float_array(m, "joints_raw_m", (21, 3)),
+        joint_conf=float_array(m, "joint_conf", (21,)),
+        angles_rad=float_array(m, "angles_rad", (20,)),
+        T_camera_wrist=float_array(m, "T_camera_wrist", (4, 4)),
+        alpha=float_array(m, "alpha", (6,)),
+        beta=float_array(m, "beta", (7,)),
+        visible=None if m.get("visible") is None else _read_visible(m),
+        motion=_read_motion(m),
     )
+
+
+def _read_visible(m: dict[str, Any]) -> NDArray[np.int8]:
+    data = get(m, "visible", bytes)
+    if len(data) != 21:
+        raise WireError(f"visible has {len(data)} bytes, expected 21 (int8 of -1, 0 and 1)")
+    if not set(data) <= {0, 1, 255}:
+        raise WireError("visible has a number other than -1, 0 and 1")
+    return np.frombuffer(data, np.int8)
+
+
+def _read_motion(m: dict[str, Any]) -> Motion | None:
+    """All of it or nothing."""
+    if all(m.get(key) is None for key in MOTION):
+        return None
+    return Motion(*(float_array(m, key, (n,)) for key, n in MOTION.items()))
 
 
 def _read_mesh(body: dict[str, Any]) -> MeshMessage:
@@ -264,26 +286,26 @@ def _read_mesh(body: dict[str, Any]) -> MeshMessage:
 
 
 def _read_hand_mesh(m: dict[str, Any]) -> HandMesh:
-    return HandMesh(id=_int(m, "id"), side=_side(m), vertices_m=_array(m, "vertices_m", (-1, 3)))
+    return HandMesh(id=whole(m, "id"), side=side_of(m), vertices_m=float_array(m, "vertices_m", (-1, 3)))
 
 
 def _read_status(body: dict[str, Any]) -> StatusMessage:
     return StatusMessage(
         *_header(body),
-        state=_name(body.get("state"), "state"),
-        fps=_float(body, "fps"),
-        frames=_int(body, "frames"),
-        dropped=_int(body, "dropped"),
-        bad_frames=_int(body, "bad_frames"),
-        engine=_text(body, "engine"),
-        model=_text(body, "model"),
-        uptime_s=_float(body, "uptime_s"),
-        message=_text(body, "message"),
+        state=name_of(body.get("state"), "state"),
+        fps=number(body, "fps"),
+        frames=whole(body, "frames"),
+        dropped=whole(body, "dropped"),
+        bad_frames=whole(body, "bad_frames"),
+        engine=text_of(body, "engine"),
+        model=text_of(body, "model"),
+        uptime_s=number(body, "uptime_s"),
+        message=text_of(body, "message"),
     )
 
 
 def _read_topology(body: dict[str, Any]) -> TopologyMessage:
-    vertices, data = _int(body, "vertices"), _get(body, "faces", bytes)
+    vertices, data = whole(body, "vertices"), get(body, "faces", bytes)
     if not data or len(data) % 12:
         raise WireError(f"faces has {len(data)} bytes, expected a multiple of 12 (int32 Fx3)")
     faces = np.frombuffer(data, "<i4").reshape(-1, 3)  # (F, 3)
@@ -302,16 +324,16 @@ _READERS: dict[str, Callable[[dict[str, Any]], Message]] = {
 
 def _header(body: dict[str, Any]) -> tuple[str, int, int, int, int]:
     return (
-        _name(body.get("camera"), "camera"),
-        _int(body, "seq", low=-1),
-        _int(body, "t_capture_ns"),
-        _int(body, "t_capture_unix_ns"),
-        _int(body, "t_publish_ns"),
+        name_of(body.get("camera"), "camera"),
+        whole(body, "seq", low=-1),
+        whole(body, "t_capture_ns"),
+        whole(body, "t_capture_unix_ns"),
+        whole(body, "t_publish_ns"),
     )
 
 
 def _each(body: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> Iterable[Any]:
-    hands = _get(body, "hands", list)
+    hands = get(body, "hands", list)
     if len(hands) > MAX_HANDS:
         raise WireError(f"{len(hands)} hands, expected at most {MAX_HANDS}")
     for i, hand in enumerate(hands):
@@ -321,66 +343,3 @@ def _each(body: dict[str, Any], read: Callable[[dict[str, Any]], Any]) -> Iterab
             yield read(hand)
         except WireError as error:
             raise WireError(f"hands[{i}].{error}") from None
-
-
-def _get(m: dict[str, Any], key: str, kind: type) -> Any:
-    value = m.get(key)
-    if not isinstance(value, kind):
-        what = "missing" if value is None else type(value).__name__
-        raise WireError(f"{key} is {what}, expected {kind.__name__}")
-    return value
-
-
-def _int(m: dict[str, Any], key: str, low: int = 0) -> int:
-    value = m.get(key)
-    if type(value) is not int or not low <= value < 1 << 63:
-        raise WireError(f"{key} is {_short(value)}, expected a whole number from {low}")
-    return value
-
-
-def _float(m: dict[str, Any], key: str) -> float:
-    value: Any = m.get(key)  # a whole number counts: JavaScript packs 3.0 as 3
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise WireError(f"{_short(key)} is {_short(value)}, expected a finite number")
-    return float(value)
-
-
-def _array(m: dict[str, Any], key: str, shape: tuple[int, ...]) -> Float32:
-    data = _get(m, key, bytes)
-    row = 4 * math.prod(n for n in shape if n > 0)
-    if len(data) % row if -1 in shape else len(data) != row:
-        expected = f"a multiple of {row} (float32 Vx3)" if -1 in shape else f"{row} (float32 {_size(shape)})"
-        raise WireError(f"{key} has {len(data)} bytes, expected {expected}")
-    array = np.frombuffer(data, "<f4").reshape(shape)
-    if not np.isfinite(array).all():
-        raise WireError(f"{key} has a number that is not finite")
-    return array
-
-
-def _side(m: dict[str, Any]) -> Side:
-    side = m.get("side")
-    if side not in ("left", "right", "unknown"):
-        raise WireError(f"side is {_short(side)}, expected left, right or unknown")
-    return side
-
-
-def _text(m: dict[str, Any], key: str) -> str:
-    text: str = _get(m, key, str)
-    if len(text) > MAX_TEXT or not text.isprintable():
-        raise WireError(f"{key} is {_short(text)}, expected one printable line of at most {MAX_TEXT} characters")
-    return text
-
-
-def _name(name: object, what: str) -> str:
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME or not name.isprintable() or " " in name:
-        raise WireError(f"{what} is {_short(name)}, expected 1 to {MAX_NAME} printable characters without spaces")
-    return name
-
-
-def _short(value: object) -> str:
-    text = ascii(value) if isinstance(value, (str, bytes, int, float, type(None))) else type(value).__name__
-    return text if len(text) <= 40 else text[:37] + "..."
-
-
-def _size(shape: tuple[int | None, ...]) -> str:
-    return "x".join("V" if n is None else str(n) for n in shape) or "one number"

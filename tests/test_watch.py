@@ -8,6 +8,7 @@ import pty
 import re
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from edge_hand.edge.publish import Publisher
 from edge_hand.edge.watch import BACK, FINGER_COLOURS, Screen, draw, summary, watch
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandPose
-from edge_hand.hand.wire import Header, JointsMessage, WireHand, decode, encode_joints, encode_status
+from edge_hand.hand.wire import Header, JointsMessage, Motion, WireHand, decode, encode_joints, encode_status
 
 HEADER = Header("front", 42, 10**9, 0, 10**9 + 8_300_000)
 
@@ -130,6 +131,21 @@ def test_the_text_says_what_is_known() -> None:
     assert " #7 right   tracked   0.93  wrist +12 +80 +500 mm  fit 2.4 mm  age 0 ms" in text
     assert "thumb ······  index ██████  middle ······" in text
     assert "stalled: no frame" in text
+
+
+def test_hidden_joints_are_drawn_darker_and_counted_and_the_speed_is_told() -> None:
+    hand = flat_hand()
+    visible = np.ones(21, np.int8)
+    visible[5:9] = 0  # the index finger
+    motion = Motion(np.array([0.3, 0.0, 0.4]), np.zeros(3), np.zeros(20))
+    shown = replace(hand, visible=visible, motion=motion)
+    plain, image = cells(draw(message(shown), 100, 30))
+    assert "age 0 ms  0.50 m/s  hidden 4" in "\n".join(plain)
+    _, before = cells(draw(message(hand), 100, 30))
+    darker = np.argwhere(image[:52].sum(-1) < before[:52].sum(-1) - 60)
+    index = where_hue(before[:52], FINGER_COLOURS[1])
+    assert len(darker) > 4
+    assert darker[:, 1].min() >= index[:, 1].min() - 2 and darker[:, 1].max() <= index[:, 1].max() + 2
 
 
 def test_no_hand_is_said() -> None:

@@ -7,6 +7,7 @@ write them again with `python tests/test_wire.py` and say why in the commit.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edge_hand.hand.wire import (
     Header,
     JointsMessage,
     MeshMessage,
+    Motion,
     StatusMessage,
     TopologyMessage,
     WireError,
@@ -56,7 +58,10 @@ def a_hand(number: int = 1, *, vertices: int = 5, state: str = "tracked", side: 
         joint_conf=ramp(21),
         fit_mm=2.5,
     )
-    return WireHand(number, 0.0 if state == "tracked" else 33.5, pose, ramp(21, 3) if state == "tracked" else None)
+    if state != "tracked":
+        return WireHand(number, 33.5, pose, None)
+    visible = np.arange(21) % 3 - 1
+    return WireHand(number, 0.0, pose, ramp(21, 3), visible, Motion(ramp(3), ramp(3) + 1, ramp(20)))
 
 
 def golden_messages() -> dict[str, list[bytes]]:
@@ -120,6 +125,10 @@ def test_golden_joints_decode_to_what_was_written() -> None:
         np.testing.assert_array_equal(getattr(first, key), getattr(source.pose, key), err_msg=key)
     np.testing.assert_array_equal(first.angles_rad, source.pose.theta[6:])
     np.testing.assert_array_equal(first.joints_raw_m, source.joints_raw_m)
+    np.testing.assert_array_equal(first.visible, source.visible)
+    for sent, got in zip(source.motion, first.motion, strict=True):
+        np.testing.assert_array_equal(got, sent)
+    assert second.visible is None and second.motion is None
     assert (second.side, second.state, second.age_ms, second.joints_raw_m) == ("left", "predicted", 33.5, None)
 
 
@@ -163,6 +172,20 @@ def test_a_status_text_becomes_one_printable_line() -> None:
     assert message.startswith("cable out?[2J xxx") and len(message) == 400
 
 
+def test_a_message_without_visibility_and_motion_is_still_read() -> None:
+    body = msgpack.unpackb(golden("wire_joints")[1])
+    for key in ("visible", "velocity_m_s", "angular_velocity_rad_s", "angle_rates_rad_s"):
+        del body["hands"][0][key]
+    hand = decode([b"joints.front", msgpack.packb(body)]).hands[0]
+    assert hand.visible is None and hand.motion is None and hand.id == 1
+
+
+@pytest.mark.parametrize("visible", [np.full(21, 2), np.zeros(20), np.full(21, np.nan)])
+def test_visibility_other_than_21_words_cannot_be_published(visible: np.ndarray) -> None:
+    with pytest.raises(WireError, match=r"^visible is 2[01], the wire carries 21 of -1, 0 and 1$"):
+        encode_joints(HEADER, [replace(a_hand(), visible=visible)], stages_us={}, dropped=0)
+
+
 def test_keys_of_a_later_minor_change_are_ignored() -> None:
     parts = changed_hand(changed(golden("wire_joints"), humidity=[1, {"a": 2}]), wiggle=b"123")
     assert decode(parts).hands[0].id == 1
@@ -202,6 +225,22 @@ def test_keys_of_a_later_minor_change_are_ignored() -> None:
         (
             changed_hand(golden("wire_joints"), state="lost"),
             "joints.front: hands[0].state is 'lost', expected tracked or predicted",
+        ),
+        (
+            changed_hand(golden("wire_joints"), visible=b"\2" * 21),
+            "joints.front: hands[0].visible has a number other than -1, 0 and 1",
+        ),
+        (
+            changed_hand(golden("wire_joints"), visible=b"\0" * 20),
+            "joints.front: hands[0].visible has 20 bytes, expected 21 (int8 of -1, 0 and 1)",
+        ),
+        (
+            changed_hand(golden("wire_joints"), velocity_m_s=b"\0" * 8),
+            "joints.front: hands[0].velocity_m_s has 8 bytes, expected 12 (float32 3)",
+        ),
+        (
+            changed_hand(golden("wire_joints"), angle_rates_rad_s=None),
+            "joints.front: hands[0].angle_rates_rad_s is missing, expected bytes",
         ),
         (
             changed_hand(golden("wire_mesh"), vertices_m=b"\0" * 13),
@@ -250,7 +289,10 @@ def wire_hands(draw: st.DrawFn) -> WireHand:
         draw_array(21),
         draw(st.one_of(number, st.just(float("nan")))),
     )
-    return WireHand(draw(whole), draw(number), pose, draw(st.sampled_from([None, draw_array(21, 3)])))
+    visible = draw(st.sampled_from([None, rng.integers(-1, 2, 21)]))
+    motion = draw(st.sampled_from([None, Motion(draw_array(3), draw_array(3), draw_array(20))]))
+    raw = draw(st.sampled_from([None, draw_array(21, 3)]))
+    return WireHand(draw(whole), draw(number), pose, raw, visible, motion)
 
 
 @settings(max_examples=60, deadline=None)
@@ -278,6 +320,8 @@ def test_whatever_is_encoded_decodes_to_the_same(camera, times, hands, stages, d
         np.testing.assert_array_equal(hand.angles_rad, pose.theta[6:])
         np.testing.assert_array_equal(shape.vertices_m, pose.vertices_m)
         assert (hand.joints_raw_m is None) == (source.joints_raw_m is None)
+        np.testing.assert_equal(hand.visible, source.visible)
+        np.testing.assert_equal(hand.motion, source.motion)
 
 
 def test_mutated_golden_bytes_give_wire_error_or_a_message() -> None:

@@ -9,19 +9,24 @@ import multiprocessing as mp
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.engines import Engine
+from ..edge.look import vertices_of_joints
 from ..edge.refit import Refit
+from ..edge.visibility import visible
+from ..hand.camera import Intrinsics
 from ..hand.crop import points_from_uvd
+from ..hand.frames import DepthFrame
 from ..hand.skeleton import JOINT_NAMES
 from . import metrics
 from .evaluate import EvaluateError, Model, Progress, predict_hand
 from .processes import ONE_THREAD, environment
+from .reliability import confidence_report
 from .synth.samples import Generator, Sample
 
 Array = NDArray[Any]
@@ -30,6 +35,7 @@ TEST_SAMPLES = 20_000
 LEFT_SHARE = 0.2
 EVERY_WITHOUT = 10  # one crop without a hand for so many with one
 CHUNK = 50  # samples a worker measures at a time
+DEPTH_UNIT_M = 1e-4  # of a crop taken for a frame
 HIDDEN_M = 0.03  # a joint with a surface this far in front of it is not seen
 END_ON, FACING = np.cos(np.radians([40, 55]))  # fingers that point at the camera; palms and backs that face it
 
@@ -38,7 +44,8 @@ class Measured(NamedTuple):
     """Of rendered samples: joints and their truth (N, 21, 3) mm; means over the hand (N,) mm of the parts' joints, the
     vertices, those before the refit and the error that the net expects of these; whether the side was right (NaN:
     unknown) and whether a hand was seen at all (NaN: unknown); whether one was seen in a crop without (NaN: not tried);
-    the view's name; hidden joints."""
+    the view's name; hidden joints; of each joint (N, 21) the error, mm, that the net expects (NaN: it expects none) and
+    whether the depth shows it (`visibility.visible`)."""
 
     joints_mm: Array
     truth_mm: Array
@@ -51,11 +58,14 @@ class Measured(NamedTuple):
     false_hand: Array
     view: Array
     hidden: Array
+    expected_joints: Array
+    visible: Array
 
 
 def evaluate_synthetic(stream: str, model: Model, n: int | None = None, workers: int = 1) -> dict[str, Any]:
     """Errors over n rendered samples. joint_mm and vertex_mm are as published, after the refit; before_refit is the
-    network's own vertices, parts_joint_mm the joints of the parts' similarities before limits and bone lengths."""
+    network's own vertices, parts_joint_mm the joints of the parts' similarities before limits and bone lengths;
+    confidence has the constants for the model's card and how true they are (`reliability.py`)."""
     n = n or TEST_SAMPLES
     sha256 = model.open().card.sha256  # and refuse a wrong model before processes start
     chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
@@ -83,6 +93,9 @@ def evaluate_synthetic(stream: str, model: Model, n: int | None = None, workers:
     result["side_right"] = metrics.rounded(m.side_right.mean()) if np.isfinite(m.side_right).all() else None
     if np.isfinite(m.expected).all() and len(error) > 1:
         result["expected_error_correlation"] = metrics.rounded(np.corrcoef(m.expected, m.raw)[0, 1])
+    if np.isfinite(m.expected_joints).all() and len(error) > 1:
+        errors_mm = metrics.joint_errors(m.joints_mm, m.truth_mm)
+        result["confidence"] = confidence_report(m.expected_joints * 1e-3, m.visible, errors_mm * 1e-3)
     bins = {"0-2 hidden": m.hidden < 3, "3-7 hidden": (m.hidden >= 3) & (m.hidden < 8), "8+ hidden": m.hidden >= 8}
     groups = {str(view): m.view == view for view in np.unique(m.view)} | bins
     result["groups"] = {
@@ -140,7 +153,23 @@ def measure_sample(sample: Sample, engine: Engine, refit: Refit) -> Measured:
         np.float64(np.nan),
         np.asarray(view_of(joints), "U8"),
         np.asarray(hidden_joints(upright, sample.joints_uvd, c)),
+        np.full(21, np.nan) if expected is None else _joint_vertices() @ expected * 1e3,
+        visible(crop_frame(upright, d, c), guess.joints_m),
     )
+
+
+@cache
+def _joint_vertices() -> Array:
+    return vertices_of_joints()
+
+
+def crop_frame(image: Array, distance_m: float, cube_m: float) -> DepthFrame:
+    """A crop's image (S, S) as the depth frame of its crop camera; what lies outside the cube has no reading."""
+    size = len(image)
+    z = np.where(np.abs(image) < 1, distance_m + image * (cube_m / 2), 0)
+    focal, middle = size * distance_m / cube_m, (size - 1) / 2
+    counts = np.rint(z / DEPTH_UNIT_M).astype(np.uint16)
+    return DepthFrame("crop", 0, 0, counts, DEPTH_UNIT_M, Intrinsics(size, size, focal, focal, middle, middle))
 
 
 def view_of(joints_m: Array) -> str:

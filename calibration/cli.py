@@ -1,0 +1,162 @@
+"""`edge-hand calibrate`: the commands that make, convert and check a rig file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from .board import BoardResult
+
+
+class CalibrateError(Exception):
+    """A user's mistake, in one line."""
+
+
+@click.group()
+def calibrate() -> None:
+    """Find out where the cameras of a rig are, and whether that still holds.
+
+    \b
+    edge-hand calibrate print --target a4 board.pdf
+    edge-hand calibrate board --source cam0.mp4 --source cam1.mp4 --out rig.json
+    """
+
+
+@calibrate.command(name="print")
+@click.argument("out", type=Path)
+@click.option("--target", default="a4", show_default=True, help="a4, a3, or a board of your own.")
+@click.option("--paper", type=click.Choice(["a4", "a3"]), help="Default: the target's own.")
+def print_target(out: Path, target: str, paper: str | None) -> None:
+    """Write the board as a PDF to print at 100 %.
+
+    \b
+    edge-hand calibrate print --target a3 board.pdf
+    """
+    from .target import TargetError, find_target, print_pdf
+
+    try:
+        found = find_target(target)
+        data = print_pdf(found, paper or (target if target in ("a4", "a3") else "a4"))
+        temporary = out.with_name(f".{out.name}.tmp")
+        temporary.write_bytes(data)
+        temporary.replace(out)
+    except (TargetError, OSError) as error:
+        raise CalibrateError(_line(error)) from None
+    click.echo(f"{out}: print at 100 %, measure the ruler, glue it on a flat plate")
+
+
+@calibrate.command()
+@click.option("--source", "sources", multiple=True, required=True, help="A video, a folder of pictures or KIND:SERIAL.")
+@click.option("--target", default="a4", show_default=True, help="The printed board: a4, a3, or one of your own.")
+@click.option("--out", type=Path, required=True, help="The rig file to write.")
+@click.option("--picture", type=Path, help="Also draw the rig and the residuals into this PNG.")
+@click.option("--every", default=1, show_default=True, type=click.IntRange(1), help="Look at every n-th picture.")
+@click.option("--offsets/--no-offsets", default=True, show_default=True, help="Solve for the clocks' offsets.")
+@click.option("--intrinsics", is_flag=True, help="Also refine focal lengths and centres; not for factory-made ones.")
+def board(
+    sources: tuple[str, ...], target: str, out: Path, picture: Path | None, every: int, offsets: bool, intrinsics: bool
+) -> None:
+    """Calibrate with the printed board. The first source is the reference camera.
+
+    \b
+    edge-hand calibrate board --source left/ --source right/ --target a4 --out rig.json
+    """
+    from ..edge.cameras import CameraError
+    from .board import BoardCamera
+    from .board import calibrate as solve
+    from .bundle import BundleError, Options
+    from .capture import capture, views_to_solve
+    from .rig import RigError, save_rig
+    from .sources import SourceError, open_source
+    from .square import board_scale
+    from .target import TargetError, find_target
+
+    if len(sources) < 2:
+        raise CalibrateError("calibrate board: a rig needs two or more --source")
+    try:
+        printed = find_target(target)
+        opened = [open_source(source) for source in sources]
+        serials = [source.serial for source in opened]
+        if len(set(serials)) != len(serials):
+            raise CalibrateError(f"two sources are the same camera: {', '.join(serials)}")
+        cameras = [BoardCamera(s.serial, s.stream, s.intrinsics, every / s.fps) for s in opened]
+        found = capture(opened, printed, every=every, say=_say)
+        corners = printed.corners_m()
+        scale = board_scale(found.with_depth, corners, [source.intrinsics for source in opened])
+        result = solve(
+            out.stem, cameras, views_to_solve(found, opened), corners,
+            Options(offsets=offsets, intrinsics=intrinsics), square=scale.scale if scale else None,
+        )  # fmt: skip
+        save_rig(result.rig, out)
+        if picture is not None:
+            from .draw import draw_result
+
+            draw_result(result, picture)
+    except (SourceError, CameraError, TargetError, BundleError, RigError, OSError) as error:
+        raise CalibrateError(_line(error)) from None
+    for line in report(result):
+        click.echo(line)
+    click.echo(f"{out} is written")
+
+
+@calibrate.command()
+@click.argument("rig", type=Path)
+@click.option("--format", "kind", required=True, help="ros, kalibr, opencv, colmap.")
+@click.option("--out", type=Path, required=True, help="The folder to write to.")
+def convert(rig: Path, kind: str, out: Path) -> None:
+    """Write a rig file in another tool's format.
+
+    \b
+    edge-hand calibrate convert rig.json --format ros --out launch/
+    """
+    from .convert import export_rig
+    from .rig import RigError, load_rig
+
+    try:
+        written = export_rig(load_rig(rig), kind, out)
+    except RigError as error:
+        raise CalibrateError(str(error)) from None
+    for path in written:
+        click.echo(f"{path}")
+
+
+def report(result: BoardResult) -> Sequence[str]:
+    """The result in words: a line a camera, how well it fits, what is wrong."""
+    rig, solution = result.rig, result.solution
+    lines = []
+    for camera in rig.cameras[1:]:
+        x, y, z = camera.T_ref_cam[:3, 3]
+        sigma_mm = rig.quality.sigma_volume_mm[camera.serial]
+        lines.append(
+            f"{camera.serial}: at {x:+.3f} {y:+.3f} {z:+.3f} m, sigma {sigma_mm:.2f} mm "
+            f"in the volume, clock {1e3 * camera.time.offset_s:+.1f} +- {1e3 * camera.time.sigma_s:.1f} ms"
+        )
+    fit = f"corners fit to {solution.rms_px:.2f} px (median {solution.median_px:.2f})"
+    if result.without_offsets is not None:
+        fit += f", {result.without_offsets.rms_px:.2f} without time offsets"
+    lines.append(fit)
+    if result.halves is not None:
+        q = rig.quality
+        lines.append(
+            f"halves differ by {q.split_half_deg:.2f} deg, {q.split_half_mm:.1f} mm; "
+            f"one half predicts the other to {result.halves.heldout_rms_px:.2f} px"
+        )
+    if result.square is not None:
+        lines.append(f"squares measured by depth: {100 * result.square:.2f} % of the size said")
+    lines += [f"warning: {warning}" for warning in rig.quality.warnings]
+    return [*lines, f"verdict: {rig.quality.verdict}"]
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+def _line(error: Exception) -> str:
+    """An error in one line, an operating system's with its file."""
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {(error.strerror or str(error)).lower()}"
+    return " ".join(str(error).split())

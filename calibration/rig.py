@@ -1,0 +1,296 @@
+"""The rig file: where the cameras of a work cell are, how sure that is, and what their clocks and depths are off by.
+
+Metres, seconds, radians. `T_ref_cam` maps a camera's points into the reference camera's frame. A covariance is that
+of a left perturbation [rotation, translation] in the reference frame: T_true = [Exp(w) | d] T. A time offset is added
+to a camera's stamps to have them on the reference's clock. Depth is corrected as 1 / z_true = scale / z + offset: an
+error of the stereo disparity is an offset of the inverse depth, not of the depth. The file is refused, not repaired.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..hand.camera import Intrinsics
+
+Array = NDArray[Any]
+Verdict = Literal["pass", "fail", "unverified"]
+
+FORMAT = "edge-hand-rig"
+VERSION = 1
+CONVENTIONS = {
+    "units": "m, s, rad, px; sigma_volume_mm in mm",
+    "frame": "x right, y down, z forward, at the pinhole of the stream; pixel centres at integers",
+    "T_ref_cam": "p_ref = T_ref_cam p_cam, 4x4, row by row",
+    "covariance": "6x6 of [rotation, translation] in the reference frame: T_true = [Exp(w) | d] T_ref_cam",
+    "time": "t_ref = t_cam + offset_s, growing by drift_ppm",
+    "depth": "1 / z_true = scale / z + offset_per_m",
+}
+
+
+class RigError(Exception):
+    """A rig file cannot be used; one line."""
+
+
+@dataclass(frozen=True)
+class TimeOffset:
+    offset_s: float = 0.0
+    sigma_s: float = 0.0
+    drift_ppm: float = 0.0
+
+
+@dataclass(frozen=True)
+class DepthCorrection:
+    """1 / z_true = scale / z + offset_per_m (1/m); offset_sigma_per_m is None where it was not measured."""
+
+    scale: float = 1.0
+    offset_per_m: float = 0.0
+    offset_sigma_per_m: float | None = None
+
+    def apply(self, depth_m: Array) -> Array:
+        """Depth (...) m as it should have been read; 0, no reading, stays 0."""
+        depth_m = np.asarray(depth_m, np.float64)
+        good = depth_m > 0
+        return np.where(good, 1 / (self.scale / np.where(good, depth_m, 1.0) + self.offset_per_m), 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class RigCamera:
+    serial: str
+    stream: str
+    intrinsics: Intrinsics
+    T_ref_cam: Array  # (4, 4)
+    covariance: Array  # (6, 6)
+    time: TimeOffset = TimeOffset()
+    depth: DepthCorrection = DepthCorrection()
+
+
+@dataclass(frozen=True)
+class RigPair:
+    """Two cameras by serial: what they share, and how far two ways from one to the other are apart, if known."""
+
+    a: str
+    b: str
+    overlap: int  # shared moments
+    loop_deg: float | None
+    loop_mm: float | None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How it was found and how good it is; mm are root mean squares over the working volume."""
+
+    method: str
+    rms: dict[str, float] = field(default_factory=dict)
+    volume_centre_m: tuple[float, float, float] = (0.0, 0.0, 0.65)
+    volume_edge_m: float = 0.4
+    sigma_volume_mm: dict[str, float] = field(default_factory=dict)
+    split_half_deg: float | None = None
+    split_half_mm: float | None = None
+    verdict: Verdict = "unverified"
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Rig:
+    """Cameras by place; the first is the reference, whose T_ref_cam is the identity."""
+
+    name: str
+    created_utc: str
+    tool: str
+    cameras: tuple[RigCamera, ...]
+    pairs: tuple[RigPair, ...]
+    quality: Quality
+
+    def camera(self, serial: str, width: int, height: int, stream: str | None = None) -> RigCamera:
+        """A connected camera's entry. Raises RigError if the rig does not know it as it is."""
+        known = {camera.serial: camera for camera in self.cameras}
+        if serial not in known:
+            raise RigError(f"rig {self.name}: no camera {serial}; it has {', '.join(known)}")
+        camera = known[serial]
+        size = camera.intrinsics.width, camera.intrinsics.height
+        if size != (width, height):
+            raise RigError(
+                f"rig {self.name}: camera {serial} was calibrated at {size[0]}x{size[1]}, it runs at {width}x{height}"
+            )
+        if stream is not None and stream != camera.stream:
+            raise RigError(f"rig {self.name}: camera {serial} was calibrated as {camera.stream}, it runs as {stream}")
+        return camera
+
+    def check(self, serial: str, intrinsics: Intrinsics) -> RigCamera:
+        """As `camera`, and the factory's intrinsics must still be those of the calibration."""
+        camera = self.camera(serial, intrinsics.width, intrinsics.height)
+        if intrinsics_hash(intrinsics) != intrinsics_hash(camera.intrinsics):
+            raise RigError(f"rig {self.name}: camera {serial} has other intrinsics now; calibrate again")
+        return camera
+
+
+def intrinsics_hash(intrinsics: Intrinsics) -> str:
+    """Names the intrinsics; numbers to 9 digits, so that writing and reading does not change it."""
+    k = intrinsics
+    numbers = (k.width, k.height, k.fx, k.fy, k.cx, k.cy, *k.distortion)
+    return "sha256:" + hashlib.sha256(" ".join(f"{float(n):.9g}" for n in numbers).encode()).hexdigest()[:32]
+
+
+def save_rig(rig: Rig, path: Path) -> None:
+    """Write the file whole or not at all. Raises RigError, also for a rig that could not be loaded again."""
+    data = json.loads(json.dumps(_encode(rig)))
+    decode_rig(data, str(path))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps(data, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RigError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+def load_rig(path: Path) -> Rig:
+    """Read a rig file. Raises RigError for whatever does not fit."""
+    try:
+        data = json.loads(path.read_text())
+    except OSError as error:
+        raise RigError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
+    except ValueError as error:
+        raise RigError(f"{path}: not JSON ({error})") from None
+    return decode_rig(data, str(path))
+
+
+def decode_rig(data: Any, where: str) -> Rig:
+    """A rig from parsed JSON; `where` begins the line of a RigError."""
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise RigError(f"{where}: not a rig file (its format is not {FORMAT!r})")
+    if data.get("version") != VERSION:
+        raise RigError(f"{where}: rig version {data.get('version')!r}; this edge-hand reads version {VERSION}")
+    names = {"format", "version", "conventions", "name", "created_utc", "tool", "cameras", "pairs", "quality"}
+    _keys(data, names, where)
+    if not isinstance(data["cameras"], list) or not data["cameras"]:
+        raise RigError(f"{where}: cameras must be a list of at least one")
+    cameras = tuple(_camera(item, f"{where}: camera {i}") for i, item in enumerate(data["cameras"]))
+    serials = [camera.serial for camera in cameras]
+    if len(set(serials)) != len(serials):
+        raise RigError(f"{where}: a serial appears twice in {', '.join(serials)}")
+    if not np.allclose(cameras[0].T_ref_cam, np.eye(4), atol=1e-9):
+        raise RigError(f"{where}: the first camera is the reference, its T_ref_cam must be the identity")
+    if not isinstance(data["pairs"], list):
+        raise RigError(f"{where}: pairs must be a list")
+    pairs = tuple(RigPair(**_values(RigPair, item, f"{where}: pair {i}")) for i, item in enumerate(data["pairs"]))
+    for pair in pairs:
+        if not {pair.a, pair.b} <= set(serials):
+            raise RigError(f"{where}: pair {pair.a}, {pair.b} names a camera that the rig does not have")
+    quality = _values(Quality, data["quality"], f"{where}: quality")
+    if quality["verdict"] not in get_args(Verdict):
+        raise RigError(f"{where}: verdict {quality['verdict']!r}; possible are {', '.join(get_args(Verdict))}")
+    quality["volume_centre_m"] = tuple(_array(quality["volume_centre_m"], (3,), f"{where}: volume_centre_m"))
+    quality["warnings"] = tuple(quality["warnings"])
+    texts = {key: _typed(str, data[key], f"{where}: {key}") for key in ("name", "created_utc", "tool")}
+    return Rig(**texts, cameras=cameras, pairs=pairs, quality=Quality(**quality))
+
+
+def _encode(rig: Rig) -> dict[str, Any]:
+    cameras = []
+    for camera in rig.cameras:
+        lens = asdict(camera.intrinsics) | {"hash": intrinsics_hash(camera.intrinsics)}
+        cameras.append(
+            {
+                "serial": camera.serial, "stream": camera.stream, "intrinsics": lens,
+                "T_ref_cam": camera.T_ref_cam.tolist(), "covariance": camera.covariance.tolist(),
+                "time": asdict(camera.time), "depth": asdict(camera.depth),
+            }
+        )  # fmt: skip
+    head = {"format": FORMAT, "version": VERSION, "conventions": CONVENTIONS}
+    head |= {"name": rig.name, "created_utc": rig.created_utc, "tool": rig.tool, "cameras": cameras}
+    return head | {"pairs": [asdict(pair) for pair in rig.pairs], "quality": asdict(rig.quality)}
+
+
+def _camera(item: Any, where: str) -> RigCamera:
+    _keys(item, {f.name for f in fields(RigCamera)}, where)
+    serial = _typed(str, item["serial"], f"{where}: serial")
+    where = f"{where} ({serial})"
+    lens = item["intrinsics"]
+    _keys(lens, {f.name for f in fields(Intrinsics)} | {"hash"}, f"{where}: intrinsics")
+    _array([lens[key] for key in ("width", "height", "fx", "fy", "cx", "cy")], (6,), f"{where}: intrinsics")
+    distortion = tuple(float(n) for n in _array(lens["distortion"], (5,), f"{where}: distortion"))
+    try:
+        intrinsics = Intrinsics(**{k: v for k, v in lens.items() if k != "hash"} | {"distortion": distortion})
+    except (ValueError, TypeError) as error:
+        raise RigError(f"{where}: {error}") from None
+    if lens["hash"] != intrinsics_hash(intrinsics):
+        raise RigError(f"{where}: the intrinsics do not fit their hash; they were changed by hand or by damage")
+    T = _array(item["T_ref_cam"], (4, 4), f"{where}: T_ref_cam")
+    R = T[:3, :3]
+    if not np.allclose(R @ R.T, np.eye(3), atol=1e-6) or np.linalg.det(R) < 0 or not np.array_equal(T[3], [0, 0, 0, 1]):
+        raise RigError(f"{where}: T_ref_cam is not a rotation and a translation")
+    covariance = _array(item["covariance"], (6, 6), f"{where}: covariance")
+    scale = max(float(np.abs(covariance).max()), 1e-30)
+    if not np.allclose(covariance, covariance.T, atol=1e-6 * scale) or (
+        np.linalg.eigvalsh(covariance / scale).min() < -1e-6
+    ):
+        raise RigError(f"{where}: the covariance is not symmetric and positive")
+    time = TimeOffset(**_values(TimeOffset, item["time"], f"{where}: time"))
+    depth = DepthCorrection(**_values(DepthCorrection, item["depth"], f"{where}: depth"))
+    if not 0.5 < depth.scale < 2:
+        raise RigError(f"{where}: depth scale {depth.scale} is not plausible")
+    return RigCamera(serial, _typed(str, item["stream"], f"{where}: stream"), intrinsics, T, covariance, time, depth)
+
+
+def _keys(item: Any, names: set[str], where: str) -> None:
+    """Refuse what is not a map with just these keys."""
+    if not isinstance(item, dict):
+        raise RigError(f"{where}: expected a map, found {type(item).__name__}")
+    if item.keys() - names:
+        raise RigError(f"{where}: unknown entries {', '.join(sorted(item.keys() - names))}")
+    if names - item.keys():
+        raise RigError(f"{where}: entries missing: {', '.join(sorted(names - item.keys()))}")
+
+
+def _values(kind: Any, item: Any, where: str) -> dict[str, Any]:
+    """The fields of a flat dataclass, each checked for its type; numbers must be finite."""
+    _keys(item, {f.name for f in fields(kind)}, where)
+    checked: dict[str, Any] = {}
+    for f in fields(kind):
+        value, here = item[f.name], f"{where}: {f.name}"
+        kinds = str(f.type)
+        if value is None and "None" in kinds:
+            checked[f.name] = None
+        elif kinds.startswith("dict"):
+            _typed(dict, value, here)
+            checked[f.name] = {str(k): _typed(float, v, f"{here}: {k}") for k, v in value.items()}
+        elif kinds.startswith("tuple[str"):
+            checked[f.name] = [_typed(str, v, here) for v in _typed(list, value, here)]
+        elif kinds.startswith("tuple"):
+            checked[f.name] = value
+        elif kinds in ("str", "Verdict"):
+            checked[f.name] = _typed(str, value, here)
+        else:
+            checked[f.name] = _typed(int if kinds == "int" else float, value, here)
+    return checked
+
+
+def _typed(kind: type, value: Any, where: str) -> Any:
+    """The value if it is of this kind; an int is a float, a bool is no number, a number is finite."""
+    good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+    if not good or (kind is float and not np.isfinite(value)):
+        raise RigError(f"{where}: {value!r} is not a finite {kind.__name__}" if kind is float else
+                       f"{where}: {value!r} is not a {kind.__name__}")  # fmt: skip
+    return float(value) if kind is float else value
+
+
+def _array(value: Any, shape: tuple[int, ...], where: str) -> Array:
+    try:
+        array = np.array(value, np.float64)
+    except (ValueError, TypeError):
+        raise RigError(f"{where}: not {'x'.join(map(str, shape))} numbers") from None
+    if array.shape != shape or not np.isfinite(array).all():
+        raise RigError(f"{where}: not {'x'.join(map(str, shape))} finite numbers")
+    return array

@@ -1,0 +1,213 @@
+"""Pictures to find the board in: a video, a folder of pictures, or a camera; one source is one camera of the rig.
+
+A source says its intrinsics in a JSON file: `camera.json` in a folder of pictures, `NAME.json` beside a video
+`NAME.mp4`. It has width, height, fx, fy, cx, cy (px) and, where they are known, distortion [k1, k2, p1, p2, k3], fps
+(Hz), camera (the serial), stream (infrared or colour), depth_scale_m. Times in s, one a line, may stand in `times.txt`
+or `NAME.times.txt`; without them pictures come at fps. A folder may hold `depth/` with 16-bit PNGs, registered to the
+pictures and named as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, open_camera
+from ..edge.recording import decode_depth_png
+from ..hand.camera import Intrinsics
+from .target import import_opencv
+
+Array = NDArray[Any]
+
+VIDEOS = (".mp4", ".avi", ".mkv", ".mov")
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+class SourceError(Exception):
+    """A source cannot be read; one line."""
+
+
+class Picture(NamedTuple):
+    """Time in s; grey (H, W) or blue-green-red (H, W, 3); depth (H, W) m registered to it, 0 = no reading."""
+
+    t_s: float
+    image: NDArray[np.uint8]
+    depth_m: Array | None
+
+
+class Source(Protocol):
+    """Pictures of one camera, in the order of time."""
+
+    @property
+    def serial(self) -> str: ...
+    @property
+    def stream(self) -> str: ...
+    @property
+    def intrinsics(self) -> Intrinsics: ...
+    @property
+    def fps(self) -> float: ...
+    @property
+    def live(self) -> bool: ...
+    def pictures(self) -> Iterator[Picture]: ...
+
+
+def open_source(text: str) -> Source:
+    """A video, a folder of pictures, a recording, or KIND:SERIAL for a camera. Raises SourceError or CameraError."""
+    path = Path(text)
+    if path.is_dir():
+        return PictureFolder(path)
+    if path.is_file() and path.suffix.lower() in VIDEOS:
+        return VideoFile(path)
+    if path.is_file():
+        return CameraPictures("replay", text)
+    kind, mark, serial = text.partition(":")
+    if mark:
+        return CameraPictures(kind, serial or None)
+    raise SourceError(f"{text} does not exist; a source is a video, a folder of pictures, a recording or KIND:SERIAL")
+
+
+class VideoFile:
+    """A video with its intrinsics beside it."""
+
+    live = False
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        known = _read_json(path.with_suffix(".json"))
+        self.serial, self.stream = str(known.get("camera", path.stem)), str(known.get("stream", "colour"))
+        self.intrinsics = known["intrinsics"]
+        cv2 = import_opencv()
+        self._video = cv2.VideoCapture(str(path))
+        if not self._video.isOpened():
+            raise SourceError(f"{path}: not a video that OpenCV can read")
+        self._times = _read_times(path.with_suffix(".times.txt"))
+        rate = _rate(self._times) or float(known.get("fps", 0)) or float(self._video.get(cv2.CAP_PROP_FPS))
+        self.fps = rate if rate > 0 else 30.0
+
+    def pictures(self) -> Iterator[Picture]:
+        n = 0
+        while True:
+            good, image = self._video.read()
+            if not good or (self._times is not None and n >= len(self._times)):
+                return
+            _check_size(image, self.intrinsics, f"{self._path}, picture {n}")
+            yield Picture(n / self.fps if self._times is None else float(self._times[n]), image, None)
+            n += 1
+
+
+class PictureFolder:
+    """Pictures in the order of their names."""
+
+    live = False
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        known = _read_json(folder / "camera.json")
+        self.serial, self.stream = str(known.get("camera", folder.resolve().name)), str(known.get("stream", "infrared"))
+        self.intrinsics = known["intrinsics"]
+        self._unit_m = float(known.get("depth_scale_m", 0.001))
+        self._paths = sorted(
+            (path for path in folder.iterdir() if path.suffix.lower() in PICTURES), key=lambda p: (len(p.stem), p.stem)
+        )
+        if not self._paths:
+            raise SourceError(f"{folder} has no pictures ({', '.join(PICTURES)})")
+        self._times = _read_times(folder / "times.txt")
+        if self._times is not None and len(self._times) != len(self._paths):
+            raise SourceError(
+                f"{folder}: times.txt has {len(self._times)} times, there are {len(self._paths)} pictures"
+            )
+        self.fps = _rate(self._times) or float(known.get("fps", 30))
+
+    def pictures(self) -> Iterator[Picture]:
+        cv2 = import_opencv()
+        for n, path in enumerate(self._paths):
+            image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+            if image is None:
+                raise SourceError(f"{path}: not a picture that OpenCV can read")
+            _check_size(image, self.intrinsics, str(path))
+            t_s = n / self.fps if self._times is None else float(self._times[n])
+            yield Picture(t_s, image, self._depth(path.stem))
+
+    def _depth(self, stem: str) -> Array | None:
+        path = self._folder / "depth" / f"{stem}.png"
+        if not path.exists():
+            return None
+        try:
+            counts = decode_depth_png(path.read_bytes(), self.intrinsics.width, self.intrinsics.height)
+        except ValueError as error:
+            raise SourceError(f"{path} {error}") from None
+        return counts * self._unit_m
+
+
+class CameraPictures:
+    """A camera, or its recording, as far as its frames hold infrared or colour."""
+
+    def __init__(self, kind: str, serial: str | None) -> None:
+        options = {"fps": 0.0} if kind == "replay" else {}
+        self._camera: Camera = open_camera(kind, serial, **options)
+        self.serial, self.intrinsics, self.fps = self._camera.name, self._camera.intrinsics, self._camera.fps
+        self.stream, self.live = "infrared", kind != "replay"
+
+    def pictures(self) -> Iterator[Picture]:
+        with self._camera as camera:
+            while True:
+                try:
+                    frame = camera.read()
+                except EndOfStream:
+                    return
+                except BadFrame:
+                    continue
+                image = frame.infrared if frame.infrared is not None else frame.colour
+                if image is None:
+                    raise CameraError(
+                        f"{self.serial} gives depth alone; the board needs infrared or colour: pass a video or pictures"
+                    )
+                # Infrared shares the depth's pinhole; colour is another camera.
+                depth = frame.depth * frame.depth_unit_m if frame.infrared is not None else None
+                yield Picture(frame.t_ns * 1e-9, image, depth)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The file's entries, with `intrinsics` made of them."""
+    try:
+        known = json.loads(path.read_text())
+        lens = {key: known[key] for key in ("width", "height", "fx", "fy", "cx", "cy")}
+        known["intrinsics"] = Intrinsics(**lens, distortion=tuple(known.get("distortion", (0.0,) * 5)))
+    except OSError as error:
+        raise SourceError(
+            f"{path}: {(error.strerror or 'cannot be read').lower()}; it must hold the intrinsics"
+        ) from None
+    except KeyError as error:
+        raise SourceError(f"{path}: {error.args[0]} is missing") from None
+    except (ValueError, TypeError) as error:
+        raise SourceError(f"{path}: {error}") from None
+    return dict(known)
+
+
+def _read_times(path: Path) -> Array | None:
+    if not path.exists():
+        return None
+    try:
+        times = np.array([float(line) for line in path.read_text().split()])
+    except ValueError as error:
+        raise SourceError(f"{path}: {error}; expected seconds, one number a line") from None
+    if len(times) < 2 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise SourceError(f"{path}: times must rise")
+    return times
+
+
+def _rate(times: Array | None) -> float | None:
+    return None if times is None else float(1 / np.median(np.diff(times)))
+
+
+def _check_size(image: Array, intrinsics: Intrinsics, where: str) -> None:
+    height, width = image.shape[:2]
+    if (width, height) != (intrinsics.width, intrinsics.height):
+        raise SourceError(
+            f"{where} is {width}x{height} px; the intrinsics are for {intrinsics.width}x{intrinsics.height}"
+        )

@@ -1,0 +1,216 @@
+"""The bundle adjustment against simulated rigs whose truth is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from edge_hand.calibration.bundle import Options, Scene, Solution, solve, view_residuals
+from edge_hand.calibration.corners import View
+from edge_hand.calibration.motion import moment, share_of_neighbours
+from edge_hand.calibration.start import Moments, moments_of
+from edge_hand.calibration.target import TARGETS
+from edge_hand.calibration.uncertainty import inverted_covariance, pose_difference, volume_sigma_mm
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.se3 import apply, inverse, so3_exp, so3_log, transform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+CORNERS = TARGETS["a4"].corners_m()
+LENS = Intrinsics(1280, 720, 640.0, 642.0, 639.0, 361.0, (0.08, -0.1, 0.001, -0.001, 0.02))
+PERIOD = 1 / 30
+NO_MOTION = Options(offsets=False)
+
+
+class Sim(NamedTuple):
+    T_camera_ref: Array
+    offsets_s: Array
+    views: list[View]
+    board_at: Any
+
+
+def rig_poses(rng: np.random.Generator, cameras: int) -> Array:
+    """Cameras on an arc around a point 0.65 m ahead of the first, 40 degrees apart."""
+    poses = []
+    for c in range(cameras):
+        turn = so3_exp(np.array([0, -np.radians(40) * c, 0]))
+        T_ref_camera = transform(turn, np.array([0, 0, 0.65]) - turn @ np.array([0, 0, 0.65]))
+        if c:
+            T_ref_camera = T_ref_camera @ transform(so3_exp(rng.normal(size=3) * 0.03), rng.normal(size=3) * 0.01)
+        poses.append(inverse(T_ref_camera))
+    return np.stack(poses)
+
+
+def simulate(seed: int, bursts: int = 12, noise_px: float = 0.2, offset_s: float = 0.0, cameras: int = 3) -> Sim:
+    """Bursts of three pictures of a moving board, each camera with its own clock."""
+    rng = np.random.default_rng(seed)
+    T = rig_poses(rng, cameras)
+    offsets = np.r_[0, rng.uniform(0.5, 1, cameras - 1) * rng.choice([-offset_s, offset_s], cameras - 1)]
+    phase, rate = rng.uniform(0, 6.28, (6, 2)), rng.uniform(1, 4, (6, 2))
+    size = np.array([0.25, 0.35, 0.25, 0.07, 0.06, 0.06])
+
+    def board_at(t_s: float) -> Array:
+        x = size * np.sin(rate * t_s + phase).sum(1)
+        turn = so3_exp(np.array([0, -np.radians(40) * (cameras - 1) / 2, 0])) @ so3_exp(x[:3])
+        return transform(turn, x[3:] + [0, 0, 0.65])
+
+    views = []
+    for burst in range(bursts):
+        for frame in range(3):
+            t_s = burst * 1.0 + frame * PERIOD
+            for c in range(cameras):
+                seen = apply(T[c], apply(board_at(t_s + offsets[c]), CORNERS))
+                pixels = LENS.project(seen)
+                inside = (pixels > 5).all(1) & (pixels < (1275, 715)).all(1)
+                if inside.sum() >= 6:
+                    noisy = pixels[inside] + rng.normal(size=(inside.sum(), 2)) * noise_px
+                    views.append(View(c, t_s, np.flatnonzero(inside), noisy))
+    return Sim(T, offsets, views, board_at)
+
+
+def start_near(sim: Sim, moving: bool, seed: int = 0) -> tuple[Scene, Moments]:
+    """Truth, disturbed by degrees and centimetres; offsets from zero."""
+    rng = np.random.default_rng(seed)
+    zero = np.zeros(len(sim.T_camera_ref))
+    moments = moments_of(sim.views, zero, PERIOD, moving=moving)
+    cameras = sim.T_camera_ref.copy()
+    for c in range(1, len(cameras)):
+        cameras[c] = transform(so3_exp(rng.normal(size=3) * 0.03), rng.normal(size=3) * 0.02) @ cameras[c]
+    boards = np.stack(
+        [
+            sim.board_at(t) @ transform(so3_exp(rng.normal(size=3) * 0.03), rng.normal(size=3) * 0.01)
+            for t in moments.knots_s
+        ]
+    )
+    return Scene(cameras, zero, (LENS,) * len(cameras), moments.knots_s, boards, moments.runs), moments
+
+
+def solved(sim: Sim, options: Options) -> Solution:
+    scene, moments = start_near(sim, options.offsets)
+    return solve(scene, moments.views, CORNERS, options)
+
+
+def error_vector(solution: Solution, sim: Sim, camera: int) -> Array:
+    moved = solution.scene.T_camera_ref[camera] @ inverse(sim.T_camera_ref[camera])
+    return np.r_[so3_log(moved[:3, :3]), moved[:3, 3]]
+
+
+def volume_error_mm(solution: Solution, sim: Sim, camera: int) -> float:
+    return pose_difference(inverse(solution.scene.T_camera_ref[camera]), inverse(sim.T_camera_ref[camera])).volume_mm
+
+
+def test_pictures_of_one_time_give_the_rig_to_a_third_of_a_millimetre() -> None:
+    sim = simulate(1)
+    solution = solved(sim, NO_MOTION)
+    assert solution.converged
+    assert max(volume_error_mm(solution, sim, c) for c in (1, 2)) < 0.3
+    assert solution.sigma_px == pytest.approx(0.2, rel=0.1)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.integers(0, 10_000))
+def test_unknown_clocks_are_found_with_the_cameras(seed: int) -> None:
+    sim = simulate(seed, bursts=10, offset_s=0.015)
+    solution = solved(sim, Options())
+    assert np.abs(solution.scene.offsets_s - sim.offsets_s).max() < 1e-3
+    assert max(volume_error_mm(solution, sim, c) for c in (1, 2)) < 0.4
+
+
+def test_clocks_taken_for_equal_cost_pixels_and_millimetres() -> None:
+    sim = simulate(3, offset_s=0.015)
+    with_offsets, without = solved(sim, Options()), solved(sim, NO_MOTION)
+    assert without.rms_px > 1.5 * with_offsets.rms_px
+    assert volume_error_mm(without, sim, 1) > 2 * volume_error_mm(with_offsets, sim, 1)
+
+
+@pytest.mark.parametrize("neighbours", ["both", "before", "after", "none"])
+def test_jacobians_are_those_of_differences(neighbours: str) -> None:
+    sim = simulate(5, bursts=1, offset_s=0.01)
+    scene, moments = start_near(sim, True)
+    runs = {
+        "both": (slice(0, 3),), "before": (slice(0, 2), slice(2, 3)), "after": (slice(0, 1), slice(1, 3)),
+        "none": (slice(0, 1), slice(1, 2), slice(2, 3)),
+    }  # fmt: skip
+    scene = replace(scene, runs=runs[neighbours], offsets_s=np.array([0, 0.004, -0.006]))
+    view = next(view for view, knot in moments.views if knot == 1 and view.camera == 1)
+    _, jacobian = view_residuals(scene, view, 1, CORNERS)
+    step = 1e-6
+
+    def at(column: int, h: float) -> Array:
+        d = np.zeros(29)
+        d[column] = h
+        cameras, boards = scene.T_camera_ref.copy(), scene.T_ref_board.copy()
+        cameras[1] = transform(so3_exp(d[:3]), d[3:6]) @ cameras[1]
+        lens = replace(LENS, fx=LENS.fx + d[6], fy=LENS.fy + d[7], cx=LENS.cx + d[8], cy=LENS.cy + d[9])
+        for k in range(3):
+            w = d[11 + 6 * k : 17 + 6 * k]
+            boards[k] = transform(boards[k][:3, :3] @ so3_exp(w[:3]), boards[k][:3, 3] + w[3:])
+        moved = replace(
+            scene, T_camera_ref=cameras, offsets_s=scene.offsets_s + [0, d[10], 0], intrinsics=(LENS, lens, LENS),
+            T_ref_board=boards,
+        )  # fmt: skip
+        return view_residuals(moved, view, 1, CORNERS)[0]
+
+    for column in range(29):
+        numeric = (at(column, step) - at(column, -step)) / (2 * step)
+        assert np.allclose(jacobian[:, :, column], numeric, rtol=1e-5, atol=1e-4), column
+
+
+def test_a_board_between_its_knots_is_on_the_parabola_through_them() -> None:
+    at = [transform(so3_exp(np.array([0, 0, 0.3 * t + t * t])), np.array([t, t * t, 1.0])) for t in (-0.2, 0.0, 0.1)]
+    found = moment(at[0], at[1], at[2], share_of_neighbours(0.05, 0.2, 0.1)).T_ref_board
+    assert np.allclose(so3_log(found[:3, :3]), [0, 0, 0.3 * 0.05 + 0.05**2])
+    assert np.allclose(found[:3, 3], [0.05, 0.0025, 1])
+
+
+def test_wrong_corners_do_not_move_the_cameras() -> None:
+    sim = simulate(7)
+    rng = np.random.default_rng(0)
+    spoilt = []
+    for view in sim.views:
+        wrong = rng.random(len(view.ids)) < 0.05
+        shifted = np.where(wrong[:, None], view.pixels + rng.normal(size=view.pixels.shape) * 40, view.pixels)
+        spoilt.append(View(view.camera, view.t_s, view.ids, shifted))
+    solution = solved(sim._replace(views=spoilt), NO_MOTION)
+    assert solution.rms_px > 5  # they are counted, not hidden
+    assert max(volume_error_mm(solution, sim, c) for c in (1, 2)) < 0.4
+
+
+def test_covariance_is_honest() -> None:
+    """Normalised squared errors over draws: 1 a degree of freedom if the covariance is true."""
+    nees, offset_nees, predicted, actual = [], [], [], []
+    options = Options()
+    for seed in range(50):
+        sim = simulate(100 + seed, bursts=4, offset_s=0.01, cameras=2)
+        solution = solved(sim, options)
+        e, cov = error_vector(solution, sim, 1), solution.camera_covariance(1)
+        nees.append(e @ np.linalg.solve(cov, e) / 6)
+        offset_nees.append(((solution.scene.offsets_s[1] - sim.offsets_s[1]) / solution.offset_sigma_s(1)) ** 2)
+        predicted.append(volume_sigma_mm(inverted_covariance(sim.T_camera_ref[1], cov)))
+        actual.append(volume_error_mm(solution, sim, 1))
+    assert 0.6 < np.mean(nees) < 1.4
+    assert 0.5 < np.mean(offset_nees) < 1.6
+    ratio = np.sqrt(np.mean(np.square(predicted))) / np.sqrt(np.mean(np.square(actual)))
+    assert 0.75 < ratio < 1.33
+
+
+def test_moments_that_go_wrong_together_widen_the_covariance() -> None:
+    sim = simulate(9, offset_s=0.015)
+    assert solved(sim, NO_MOTION).inflation > 2
+    assert solved(simulate(9), NO_MOTION).inflation < 1.5
+
+
+def test_intrinsics_are_held_unless_asked_for() -> None:
+    sim = simulate(11, bursts=20)
+    scene, moments = start_near(sim, False)
+    off = replace(LENS, fx=LENS.fx * 1.006)
+    scene = replace(scene, intrinsics=(LENS, off, LENS))
+    held = solve(scene, moments.views, CORNERS, NO_MOTION)
+    freed = solve(scene, moments.views, CORNERS, replace(NO_MOTION, intrinsics=True, focal_sigma=0.01))
+    assert held.scene.intrinsics[1] == off
+    assert abs(freed.scene.intrinsics[1].fx - LENS.fx) < 0.5 * abs(off.fx - LENS.fx)

@@ -1,0 +1,137 @@
+"""TensorRT on NVIDIA GPUs, Jetsons above all: builds a plan on the device, keeps it, runs it as a CUDA graph.
+
+The driver is asked first, TensorRT and PyCUDA are imported after that. `docs/tensorrt.md` says what has run where.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from pathlib import Path
+from typing import Any
+
+from ...model_card import ModelCard, ModelError, load_card
+from ...probe import compare, crops
+from ..onnxruntime import OnnxRuntimeEngine
+from .build import Job, version
+from .driver import CudaError, Gpu, probe
+from .engine import TensorRtEngine
+from .memory import CudaMemory
+from .plan import Plan, PlanKey, cache_folder, get_plan
+from .structure import structure
+
+LEAST, BELOW = (10, 3), (12, 0)
+WRONG_REFIT = (11, 3)  # NVIDIA: "may produce incorrect numerical output" of every refittable plan
+LIMITS_MM = {"fp32": 0.2, "fp16": 0.5, "int8": 1.0}  # mean distance of vertices from ONNX Runtime on the same file
+_log = logging.getLogger(__name__)
+
+
+def artefact(model: Path, precision: str) -> Path:
+    """Where `edge-hand export --target tensorrt` puts the TensorRT form of a float model."""
+    return model.with_name(f"{model.stem}-tensorrt-{precision}.onnx")
+
+
+def suited(model: Path) -> Path:
+    """Of the files of a network, that which TensorRT is given: 16 bits, else the float model. Raises ModelError."""
+    stem = model.stem.split("-tensorrt-")[0].removesuffix("-int8")
+    if "-tensorrt-" in model.stem:
+        return model
+    plain = model.with_name(f"{stem}.onnx")
+    training = _training(load_card(model))
+    for file in (artefact(plain, "fp16"), plain):
+        if file.is_file() and (card := load_card(file)).precision != "int8" and _training(card) == training:
+            return file
+    raise ModelError(f"model {model.name} has no form for TensorRT beside it; `edge-hand export --target tensorrt`")
+
+
+def unavailable() -> str:
+    """Why this machine cannot run TensorRT, in a few words; empty if it can."""
+    try:
+        probe()
+        _import()
+        import pycuda.driver  # noqa: F401
+    except (CudaError, ModelError) as error:
+        return str(error).removeprefix("tensorrt: ")
+    except ImportError as error:
+        return f"pycuda is not installed ({error})"
+    return ""
+
+
+def open_engine(model: Path, card: ModelCard, threads: int, *, refit: bool = False) -> TensorRtEngine:
+    """The model as a running plan, checked against ONNX Runtime. Raises ModelError.
+
+    refit makes a plan whose weights can be replaced, which NVIDIA says is slower; not so in 8 bits.
+    """
+    try:
+        gpu = probe()
+    except CudaError as error:
+        raise ModelError(f"tensorrt: {error}") from None
+    trt = _import()
+    if refit and (version(trt) == WRONG_REFIT or card.precision == "int8"):
+        refit = False
+    job = Job(precision=card.precision, refit=refit)
+    key = plan_key(trt, gpu, card, job)
+    memory = CudaMemory(gpu.unified)
+    engine = from_cache(trt, model, card, key, job, memory)
+    check(engine, model, card, threads)
+    return engine
+
+
+def from_cache(trt: Any, model: Path, card: ModelCard, key: PlanKey, job: Job, memory: Any) -> TensorRtEngine:
+    """The kept plan if TensorRT takes it, else a new one."""
+    for again in (True, False):
+        plan: Plan = get_plan(model, key, job, say=lambda line: _log.info("%s", line))
+        try:
+            return TensorRtEngine(trt, plan.data, card, memory, plan.note)
+        except ModelError as error:
+            if not (again and plan.kept):
+                raise
+            _log.warning("%s; building it again", error)
+            key.path(cache_folder()).unlink(missing_ok=True)
+    raise AssertionError
+
+
+def adapted(engine: TensorRtEngine, old: Path, new: Path, threads: int = 1) -> TensorRtEngine:
+    """A second engine with the weights of `new`, another training of the network in `old`, which `engine` runs.
+
+    By refit if the plan and the two files allow it, which takes milliseconds, else by building, which takes minutes.
+    Offer it to `swap.SwapEngine`. Raises ModelError.
+    """
+    card = load_card(new)
+    trt, gpu = _import(), probe()
+    same = structure(old.read_bytes()) == structure(new.read_bytes())
+    if same and card.precision != "int8" and card.precision == engine.card.precision and engine.refittable:
+        try:
+            made = TensorRtEngine(trt, engine.plan, card, CudaMemory(gpu.unified), "refitted", new.read_bytes())
+            check(made, new, card, threads)
+            return made
+        except ModelError as error:
+            _log.warning("%s; building instead", error)
+    return open_engine(new, card, threads, refit=engine.refittable)
+
+
+def check(engine: TensorRtEngine, model: Path, card: ModelCard, threads: int) -> None:
+    """Refuse an engine that is far from ONNX Runtime on the same file. Raises ModelError."""
+    off = compare(engine, OnnxRuntimeEngine(model, card, threads), crops(card.crop_size))
+    if not off.mean_mm <= LIMITS_MM.get(card.precision, 0.2):
+        engine.close()
+        raise ModelError(f"tensorrt: {model.name} comes out {off.mean_mm:.2f} mm from onnxruntime; refused")
+
+
+def plan_key(trt: Any, gpu: Gpu, card: ModelCard, job: Job) -> PlanKey:
+    flags = f"level={job.level}" + (" refit" if job.refit else "")
+    return PlanKey(trt.__version__, gpu.name, gpu.capability, gpu.driver, card.sha256, card.precision, flags)
+
+
+def _import() -> Any:
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ImportError as error:
+        raise ModelError(f"tensorrt: it is not installed ({str(error).splitlines()[0][:120]})") from None
+    if not LEAST <= version(trt) < BELOW:
+        raise ModelError(f"tensorrt: version {trt.__version__}; this edge-hand needs 10.3 or newer, below 12")
+    return trt
+
+
+def _training(card: ModelCard) -> dict[str, Any]:
+    return {name: value for name, value in card.training.items() if name != "commit"}

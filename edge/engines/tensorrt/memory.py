@@ -1,0 +1,88 @@
+"""Buffers that stay where they are: pinned and mapped on a GPU that shares the CPU's memory, else pinned with a copy on
+the GPU. PyCUDA holds the context, the stream and the memory."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Protocol
+
+from ...model_card import ModelError
+from .driver import Graph, capture
+
+
+class Buffer(NamedTuple):
+    """host is the array that the CPU reads and writes; address what TensorRT is told; device PyCUDA's allocation, None
+    if the two are the same memory."""
+
+    host: Any
+    address: int
+    device: Any
+
+
+class Memory(Protocol):
+    """What the engine needs of the GPU beside TensorRT. Everything but current() is called inside current()."""
+
+    unified: bool
+    stream: int
+
+    def current(self) -> Any: ...
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer: ...
+    def upload(self, buffer: Buffer) -> None: ...
+    def download(self, buffer: Buffer) -> None: ...
+    def synchronize(self) -> None: ...
+    def capture(self, enqueue: Any) -> Graph: ...
+
+
+class CudaMemory:
+    """The first GPU's primary context, which TensorRT uses too, and a stream of its own.
+
+    PyCUDA frees memory only in the thread that has its context, and an engine is made in one thread and used in
+    another: so the context is made current around every use.
+    """
+
+    def __init__(self, unified: bool) -> None:
+        try:
+            import pycuda.driver as cuda
+
+            cuda.init()
+        except ImportError as error:
+            raise ModelError(f"pycuda is not installed ({error}); pip install 'edge-hand[jetson]'") from None
+        except Exception as error:  # pycuda's own, of no common base class
+            raise ModelError(f"pycuda: {error}") from None
+        self.unified, self._cuda = unified, cuda
+        self._context = cuda.Device(0).retain_primary_context()
+        with self.current():
+            self._stream = cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
+        self.stream = int(self._stream.handle)
+        self.capture = functools.partial(capture, self.stream)
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._context.pop()
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        flags = self._cuda.host_alloc_flags.DEVICEMAP if self.unified else 0
+        host = self._cuda.pagelocked_empty(shape, dtype, mem_flags=flags)
+        host[...] = 0
+        if self.unified:
+            return Buffer(host, int(host.base.get_device_pointer()), None)
+        device = self._cuda.mem_alloc(max(1, math.prod(shape) * host.itemsize))
+        return Buffer(host, int(device), device)
+
+    def upload(self, buffer: Buffer) -> None:
+        if buffer.device is not None:
+            self._cuda.memcpy_htod_async(buffer.device, buffer.host, self._stream)
+
+    def download(self, buffer: Buffer) -> None:
+        if buffer.device is not None:
+            self._cuda.memcpy_dtoh_async(buffer.host, buffer.device, self._stream)
+
+    def synchronize(self) -> None:
+        self._stream.synchronize()

@@ -1,0 +1,232 @@
+"""Engines change between frames, proven before and taken back after: nobody waits and no frame is lost."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from edge_hand.edge.engines import Choice, choose, open_engine
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.edge.probe import compare, crops
+from edge_hand.edge.swap import PROBATION, SwapEngine
+from onnx import numpy_helper
+
+FLOAT = MODELS / "dgn-nano.onnx"
+
+
+def with_weights(out: Path, scale: float) -> Path:
+    """The shipped float network, another training of it: every bias scaled."""
+    proto = onnx.load(FLOAT)
+    for tensor in proto.graph.initializer:
+        if tensor.name.startswith("onnx::Conv") and len(tensor.dims) == 1:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(scale), tensor.name))
+    onnx.save(proto, out)
+    shutil.copy(FLOAT.with_suffix(".json"), out.with_suffix(".json"))
+    text = out.with_suffix(".json").read_text().replace(load_card(FLOAT).sha256, sha256(out))
+    out.with_suffix(".json").write_text(text)
+    return out
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_weights(tmp_path_factory.mktemp("adapted") / "person.onnx", 1.02)
+
+
+def opened(model: Path) -> Any:
+    return lambda: open_engine("onnxruntime", model)
+
+
+class Broken:
+    """A real engine that fails from a certain run on, counted after the probe crops."""
+
+    def __init__(self, how: str) -> None:
+        self.inner, self.how, self.runs, self.closed = open_engine("onnxruntime", FLOAT), how, 0, False
+        self.card, self.name = self.inner.card, "broken engine"
+
+    def run(self, image: Any) -> list[Any]:
+        self.runs += 1
+        outputs = self.inner.run(image)
+        if self.runs > len(crops(64)) + 2:
+            if self.how == "raises":
+                raise ModelError("tensorrt: the GPU did not take the frame")
+            outputs[0] = outputs[0] * np.nan
+        return outputs
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_adapted_weights_take_over_between_frames(adapted: Path) -> None:
+    lines: list[str] = []
+    image = crops(64)[0]
+    old, new = opened(FLOAT)(), opened(adapted)()
+    before, after = old.run(image)[0], new.run(image)[0]
+    assert np.abs(before - after).max() > 1e-3
+    engine = SwapEngine(opened(FLOAT)(), lines.append)
+    engine.offer(opened(adapted), opened(adapted), 0.01)
+    seen = []
+    while engine.busy:
+        seen.append(engine.run(image)[0])
+    seen += [engine.run(image)[0] for _ in range(3)]
+    kinds = ["old" if np.array_equal(s, before) else "new" if np.array_equal(s, after) else "?" for s in seen]
+    assert set(kinds) == {"old", "new"} and kinds == sorted(kinds, reverse=True)
+    assert engine.card == load_card(adapted) and len(lines) == 1 and " now, " in lines[0]
+
+
+def test_frames_go_on_while_a_candidate_is_made() -> None:
+    release, image = threading.Event(), crops(64)[0]
+
+    def slow() -> Any:
+        release.wait(10)
+        return open_engine("onnxruntime", FLOAT)
+
+    engine = SwapEngine(opened(DEFAULT_MODEL)())
+    engine.offer(slow, opened(FLOAT), 0.01)
+    for _ in range(20):
+        engine.run(image)
+    assert engine.busy and engine.card == load_card(DEFAULT_MODEL)
+    with pytest.raises(ModelError, match=r"^engine: another one is already being made ready$"):
+        engine.offer(slow, slow, 1)
+    release.set()
+    assert engine.wait(20)
+    engine.run(image)
+    assert engine.card == load_card(FLOAT)
+
+
+def test_a_candidate_far_from_its_reference_never_serves(adapted: Path) -> None:
+    engine = SwapEngine(opened(FLOAT)())
+    engine.offer(opened(DEFAULT_MODEL), opened(adapted), 0.5)
+    assert engine.wait(20)
+    engine.run(crops(64)[0])
+    assert engine.card == load_card(FLOAT)
+    assert (
+        engine.note.startswith(f"engine: dgn-nano on {engine.name} stays; dgn-nano-int8 on onnxruntime ")
+        and "\n" not in engine.note
+    )
+    assert engine.note.endswith(", allowed are 0.5") and " mm from dgn-nano on onnxruntime " in engine.note
+
+
+@pytest.mark.parametrize(
+    ("candidate", "why"),
+    [
+        (lambda: 1 / 0, "the new one: division by zero"),
+        (lambda: open_engine("onnxruntime", Path("none.onnx")), "the new one: model none.onnx: no such file"),
+        (lambda: open_engine("tensorrt"), "the new one: tensorrt: "),
+    ],
+)
+def test_a_candidate_that_cannot_be_opened_is_one_line(candidate: Any, why: str) -> None:
+    engine = SwapEngine(opened(FLOAT)())
+    engine.offer(candidate, opened(FLOAT), 0.01)
+    assert engine.wait(20) and not engine.busy
+    assert f"stays; {why}" in engine.note and "\n" not in engine.note
+    engine.offer(opened(FLOAT), opened(FLOAT), 0.01)  # and another may be offered
+    assert engine.wait(20) and engine.busy
+    engine.run(crops(64)[0])
+    assert " now, " in engine.note
+
+
+@pytest.mark.parametrize("how", ["raises", "not finite"])
+def test_an_engine_that_fails_hands_the_same_frame_back(how: str) -> None:
+    image, broken = crops(64)[0], Broken(how)
+    expected = opened(DEFAULT_MODEL)().run(image)[0]
+    engine = SwapEngine(opened(DEFAULT_MODEL)())
+    engine.offer(lambda: broken, opened(FLOAT), 0.01)
+    assert engine.wait(20)
+    outputs = [engine.run(image)[0] for _ in range(6)]
+    assert all(np.isfinite(o).all() for o in outputs)
+    assert not np.array_equal(outputs[1], expected) and np.array_equal(outputs[2], expected)
+    assert engine.card == load_card(DEFAULT_MODEL) and broken.closed
+    assert engine.note.startswith("engine: back to dgn-nano-int8 on onnxruntime ")
+    assert engine.note.endswith("(dgn-nano on broken engine)")
+
+
+def test_a_change_can_be_taken_back_on_demand(adapted: Path) -> None:
+    image = crops(64)[0]
+    engine = SwapEngine(opened(FLOAT)())
+    assert not engine.rollback()
+    expected = engine.run(image)[0]
+    engine.offer(opened(adapted), opened(adapted), 0.01)
+    assert engine.wait(20)
+    assert not np.array_equal(engine.run(image)[0], expected)
+    assert engine.rollback("the person left")
+    np.testing.assert_array_equal(engine.run(image)[0], expected)
+    assert engine.note.startswith("engine: back to dgn-nano on onnxruntime ") and "the person left" in engine.note
+
+
+def test_the_old_engine_goes_when_the_new_one_has_proven_itself() -> None:
+    image, old = crops(64)[0], Broken("never")
+    old.runs = -(10**9)
+    engine = SwapEngine(old)
+    engine.offer(opened(DEFAULT_MODEL), opened(DEFAULT_MODEL), 0.01)
+    assert engine.wait(20)
+    for _ in range(PROBATION - 1):
+        engine.run(image)
+    assert not old.closed
+    engine.run(image)
+    assert old.closed and not engine.rollback()
+
+
+def test_looking_after_a_new_engine_costs_next_to_nothing() -> None:
+    image, plain = crops(64)[0], opened(DEFAULT_MODEL)()
+    engine = SwapEngine(plain)
+    engine.offer(opened(DEFAULT_MODEL), opened(DEFAULT_MODEL), 0.01)
+    assert engine.wait(20)
+
+    def best_us(which: Any) -> float:
+        times = []
+        for _ in range(60):
+            begun = time.perf_counter()
+            which.run(image)
+            times.append(time.perf_counter() - begun)
+        return min(times) * 1e6
+
+    assert best_us(engine) < best_us(plain) + 300
+
+
+def test_the_probe_crops_show_hands_and_are_always_the_same() -> None:
+    engine = opened(FLOAT)()
+    assert all(np.array_equal(a, b) for a, b in zip(crops(64), crops(64), strict=True))
+    presence = np.array([engine.run(image)[4][0] for image in crops(64)])
+    assert (presence > 0).all() and compare(engine, engine, crops(64)) == (0, 0)
+
+
+def test_auto_says_in_one_line_what_it_passed_over() -> None:
+    choice = choose(DEFAULT_MODEL)
+    line = choice.explain("onnxruntime 1.31.1, 1 thread")
+    if choice.kind == "onnxruntime":
+        assert line.startswith("tensorrt: ") and line.endswith("; onnxruntime 1.31.1, 1 thread") and "\n" not in line
+        said: list[str] = []
+        engine = open_engine("auto", say=said.append)
+        assert said == [f"engine: {choice.explain(engine.name)}"] and engine.name.startswith("onnxruntime ")
+    assert Choice("tensorrt", FLOAT, ()).explain("tensorrt 10.3") == "tensorrt 10.3"
+
+
+def test_auto_serves_on_the_cpu_until_the_better_engine_is_ready(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from edge_hand.edge.engines import tensorrt
+
+    for model in (FLOAT, DEFAULT_MODEL):
+        for file in (model, model.with_suffix(".json")):
+            shutil.copy(file, tmp_path / file.name)
+    release = threading.Event()
+
+    def fake_open(model: Path, card: Any, threads: int) -> Any:
+        release.wait(10)
+        return open_engine("onnxruntime", model)
+
+    monkeypatch.setattr(tensorrt, "unavailable", lambda: "")
+    monkeypatch.setattr(tensorrt, "open_engine", fake_open)
+    engine: Any = open_engine("auto", tmp_path / DEFAULT_MODEL.name)
+    engine.run(crops(64)[0])
+    assert engine.card.precision == "int8"
+    release.set()
+    assert engine.wait(20)
+    engine.run(crops(64)[0])
+    assert engine.card.precision == "fp32"

@@ -42,7 +42,7 @@ def evaluate_recording(
     from .draw import contact_sheet, overlay, save_png
 
     faces = template().faces
-    tracker = Tracker(engine)
+    tracker = Tracker(engine, confirm=track)
     per_frame: list[dict[str, Any]] = []
     pooled: list[Array] = []
     pictures: list[Array] = []
@@ -62,8 +62,8 @@ def evaluate_recording(
             frame = replace(frame, t_ns=round(read * 1e9 / camera.fps))  # time as recorded, however fast this machine
             if not track:
                 tracker.reset()
-            hands = tracker.process(frame)
-            entry: dict[str, Any] = {"seq": frame.seq, "found": bool(hands)}
+            hands = [hand for hand in tracker.process(frame) if hand.pose.state == "tracked"]
+            entry: dict[str, Any] = {"seq": frame.seq, "found": bool(hands), "hands": len(hands)}
             poses = [h.pose for h in hands]
             if hands:
                 pose = poses[0]
@@ -86,6 +86,7 @@ def evaluate_recording(
         "source": str(source),
         "frames": len(per_frame),
         "found": sum(e["found"] for e in per_frame),
+        "more_than_one": sum(e.get("hands", 0) > 1 for e in per_frame),
         "right": sum(e.get("side") == "right" for e in per_frame),
         "left": sum(e.get("side") == "left" for e in per_frame),
         "fit_mm": {f"p{p}": round(float(np.percentile(distances, p)), 2) if pooled else None for p in (50, 90)},
@@ -110,7 +111,8 @@ def recording_table(result: dict[str, Any]) -> str:
             )
     fit = result["fit_mm"]
     lines.append(
-        f"found {result['found']} of {result['frames']} ({result['right']} right, {result['left']} left); "
+        f"found {result['found']} of {result['frames']} ({result['right']} right, {result['left']} left), "
+        f"more than one hand in {result['more_than_one']}; "
         f"depth to mesh p50 {fit['p50']} p90 {fit['p90']} mm"
     )
     return "\n".join(lines)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..hand.frames import DepthFrame
 from ..hand.messages import StatusState
@@ -19,6 +20,16 @@ HEARTBEAT_NS = 1_000_000_000
 STALL_S = 0.5
 
 Watcher = Callable[[DepthFrame, list[bytes]], None]
+
+
+class Minder(Protocol):
+    """Hears how the loop fares: a service manager, a log. No call may wait or raise."""
+
+    def frame(self) -> None:
+        """A frame was tracked and published."""
+
+    def status(self, state: StatusState, message: str) -> None:
+        """A status was published: at each change, and once a second."""
 
 
 @dataclass
@@ -50,8 +61,16 @@ class Totals:
 class Loop:
     """One camera's pipeline. step() handles one frame and returns False at the end of the stream."""
 
-    def __init__(self, camera: Camera, tracker: Tracker, publisher: Publisher, watcher: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        camera: Camera,
+        tracker: Tracker,
+        publisher: Publisher,
+        watcher: Watcher | None = None,
+        minders: Sequence[Minder] = (),
+    ) -> None:
         self.camera, self.tracker, self.publisher, self.watcher = camera, tracker, publisher, watcher
+        self.minders = minders
         self.stall_s = max(STALL_S, 3 / camera.fps)  # a slow recording is no stall
         self.totals = Totals()
         self.message = ""
@@ -80,7 +99,7 @@ class Loop:
         except EndOfStream:
             return False
         except FrameTimeout as error:
-            self.tracker.reset()
+            self.tracker.lose()
             self.trouble = str(error)
             self.heartbeat("stalled", self.trouble)
             return True
@@ -90,7 +109,7 @@ class Loop:
                 self._last_seq += 1  # it was looked at, not skipped
             self.trouble = str(error)
             if time.monotonic_ns() - (self._last_t_ns or self.totals.begun_ns) > self.stall_s * 1e9:
-                self.tracker.reset()
+                self.tracker.lose()
                 self.heartbeat("stalled", self.trouble)
             else:
                 self.heartbeat(self._state, self.trouble)
@@ -110,10 +129,10 @@ class Loop:
         stages["capture"] = (picked_ns - frame.t_ns) * 1e-3
         stages["publish"] = self.publish_us  # of the frame before: this one's is not over yet
         self.totals.frames += 1
-        self.totals.tracked += bool(hands)
+        self.totals.tracked += any(h.pose.state == "tracked" for h in hands)
         self.totals.recent_ns.append(frame.t_ns)
         self.publisher.poll_subscriptions()
-        wire_hands = [WireHand(h.id, 0.0, h.pose, h.pose.joints_m) for h in hands]
+        wire_hands = [WireHand(h.id, h.age_ms, h.pose, h.joints_raw_m, h.visible, h.motion) for h in hands]
         header = Header(frame.camera, frame.seq, frame.t_ns, frame.t_ns + self._wall_offset_ns, time.monotonic_ns())
         if self.publisher.wants(self._joints_topic) or self.watcher:
             parts = encode_joints(header, wire_hands, stages_us=stages, dropped=self.totals.dropped)
@@ -124,7 +143,10 @@ class Loop:
             self.publisher.publish(encode_mesh(header, wire_hands))
         over_ns = time.monotonic_ns()
         self.publish_us, self.total_us = (over_ns - begun_ns) * 1e-3, (over_ns - frame.t_ns) * 1e-3
-        self.heartbeat("tracked" if hands else "lost", "")
+        states = {h.pose.state for h in hands}
+        self.heartbeat("tracked" if "tracked" in states else "predicted" if states else "lost", "")
+        for minder in self.minders:
+            minder.frame()
 
     def heartbeat(self, state: StatusState, message: str) -> None:
         """Publish the status when it changes, and once a second."""
@@ -147,6 +169,8 @@ class Loop:
                 uptime_s=(now_ns - totals.begun_ns) * 1e-9, message=message,
             )
         )  # fmt: skip
+        for minder in self.minders:
+            minder.status(state, message)
 
 
 def topology() -> list[bytes]:

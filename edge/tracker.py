@@ -1,74 +1,48 @@
-"""One hand, frame after frame: crop where it was, run the network, refit; look for it anew when it is lost."""
+"""The hands of a camera, frame after frame: follow those that are known, search for those that are not.
+
+A hand is followed by cropping where it should be by now. The finder looks at the whole frame when a hand is missing,
+while there is room for another, and now and then to confirm what is followed and which
+side it is. A new hand is published when a second frame shows it too, or at once if it is beyond doubt.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..hand import se3
-from ..hand.crop import MIRROR, camera_from_crop, crop_depth, points_from_uvd
-from ..hand.frames import DepthFrame, HandCrop, HandPose, HandPrediction, HandRoi, Side
-from ..hand.template import template
-from .engines import Engine, predict
-from .finder import NEAR_M, find_hands
-from .refit import Fit, Refit, theta_of
+from ..hand.frames import DepthFrame, HandRoi
+from .confidence import calibration_of
+from .engines import Engine
+from .finder import NEAR_M, Finder, open_finder
+from .look import Eye, Look, belief
+from .person import Person
+from .refit import Refit
+from .track import MOST_M_S, SIDE_DECIDED, Poser, Track, TrackedHand
+
+__all__ = ["STAGES", "Track", "TrackedHand", "Tracker"]
 
 Array = NDArray[Any]
-# A crop holds a hand if the network sees one there and expects to be right about it. Of rendered hands 99 % pass;
-# what else passes, `docs/accuracy.md`.
-MOST_ERROR_MM = 20.0
-LEAST_HAND_PIXELS = 40  # of 1024
-SEARCH_INTERVAL_NS = 60_000_000  # a search costs several crops; while no hand is there, one in so many ns is enough
-NEVER_NS = -(10**18)
+MAX_HANDS = 2
+SEARCH_NS = 60_000_000  # between searches while there is room for another hand
+CONFIRM_NS = 300_000_000  # between searches while there is none
+SAME_M = 0.08  # a proposal as near as this to a followed hand is that hand
+RIVAL_M = 0.04  # two tracks whose centres are nearer than this see one hand
 FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at again
-SIDE_VOTE = 0.9  # how much of the side's evidence is kept from frame to frame
-SIDE_LIMIT = 12.0
-SIDE_DECIDED = 4.0  # below this many votes, log-odds, every frame is also looked at as the other hand
-SIDE_SURE = 0.9  # confidence below which a side is published as unknown
-GAUGE_POINTS = 40
+SIDE_VOTES = {"right": 4.0, "left": -4.0, "unknown": 0.0}  # the finder sees the arms, and the body they belong to
+# Log-odds that what is followed is a hand: to look at it for some frames, to publish it then or at once, to go on.
+MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.0
+BELIEF_KEPT = 0.7  # of the belief, from search to search
+ON_TRIAL = 5  # frames after which a hand that is not believed in is given up
+UNSEEN = 0.02  # the finder's score of a place it does not propose
+REMEMBERED_NS = 2_000_000_000  # a hand that comes back within this keeps its id, side and shape
+REFUSED_NS = 500_000_000  # a place without anything like a hand is not looked at again for so long
+NEVER_NS = -(10**18)
 STAGES = ("capture", "find", "crop", "engine", "refit", "publish")
-
-
-class Measurement(NamedTuple):
-    """One crop seen by the network: the mean error it expects, and how many pixels it takes for hand."""
-
-    crop: HandCrop
-    prediction: HandPrediction
-    error_mm: float
-    hand_pixels: int
-
-    @property
-    def is_hand(self) -> bool:
-        there = self.prediction.presence_logit > 0 and self.hand_pixels >= LEAST_HAND_PIXELS
-        return there and self.error_mm < MOST_ERROR_MM
-
-    @property
-    def score(self) -> float:
-        """1 for a hand beyond doubt, 0 at the threshold of being none."""
-        return max(0.0, 1 - self.error_mm / MOST_ERROR_MM)
-
-
-@dataclass
-class Track:
-    """What is remembered of the hand between frames."""
-
-    id: int
-    centre_m: Array
-    velocity_m_s: Array
-    t_ns: int
-    right_votes: float  # log-odds of a right hand, summed over frames
-
-
-@dataclass
-class TrackedHand:
-    """A hand as measured in the frame just processed."""
-
-    id: int
-    pose: HandPose
 
 
 @dataclass
@@ -76,170 +50,225 @@ class Tracker:
     """process() one frame at a time; stages_us says what the last one cost."""
 
     engine: Engine
+    finder: Finder = field(default_factory=open_finder)
+    smooth: bool = True
+    max_hands: int = MAX_HANDS
+    confirm: bool = True  # publish a doubtful new hand only when a second frame shows it too
+    new_person: Callable[[], Person] = Person
     refit: Refit = field(default_factory=Refit)
     stages_us: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-    track: Track | None = None
+    tracks: list[Track] = field(default_factory=list)
+    _lost: list[Track] = field(default_factory=list)
+    _refused: list[tuple[Array, int]] = field(default_factory=list)
     _next_id: int = 1
-    _failed_ns: int = NEVER_NS
+    _searched_ns: int = NEVER_NS
+    _t_ns: int = NEVER_NS
 
     def __post_init__(self) -> None:
-        self._joint_vertices = _vertices_of_joints()
-        self._centre_weights = self._joint_vertices.mean(0)
+        self._eye = Eye(self.engine, self.stages_us)
+        self._poser = Poser(self.refit, self._eye, calibration_of(self.engine.card.confidence), self.smooth)
 
     def process(self, frame: DepthFrame) -> list[TrackedHand]:
-        """The hands of this frame: one, or none."""
+        """The hands of this frame, those measured and those predicted; none if none is there."""
         for stage in STAGES:
             self.stages_us[stage] = 0.0
-        seen = self._follow(frame) if self.track else None
-        if seen is None:
-            self.track = None
-            seen = self._search(frame)
-        if seen is None:
-            return []
-        return [self._pose(frame, seen)]
+        if frame.t_ns < self._t_ns:
+            self._searched_ns = NEVER_NS
+            for track in (*self.tracks, *self._lost):
+                track.forget_motion(frame.t_ns)
+        self._t_ns = frame.t_ns
+        looks: dict[Track, Look] = {}
+        for track in self.tracks:
+            look = self._follow(track, frame)
+            if look:
+                looks[track] = look
+        self._part_rivals(frame, looks)
+        if self._search_is_due(frame, looks):
+            self._search(frame, looks)
+        return self._publish(frame, looks)
 
     def reset(self) -> None:
-        """Forget the hand: the next frame is searched from nothing."""
-        self.track = None
-        self._failed_ns = NEVER_NS
+        """Forget all hands: the next frame is searched from nothing."""
+        self.tracks, self._lost, self._refused = [], [], []
+        self._searched_ns = self._t_ns = NEVER_NS
 
-    def _follow(self, frame: DepthFrame) -> Measurement | None:
-        track = self.track
-        assert track is not None
-        ahead_s = min(max((frame.t_ns - track.t_ns) * 1e-9, 0.0), 0.1)
-        centre = track.centre_m + track.velocity_m_s * ahead_s
-        if centre[2] < NEAR_M:
+    @property
+    def person(self) -> Person | None:
+        """Whose hand was measured longest, if any was."""
+        persons = [track.person for track in (*self.tracks, *self._lost)]
+        return max(persons, key=lambda person: person.frames, default=None)
+
+    def lose(self) -> None:
+        """No frames came for a while: no hand is followed any more, but those that come back soon are known."""
+        self._lost += [track for track in self.tracks if track.published]
+        self.tracks = []
+        self._searched_ns = NEVER_NS
+
+    # --- follow
+
+    def _follow(self, track: Track, frame: DepthFrame) -> Look | None:
+        """The track's hand where it should be, or None."""
+        foreseen = track.foreseen_m(frame.t_ns)
+        if foreseen[2] < NEAR_M:
             return None
-        left = track.right_votes < 0
-        seen = self._measure(frame, centre, left)
-        found = self._centre(seen)
-        if seen.is_hand and found[2] > NEAR_M and np.linalg.norm(found - centre) > FAR_OFF_M:
-            # It moved faster than foreseen: look there.
-            seen = self._measure(frame, found, left)
-        if not seen.is_hand:
+        return self._look_for(track, frame, foreseen)
+
+    def _look_for(self, track: Track, frame: DepthFrame, centre_m: Array) -> Look | None:
+        look = self._eye.look(frame, centre_m, track.is_left, track.size)
+        if not look.is_hand(followed=True) or look.centre_m[2] < NEAR_M:
             return None
-        evidence = seen.prediction.right_logit * (-1 if left else 1)
+        if np.linalg.norm(look.centre_m - centre_m) > FAR_OFF_M:  # it moved faster than foreseen: look there
+            look = self._eye.look(frame, look.centre_m, track.is_left, track.size)
+            if not look.is_hand(followed=True):
+                return None
+        age_s = max(0.0, (frame.t_ns - track.t_ns) * 1e-9)
+        if np.linalg.norm(look.centre_m - track.centre_m) > 2 * FAR_OFF_M + MOST_M_S * age_s:
+            return None  # no hand is that fast: another one
+        votes = look.right_votes
         if abs(track.right_votes) < SIDE_DECIDED:  # seen alone, either view tends to be called what it would be
-            other = self._measure(frame, self._centre(seen), not left)
-            evidence -= other.prediction.right_logit * (-1 if left else 1)
-        votes = SIDE_VOTE * track.right_votes + np.clip(evidence, -4, 4)
-        track.right_votes = float(np.clip(votes, -SIDE_LIMIT, SIDE_LIMIT))
-        return seen
+            votes += self._eye.look(frame, look.centre_m, not track.is_left, track.size).right_votes
+        was_left = track.is_left
+        track.vote(votes)
+        if track.is_left != was_left:
+            look = self._eye.look(frame, look.centre_m, track.is_left, track.size)
+        return look if look.is_hand(followed=True) else None
 
-    def _search(self, frame: DepthFrame) -> Measurement | None:
-        if 0 <= frame.t_ns - self._failed_ns < SEARCH_INTERVAL_NS:
-            return None
-        self._failed_ns = frame.t_ns  # unless this one succeeds
+    def _part_rivals(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
+        """Of two tracks that see one hand, the one it was foreseen for keeps it."""
+        for a in self.tracks:
+            for b in self.tracks:
+                if a is not b and a in looks and b in looks:
+                    gap = looks[a].centre_m - looks[b].centre_m
+                    if np.linalg.norm(gap) < RIVAL_M:
+                        del looks[max(a, b, key=lambda t: _surprise(t, frame, looks[t]))]
+
+    # --- search
+
+    def _search_is_due(self, frame: DepthFrame, looks: dict[Track, Look]) -> bool:
+        if len(looks) < len(self.tracks):
+            return True
+        settled = len(self.tracks) >= self.max_hands and all(abs(t.right_votes) > SIDE_DECIDED for t in self.tracks)
+        interval_ns = CONFIRM_NS if settled else SEARCH_NS
+        return frame.t_ns - self._searched_ns >= interval_ns
+
+    def _search(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
+        self._searched_ns = frame.t_ns
         begun = time.perf_counter()
-        rois = find_hands(frame)
+        rois = self.finder(frame)
         self.stages_us["find"] += (time.perf_counter() - begun) * 1e6
-        tried = [self._measure(frame, roi.centre_m, mirrored=False) for roi in rois]
-        tried = [m for m in tried if m.hand_pixels >= LEAST_HAND_PIXELS]
-        if not tried:
+        if self.finder.judges:
+            self._confirm(rois, looks)
+        for roi in rois:
+            if any(_near(look.centre_m, roi, SAME_M) for look in looks.values()):
+                continue
+            if self._find_again(roi, frame, looks):
+                continue
+            if len(self.tracks) < self.max_hands and not self._was_refused(roi, frame):
+                self._begin(roi, frame, looks)
+
+    def _confirm(self, rois: list[HandRoi], looks: dict[Track, Look]) -> None:
+        """What the finder says of the followed hands: are they any, and of which side; those not believed in go."""
+        for track in [t for t in self.tracks if t in looks]:
+            look = looks[track]
+            roi = next((r for r in rois if _near(look.centre_m, r, SAME_M)), None)
+            if roi:
+                track.vote(SIDE_VOTES[roi.side])
+            now = belief(look, roi.score if roi else UNSEEN)
+            track.belief = BELIEF_KEPT * track.belief + (1 - BELIEF_KEPT) * now
+            if track.belief < DROP:
+                self._refuse(track, looks)
+
+    def _refuse(self, track: Track, looks: dict[Track, Look]) -> None:
+        """It is no hand: follow it no more, and do not look there for a while."""
+        self._refused.append((track.centre_m, self._t_ns))
+        self.tracks.remove(track)
+        looks.pop(track, None)
+
+    def _find_again(self, roi: HandRoi, frame: DepthFrame, looks: dict[Track, Look]) -> bool:
+        """Whether the proposal is a hand that is followed but was not seen where it should be."""
+        for track in self.tracks:
+            reach = SAME_M + MOST_M_S * max(0.0, (frame.t_ns - track.t_ns) * 1e-9)
+            if track not in looks and _near(track.centre_m, roi, reach):
+                look = self._look_for(track, frame, roi.centre_m)
+                if look and belief(look, roi.score) > PUBLISH:
+                    looks[track] = look
+                    return True
+        return False
+
+    def _begin(self, roi: HandRoi, frame: DepthFrame, looks: dict[Track, Look]) -> None:
+        """Look closer at a proposal, as at a right and as at a left hand; a hand gets a track."""
+        first = self._eye.look(frame, roi.centre_m, roi.side == "left")
+        if not first.is_hand(followed=True) or first.centre_m[2] < NEAR_M:
+            self._refused.append((roi.centre_m, frame.t_ns))
+            return
+        other = self._eye.look(frame, first.centre_m, not first.crop.mirrored)
+        votes = first.right_votes + other.right_votes + 2 * SIDE_VOTES[roi.side]
+        look = self._eye.look(frame, first.centre_m, votes < 0)
+        believed = belief(look, roi.score)
+        if believed < MAYBE or any(np.linalg.norm(look.centre_m - k.centre_m) < RIVAL_M for k in looks.values()):
+            return
+        track = self._remembered(look, frame, votes) or self._new(look, frame, votes)
+        alone = not any(other.published for other in self.tracks)
+        track.belief = believed
+        track.published = believed > (SURE if self.confirm else DROP if alone else PUBLISH)
+        self.tracks.append(track)
+        looks[track] = look
+
+    def _was_refused(self, roi: HandRoi, frame: DepthFrame) -> bool:
+        """Whether this place was looked at a moment ago, and nothing like a hand was there."""
+        self._refused = [(c, t) for c, t in self._refused if 0 <= frame.t_ns - t < REFUSED_NS]
+        return any(_near(centre, roi, RIVAL_M) for centre, _ in self._refused)
+
+    def _new(self, look: Look, frame: DepthFrame, votes: float) -> Track:
+        return Track(look.centre_m, frame.t_ns, votes, person=self.new_person())
+
+    def _remembered(self, look: Look, frame: DepthFrame, votes: float) -> Track | None:
+        """A hand of this side lost a moment ago."""
+        self._lost = [t for t in self._lost if frame.t_ns - t.t_ns < REMEMBERED_NS]
+        same = [t for t in self._lost if t.is_left == (votes < 0)]
+        if not same:
             return None
-        best = min(tried, key=lambda m: m.error_mm)
-        # The first look was off-centre: look again from the hand's own centre, as at a right and as at a left hand.
-        as_right, as_left = (self._measure(frame, self._centre(best), mirrored) for mirrored in (False, True))
-        votes = as_right.prediction.right_logit - as_left.prediction.right_logit
-        best = as_right if votes >= 0 else as_left
-        best = self._measure(frame, self._centre(best), best.crop.mirrored)
-        if not best.is_hand:
-            return None
-        self.track = Track(self._next_id, self._centre(best), np.zeros(3), frame.t_ns, votes)
-        self._next_id += 1
-        self._failed_ns = NEVER_NS
-        return best
+        track = min(same, key=lambda t: float(np.linalg.norm(t.centre_m - look.centre_m)))
+        self._lost.remove(track)
+        track.measured = 0
+        track.right_votes = 0.5 * track.right_votes + votes
+        track.published = False
+        return track
 
-    def _measure(self, frame: DepthFrame, centre: Array, mirrored: bool) -> Measurement:
-        t0 = time.perf_counter()
-        crop = crop_depth(
-            frame, HandRoi("unknown", centre, self.engine.card.cube_m, 1.0), self.engine.card.crop_size, mirrored
-        )
-        t1 = time.perf_counter()
-        prediction = predict(self.engine, crop)
-        t2 = time.perf_counter()
-        self.stages_us["crop"] += (t1 - t0) * 1e6
-        self.stages_us["engine"] += (t2 - t1) * 1e6
-        error_mm = float(prediction.error.mean()) * crop.cube_m * 500
-        hand_pixels = int(np.count_nonzero(prediction.hand & (crop.image[::2, ::2] < 1)))
-        return Measurement(crop, prediction, error_mm, hand_pixels)
+    # --- publish
 
-    def _centre(self, seen: Measurement) -> Array:
-        """Mean of the joints in the camera frame, from the raw vertices."""
-        points = points_from_uvd(seen.prediction.vertices_uvd, seen.crop.distance_m, seen.crop.cube_m)
-        return camera_from_crop(seen.crop, self._centre_weights @ points)
-
-    def _pose(self, frame: DepthFrame, seen: Measurement) -> TrackedHand:
+    def _publish(self, frame: DepthFrame, looks: dict[Track, Look]) -> list[TrackedHand]:
         begun = time.perf_counter()
-        track = self.track
-        assert track is not None
-        crop, prediction = seen.crop, seen.prediction
-        fit = self.refit(points_from_uvd(prediction.vertices_uvd, crop.distance_m, crop.cube_m))
-        joints = camera_from_crop(crop, fit.joints_m)
-        self._remember(track, frame, joints.mean(0))
-        error_m = self._joint_vertices @ prediction.error * (crop.cube_m / 2)
-        side: Side = "left" if crop.mirrored else "right"
-        side_conf = 1 / (1 + np.exp(track.right_votes if crop.mirrored else -track.right_votes))
-        pose = HandPose(
-            side=side if side_conf > SIDE_SURE else "unknown",
-            side_conf=float(side_conf),
-            state="tracked",
-            score=seen.score,
-            **in_camera(crop, fit),
-            beta=np.zeros(7),
-            joints_m=joints,
-            vertices_m=camera_from_crop(crop, fit.vertices_m),
-            joint_conf=np.exp(-error_m / 0.03),
-            fit_mm=fit_mm(crop, prediction, fit.vertices_m),
-        )
+        hands: list[TrackedHand] = []
+        for track in list(self.tracks):
+            if track in looks:
+                hand = self._poser.measured(track, frame, looks[track])
+                track.published = track.published or (track.measured > 1 and track.belief > PUBLISH)
+                if track.measured > ON_TRIAL and not track.published:
+                    self._refuse(track, looks)
+            else:
+                guess = self._poser.predicted(track, frame)
+                if guess is None or not track.published:
+                    self.tracks.remove(track)
+                    if track.published:
+                        self._lost.append(track)
+                    continue
+                hand = guess
+            if track.published:
+                hands.append(replace(hand, id=self._id_of(track)))
         self.stages_us["refit"] += (time.perf_counter() - begun) * 1e6
-        return TrackedHand(track.id, pose)
+        return hands
 
-    def _remember(self, track: Track, frame: DepthFrame, centre: Array) -> None:
-        dt_s = (frame.t_ns - track.t_ns) * 1e-9
-        if 0 < dt_s < 0.2:
-            velocity = (centre - track.centre_m) / dt_s
-            speed = float(np.linalg.norm(velocity))
-            track.velocity_m_s = 0.7 * velocity * min(1.0, 3.0 / max(speed, 1e-9))  # hands keep below 3 m/s or so
-        else:
-            track.velocity_m_s = np.zeros(3)
-        track.centre_m, track.t_ns = centre, frame.t_ns
+    def _id_of(self, track: Track) -> int:
+        """A hand gets its number when it is first published."""
+        if track.id == 0:
+            track.id, self._next_id = self._next_id, self._next_id + 1
+        return track.id
 
 
-def in_camera(crop: HandCrop, fit: Fit) -> dict[str, Array]:
-    """theta, alpha and T_camera_wrist of a fit made in the crop's frame; a left hand's template is mirrored."""
-    rotation, translation = fit.T_wrist[:3, :3], fit.T_wrist[:3, 3]
-    if crop.mirrored:
-        mirror = np.diag(MIRROR)
-        rotation, translation = mirror @ rotation @ mirror, mirror @ translation
-    t = se3.transform(crop.R_camera_crop @ rotation, crop.R_camera_crop @ translation)
-    return {"theta": theta_of(t, fit.angles), "alpha": fit.alpha, "T_camera_wrist": t}
+def _near(centre_m: Array, roi: HandRoi, reach_m: float) -> bool:
+    return bool(np.linalg.norm(centre_m - roi.centre_m) < reach_m)
 
 
-def fit_mm(crop: HandCrop, prediction: HandPrediction, vertices_m: Array) -> float:
-    """Median distance (mm) of up to 40 points taken for hand to the nearest of every other vertex.
-
-    A cheap gauge for the loop, over-stated where triangles are large; `edge-hand eval` measures to the surface.
-    """
-    size = crop.image.shape[0]
-    depth = crop.image[::2, ::2]
-    rows, columns = np.nonzero(prediction.hand & (depth < 1))
-    if len(rows) == 0:
-        return float("nan")
-    pick = np.linspace(0, len(rows) - 1, min(GAUGE_POINTS, len(rows))).astype(int)
-    rows, columns = rows[pick], columns[pick]
-    uvd = np.stack([(4 * columns + 1) / size - 1, (4 * rows + 1) / size - 1, depth[rows, columns]], -1)
-    points = points_from_uvd(uvd, crop.distance_m, crop.cube_m).astype(np.float32)
-    mesh = vertices_m[::2].astype(np.float32)
-    centre = mesh.mean(0)  # so that squares of small numbers are subtracted
-    points, mesh = points - centre, mesh - centre
-    squared = (points**2).sum(1)[:, None] - 2 * points @ mesh.T + (mesh**2).sum(1)
-    return float(np.sqrt(np.median(np.maximum(squared.min(1), 0))) * 1e3)
-
-
-def _vertices_of_joints() -> Array:
-    """(21, V) weights of the skin around each joint: its mean lies near the joint."""
-    t = template()
-    squared = ((t.joints_m[:, None] - t.vertices_m[None]) ** 2).sum(-1)
-    weight = np.exp(-squared / (2 * 0.012**2)) * t.area
-    return weight / weight.sum(1, keepdims=True)
+def _surprise(track: Track, frame: DepthFrame, look: Look) -> float:
+    return float(np.linalg.norm(track.foreseen_m(frame.t_ns) - look.centre_m))

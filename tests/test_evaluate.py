@@ -147,7 +147,7 @@ def test_a_recording_is_measured_frame_by_frame(folder: Path, engine: Engine, tm
     assert result["right"] + result["left"] == 2
     assert result["model"] == engine.card.sha256 and result["source"] == str(folder)
     hand, empty, broken, last = result["per_frame"]
-    assert empty == {"seq": 1, "found": False}
+    assert empty == {"seq": 1, "found": False, "hands": 0}
     assert broken["seq"] is None and not broken["found"] and "2.png is a truncated" in broken["error"]
     assert (hand["seq"], last["seq"]) == (0, 3)
     for entry in (hand, last):

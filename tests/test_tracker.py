@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine, open_engine
-from edge_hand.edge.finder import CUBE_M
-from edge_hand.edge.tracker import SEARCH_INTERVAL_NS, STAGES, Track, TrackedHand, Tracker
+from edge_hand.edge.track import PREDICTED_NS
+from edge_hand.edge.tracker import REMEMBERED_NS, SEARCH_NS, STAGES, Track, TrackedHand, Tracker
 from edge_hand.hand.crop import MIRROR
-from edge_hand.hand.frames import DepthFrame
+from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
@@ -58,7 +58,7 @@ def followed_mirrored(
     """The mirror images, from a track that takes the hand for a left one."""
     tracker = Tracker(engine)
     centre = followed[0][0].pose.joints_m.mean(0) * MIRROR
-    tracker.track = Track(1, centre, np.zeros(3), frames[0].t_ns, right_votes=-2.0)
+    tracker.tracks = [Track(centre, frames[0].t_ns, right_votes=-2.0, published=True, belief=3.0)]
     return [tracker.process(mirror_image(f)) for f in frames]
 
 
@@ -131,51 +131,120 @@ def test_every_field_of_a_pose_says_the_same(
             assert 0 < pose.fit_mm < 50 and 0 <= pose.score <= 1 and pose.state == "tracked"
 
 
-def test_an_empty_frame_ends_the_track(engine: Engine, frames: list[DepthFrame]) -> None:
-    tracker = Tracker(engine)
-    assert tracker.process(frames[0]) and tracker.track is not None
-    assert tracker.process(blank(frames[1])) == []
-    assert tracker.track is None
-    assert tracker.process(blank(frames[2], 65535)) == []
-
-
-def test_a_hand_is_found_again_after_a_wall_alone_was_seen(engine: Engine, frames: list[DepthFrame]) -> None:
+def test_a_hand_that_goes_is_predicted_for_a_while_and_then_lost(engine: Engine, frames: list[DepthFrame]) -> None:
     tracker = Tracker(engine)
     for frame in frames[:4]:
-        before = tracker.process(frame)
+        last = tracker.process(frame)
+    ages, confidence = [], [last[0].pose.joint_conf.mean()]
+    for seq in range(4, 12):
+        for hand in tracker.process(blank(frames[seq])):
+            assert hand.pose.state == "predicted" and hand.joints_raw_m is None and hand.id == last[0].id
+            ages.append(hand.age_ms)
+            confidence.append(hand.pose.joint_conf.mean())
+    assert len(ages) == PREDICTED_NS * 30 // 10**9
+    np.testing.assert_allclose(ages, (np.arange(len(ages)) + 1) * 1e3 / 30, rtol=1e-3)
+    assert (np.diff(confidence) < 0).all()
+    assert tracker.tracks == [] and tracker.process(blank(frames[12], 65535)) == []
+
+
+def test_a_hand_that_comes_back_soon_keeps_its_id_within_three_frames(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    for frame in frames[:4]:
+        tracker.process(frame)
+    for seq in range(4, 20):
+        tracker.process(blank(frames[seq], 2000))
+    assert not tracker.tracks
+    back = [tracker.process(frame) for frame in frames[20:23]]
+    assert [hand.id for hand in back[2]] == [1]
+
+
+def test_a_hand_that_comes_back_late_is_another_one(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    for frame in frames[:4]:
+        tracker.process(frame)
     wall = blank(frames[4], 2000)
-    assert tracker.process(wall) == []
-    # A search costs several crops, so there is not one in every frame: at 30 Hz it is the second that finds the hand.
-    assert tracker.process(replace(frames[5], t_ns=wall.t_ns + SEARCH_INTERVAL_NS - 1)) == []
-    after = tracker.process(replace(frames[5], t_ns=wall.t_ns + SEARCH_INTERVAL_NS))
-    assert before[0].id == 1 and after[0].id == 2  # it may be another hand
+    for k in range(8):
+        tracker.process(replace(wall, t_ns=wall.t_ns + k * 33_000_000))
+    late_ns = frames[3].t_ns + REMEMBERED_NS
+    hands = [tracker.process(replace(f, t_ns=late_ns + k * 33_000_000)) for k, f in enumerate(frames[4:8])]
+    assert hands[-1][0].id == 2
+
+
+def test_while_no_hand_is_there_not_every_frame_is_searched(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    wall = blank(frames[0], 2000)
+    searched = []
+    for k in range(6):
+        tracker.process(replace(wall, t_ns=wall.t_ns + k * SEARCH_NS // 2))
+        searched.append(tracker.stages_us["find"] > 0)
+    assert searched == [True, False, True, False, True, False]
 
 
 def test_reset_forgets_the_hand_and_searches_at_once(engine: Engine, frames: list[DepthFrame]) -> None:
-    tracker = Tracker(engine)
+    tracker = Tracker(engine, confirm=False)
     tracker.process(frames[0])
     tracker.process(blank(frames[4]))
-    assert tracker.process(frames[5]) == []
     tracker.reset()
+    assert tracker.tracks == []
     assert tracker.process(frames[5])[0].id == 2
-    tracker.reset()
-    assert tracker.track is None
 
 
-def test_a_clock_that_was_set_back_does_not_stop_the_search(engine: Engine, frames: list[DepthFrame]) -> None:
-    tracker = Tracker(engine)
+def test_a_clock_that_was_set_back_does_not_stop_the_tracking(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine, confirm=False)
     tracker.process(replace(blank(frames[0]), t_ns=10**15))
     assert tracker.process(frames[1])
+    back = tracker.process(replace(frames[2], t_ns=5))
+    assert back[0].id == 1 and back[0].pose.state == "tracked" and np.isfinite(back[0].pose.joints_m).all()
+    assert back[0].motion is not None and np.isfinite(back[0].motion.velocity_m_s).all()
 
 
-def test_a_followed_hand_costs_one_crop_and_no_search(engine: Engine, frames: list[DepthFrame]) -> None:
+def test_a_doubtful_hand_is_published_only_when_a_second_frame_shows_it(
+    engine: Engine, frames: list[DepthFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_hand.edge.tracker.SURE", 100.0)
+    tracker = Tracker(engine)
+    assert tracker.process(frames[0]) == []
+    assert len(tracker.process(frames[1])) == 1
+
+
+def test_what_is_no_longer_believed_in_is_dropped(
+    engine: Engine, frames: list[DepthFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Blind:
+        judges, threshold = True, 0.5
+
+        def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+            return []
+
     tracker = Tracker(engine)
     tracker.process(frames[0])
-    assert set(tracker.stages_us) == set(STAGES)
-    assert all(tracker.stages_us[stage] > 0 for stage in ("find", "crop", "engine", "refit"))
     tracker.process(frames[1])
+    assert tracker.tracks
+    tracker.finder = Blind()
+    monkeypatch.setattr("edge_hand.edge.tracker.belief", lambda look, score: -5.0 if score < 0.1 else 5.0)
+    seen = [len(tracker.process(replace(frames[2], t_ns=frames[2].t_ns + k * SEARCH_NS))) for k in range(8)]
+    assert seen[0] == 1 and seen[-1] == 0
+
+
+def test_a_followed_hand_costs_one_crop(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine, max_hands=1)
+    for frame in frames[:3]:
+        tracker.process(frame)
+        assert set(tracker.stages_us) == set(STAGES)
+        assert all(tracker.stages_us[stage] > 0 for stage in ("crop", "engine", "refit"))
     assert tracker.stages_us["find"] == 0
-    assert all(tracker.stages_us[stage] > 0 for stage in ("crop", "engine", "refit"))
+
+
+def test_smoothing_can_be_left_out_and_the_raw_joints_are_there_either_way(
+    engine: Engine, frames: list[DepthFrame]
+) -> None:
+    smooth, rough = Tracker(engine), Tracker(engine, smooth=False)
+    for frame in frames[:8]:
+        (s,), (r,) = smooth.process(frame), rough.process(frame)
+    assert s.joints_raw_m is not None and r.joints_raw_m is not None
+    np.testing.assert_allclose(r.pose.joints_m, r.joints_raw_m, atol=1e-9)
+    np.testing.assert_allclose(s.joints_raw_m, r.joints_raw_m, atol=0.002)
+    assert np.abs(s.pose.joints_m - s.joints_raw_m).max() > 1e-4
 
 
 def test_the_search_does_not_depend_on_where_the_hand_is_in_the_image(engine: Engine, camera: SyntheticCamera) -> None:
@@ -184,6 +253,6 @@ def test_the_search_does_not_depend_on_where_the_hand_is_in_the_image(engine: En
     k = frame.intrinsics
     shifted = np.zeros_like(frame.depth)
     shifted[:, :-60] = frame.depth[:, 60:]
-    hands = Tracker(engine).process(replace(frame, depth=shifted, intrinsics=replace(k, cx=k.cx - 60)))
+    hands = Tracker(engine, confirm=False).process(replace(frame, depth=shifted, intrinsics=replace(k, cx=k.cx - 60)))
     assert error_mm(hands[0], truth) < 30
-    assert np.abs(hands[0].pose.vertices_m - truth.mean(0)).max() < CUBE_M
+    assert np.abs(hands[0].pose.vertices_m - truth.mean(0)).max() < engine.card.cube_m

@@ -203,7 +203,7 @@ def _predict_dataset(dataset: Dataset, engine: Engine, finder: bool) -> tuple[Ar
     """Predictions (N, J, 3) mm in the dataset's scheme, NaN where no hand was found, and those of the parts alone."""
     if finder and (engine.card.kind != "dgn" or hasattr(engine, "guess")):
         raise EvaluateError(f"--finder: the daemon runs exported dgn, and {engine.card.name} is none")
-    tracker, refit = (Tracker(engine) if finder else None), Refit()
+    tracker, refit = (Tracker(engine, confirm=False) if finder else None), Refit()
     truth = dataset.truth_mm
     joints, parts = np.full_like(truth, np.nan), np.full_like(truth, np.nan)
     progress = Progress(len(truth))

@@ -1,0 +1,132 @@
+"""One look at a place in a frame: crop it, run the network, say whether a hand is there and which."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..hand.crop import camera_from_crop, crop_depth, points_from_uvd
+from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
+from ..hand.template import template
+from .engines import Engine, predict
+
+Array = NDArray[Any]
+# A crop holds a hand if the network sees one there and expects to be right about it. Of rendered hands 97 % pass; what
+# else passes, `docs/accuracy.md`. A hand that is followed needs less: it was one a frame ago.
+MOST_ERROR_MM, MOST_ERROR_FOLLOWED_MM = 20.0, 26.0
+LEAST_PRESENCE, LEAST_PRESENCE_FOLLOWED = 0.0, -1.5  # log-odds
+LEAST_HAND_PIXELS = 40  # of 1024
+BELIEF = np.array([3.132, 0.681, 0.324, -1.250, -0.329])  # of `evidence`; counted by `trainer/judge.py`
+POINTS = 96  # of the hand's depth points, at most so many are looked at
+GAUGE_POINTS = 40
+
+
+class Look(NamedTuple):
+    """One crop seen by the network. error_mm is the mean error it expects of its vertices, centre_m (3,) the mean of
+    the joints in the camera frame."""
+
+    crop: HandCrop
+    prediction: HandPrediction
+    error_mm: float
+    hand_pixels: int
+    centre_m: Array
+
+    def is_hand(self, followed: bool = False) -> bool:
+        presence = LEAST_PRESENCE_FOLLOWED if followed else LEAST_PRESENCE
+        error = MOST_ERROR_FOLLOWED_MM if followed else MOST_ERROR_MM
+        there = self.prediction.presence_logit > presence and self.hand_pixels >= LEAST_HAND_PIXELS
+        return there and self.error_mm < error
+
+    @property
+    def score(self) -> float:
+        """1 for a hand beyond doubt, 0 at the threshold of being none."""
+        return max(0.0, 1 - self.error_mm / MOST_ERROR_FOLLOWED_MM)
+
+    @property
+    def right_votes(self) -> float:
+        """Log-odds that the hand is a right one; a mirrored crop shows a left hand as a right one."""
+        return self.prediction.right_logit * (-1 if self.crop.mirrored else 1)
+
+
+class Eye:
+    """Looks with one engine; adds what crops and network cost (us) to stages_us."""
+
+    def __init__(self, engine: Engine, stages_us: dict[str, float]) -> None:
+        self.engine, self.stages_us = engine, stages_us
+        self.joint_vertices = vertices_of_joints()  # (21, V)
+        self._centre_weights = self.joint_vertices.mean(0)
+
+    def look(self, frame: DepthFrame, centre_m: Array, mirrored: bool, size: float = 1.0) -> Look:
+        """Look at a place (3,) m; size is the hand's, 1 on average, so that the network sees one of average size."""
+        begun = time.perf_counter()
+        card = self.engine.card
+        crop = crop_depth(frame, HandRoi("unknown", centre_m, card.cube_m * size, 1.0), card.crop_size, mirrored)
+        cropped = time.perf_counter()
+        prediction = predict(self.engine, crop)
+        self.stages_us["crop"] += (cropped - begun) * 1e6
+        self.stages_us["engine"] += (time.perf_counter() - cropped) * 1e6
+        error_mm = float(prediction.error.mean()) * crop.cube_m * 500
+        hand_pixels = int(np.count_nonzero(prediction.hand & (crop.image[::2, ::2] < 1)))
+        # The mean of the points is the point of the mean only nearly, and near enough to aim a crop.
+        middle = points_from_uvd(self._centre_weights @ prediction.vertices_uvd, crop.distance_m, crop.cube_m)
+        return Look(crop, prediction, error_mm, hand_pixels, camera_from_crop(crop, middle))
+
+    def joint_error_m(self, look: Look) -> Array:
+        """The error (21,) m the network expects of the joints: that of the skin around them."""
+        return self.joint_vertices @ look.prediction.error * (look.crop.cube_m / 2)
+
+
+def evidence(look: Look, finder_score: float) -> Array:
+    """(5,) what speaks for a hand: 1, the finder's log-odds, the network's, the error it expects, pixels on it."""
+    score = min(max(finder_score, 0.01), 0.99)
+    presence = min(max(look.prediction.presence_logit, -8.0), 8.0)
+    return np.array([1, np.log(score / (1 - score)), presence, look.error_mm / 10, np.log1p(look.hand_pixels)])
+
+
+def belief(look: Look, finder_score: float) -> float:
+    """Log-odds that a hand is there."""
+    return float(evidence(look, finder_score) @ BELIEF)
+
+
+def vertices_m(look: Look) -> Array:
+    """The network's vertices (V, 3) in the crop's frame."""
+    return points_from_uvd(look.prediction.vertices_uvd, look.crop.distance_m, look.crop.cube_m)
+
+
+def hand_points(look: Look, most: int = POINTS) -> Array:
+    """Up to `most` of the depth points (N, 3) m taken for hand, evenly over the picture, in the crop's frame."""
+    image, crop = look.crop.image, look.crop
+    depth = image[::2, ::2]
+    rows, columns = np.nonzero(look.prediction.hand & (depth < 1))
+    if len(rows) > most:
+        pick = np.linspace(0, len(rows) - 1, most).astype(int)
+        rows, columns = rows[pick], columns[pick]
+    size = image.shape[0]
+    uvd = np.stack([(4 * columns + 1) / size - 1, (4 * rows + 1) / size - 1, depth[rows, columns]], -1)
+    return points_from_uvd(uvd, crop.distance_m, crop.cube_m)
+
+
+def fit_mm(points_m: Array, mesh_m: Array) -> float:
+    """Median distance (mm) of up to 40 of the points (N, 3) to the nearest of every other vertex (V, 3); NaN if none.
+
+    A cheap gauge for the loop, over-stated where triangles are large; `edge-hand eval` measures to the surface.
+    """
+    if len(points_m) == 0:
+        return float("nan")
+    points = points_m[:: -(-len(points_m) // GAUGE_POINTS)].astype(np.float32)
+    mesh = mesh_m[::2].astype(np.float32)
+    centre = mesh.mean(0)  # so that squares of small numbers are subtracted
+    points, mesh = points - centre, mesh - centre
+    squared = (points**2).sum(1)[:, None] - 2 * points @ mesh.T + (mesh**2).sum(1)
+    return float(np.sqrt(np.median(np.maximum(squared.min(1), 0))) * 1e3)
+
+
+def vertices_of_joints() -> Array:
+    """(21, V) weights of the skin around each joint: its mean lies near the joint."""
+    t = template()
+    squared = ((t.joints_m[:, None] - t.vertices_m[None]) ** 2).sum(-1)
+    weight = np.exp(-squared / (2 * 0.012**2)) * t.area
+    return weight / weight.sum(1, keepdims=True)

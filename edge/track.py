@@ -1,0 +1,182 @@
+"""One hand over time: where it goes, which side it is, how large it is, and what is published of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..hand.crop import MIRROR, camera_from_crop
+from ..hand.frames import DepthFrame, HandPose, Side
+from ..hand.kinematics import Shape
+from ..hand.messages import Motion
+from ..hand.se3 import transform
+from .confidence import Calibration, joint_confidence
+from .look import Eye, Look, fit_mm, hand_points, vertices_m
+from .person import Person
+from .refit import Fit, Refit, theta_of
+from .smooth import Smoother
+from .visibility import visible
+
+Array = NDArray[Any]
+PREDICTED_NS = 150_000_000  # a hand that was not measured is guessed for so long, then it is lost
+SIDE_VOTE = 0.9  # how much of the side's evidence is kept from frame to frame
+SIDE_LIMIT = 12.0
+SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand
+SIDE_SURE = 0.9  # confidence below which a side is published as unknown
+MOST_M_S = 3.0  # hands keep below this, or so
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrackedHand:
+    """A hand as published in one frame. pose is smoothed; joints_raw_m (21, 3) m as measured, None if the hand was not
+    measured but predicted, age_ms after its last measurement; visible (21,) as in `visibility.py`."""
+
+    id: int
+    pose: HandPose
+    joints_raw_m: Array | None = None
+    age_ms: float = 0.0
+    motion: Motion | None = None
+    visible: NDArray[np.int8] | None = None
+
+
+@dataclass(eq=False)
+class Track:
+    """What is remembered of a hand between frames; the tracker decides when it begins and ends."""
+
+    centre_m: Array  # mean of the joints when last measured
+    t_ns: int  # of that measurement
+    right_votes: float  # log-odds of a right hand, summed over frames
+    velocity_m_s: Array = field(default_factory=lambda: np.zeros(3))
+    person: Person = field(default_factory=Person)
+    smoother: Smoother = field(default_factory=Smoother)
+    measured: int = 0  # frames in which it was
+    id: int = 0  # none yet
+    published: bool = False
+    belief: float = 0.0  # log-odds that it is a hand at all, over the last searches
+    pose: HandPose | None = None  # as last measured
+
+    @property
+    def is_left(self) -> bool:
+        return self.right_votes < 0
+
+    @property
+    def size(self) -> float:
+        """Of its hand, 1 on average or while it is not known."""
+        return float(self.person.shape.alpha.mean()) if self.person.held else 1.0
+
+    def foreseen_m(self, t_ns: int) -> Array:
+        """Where its centre (3,) should be."""
+        ahead_s = min(max((t_ns - self.t_ns) * 1e-9, 0.0), 0.1)
+        return self.centre_m + self.velocity_m_s * ahead_s
+
+    def vote(self, right_votes: float) -> None:
+        """Take evidence for its side, log-odds of a right hand."""
+        was_left = self.is_left
+        votes = SIDE_VOTE * self.right_votes + float(np.clip(right_votes, -4, 4))
+        self.right_votes = float(np.clip(votes, -SIDE_LIMIT, SIDE_LIMIT))
+        if self.is_left != was_left:
+            self.smoother.reset()  # a left hand's angles are not the right one's
+
+    def move(self, centre_m: Array, t_ns: int) -> None:
+        """Take a measured centre (3,) m."""
+        dt_s = (t_ns - self.t_ns) * 1e-9
+        if 0 < dt_s < 0.2 and self.measured:
+            velocity = (centre_m - self.centre_m) / dt_s
+            self.velocity_m_s = 0.7 * velocity * min(1.0, MOST_M_S / max(float(np.linalg.norm(velocity)), 1e-9))
+        else:
+            self.velocity_m_s = np.zeros(3)
+        self.centre_m, self.t_ns = centre_m, t_ns
+
+    def forget_motion(self, t_ns: int) -> None:
+        """The clock jumped: speeds mean nothing any more."""
+        self.t_ns, self.velocity_m_s = t_ns, np.zeros(3)
+        self.smoother.reset()
+
+
+class Poser:
+    """From looks at a track's hand to what is published of it."""
+
+    def __init__(self, refit: Refit, eye: Eye, calibration: Calibration, smooth: bool) -> None:
+        self.refit, self.eye, self.calibration, self.smooth = refit, eye, calibration, smooth
+
+    def measured(self, track: Track, frame: DepthFrame, look: Look) -> TrackedHand:
+        """Refit the hand of a look, smooth it, remember it in the track."""
+        vertices, points, error_m = vertices_m(look), hand_points(look), self.eye.joint_error_m(look)
+        trust = _trust(error_m)
+        track.person.observe(vertices, look.score, frame.t_ns, points, trust)
+        shape = track.person.shape
+        fit = self.refit.solve(vertices, shape=shape, points_m=points, weights=trust)
+        left = look.crop.mirrored
+        t_raw = _in_camera(look, fit)
+        raw = camera_from_crop(look.crop, fit.joints_m)
+        track.move(raw.mean(0), frame.t_ns)
+        smoothed = track.smoother(frame.t_ns, t_raw, fit.angles)
+        t, angles = (smoothed.T_camera_wrist, smoothed.angles) if self.smooth else (t_raw, fit.angles)
+        joints, vertices = self._hand(t, angles, shape, left)
+        seen = visible(frame, joints)
+        side_conf = 1 / (1 + np.exp(track.right_votes if left else -track.right_votes))
+        side: Side = "left" if left else "right"
+        track.pose = HandPose(
+            side=side if side_conf > SIDE_SURE else "unknown",
+            side_conf=float(side_conf),
+            state="tracked",
+            score=look.score,
+            T_camera_wrist=t,
+            theta=theta_of(t, angles),
+            alpha=shape.alpha,
+            beta=shape.beta,
+            joints_m=joints,
+            vertices_m=vertices,
+            joint_conf=joint_confidence(error_m, seen, self.calibration),
+            fit_mm=fit_mm(camera_from_crop(look.crop, points), vertices),
+        )
+        track.measured += 1
+        return TrackedHand(track.id, track.pose, raw, 0.0, smoothed.motion, seen)
+
+    def predicted(self, track: Track, frame: DepthFrame) -> TrackedHand | None:
+        """The hand where it should be by now, less certain the longer ago it was measured; None if too long ago."""
+        age_ns = frame.t_ns - track.t_ns
+        ahead = track.smoother.predict(frame.t_ns) if age_ns <= PREDICTED_NS else None
+        if ahead is None or track.pose is None:
+            return None
+        was = track.pose
+        left = was.side == "left" or (was.side == "unknown" and track.is_left)
+        joints, vertices = self._hand(ahead.T_camera_wrist, ahead.angles, Shape(was.alpha, was.beta), left)
+        fading = float(np.exp(-age_ns / PREDICTED_NS))
+        pose = replace(
+            was,
+            state="predicted",
+            score=was.score * fading,
+            T_camera_wrist=ahead.T_camera_wrist,
+            theta=theta_of(ahead.T_camera_wrist, ahead.angles),
+            joints_m=joints,
+            vertices_m=vertices,
+            joint_conf=was.joint_conf * fading,
+            fit_mm=float("nan"),
+        )
+        return TrackedHand(track.id, pose, None, age_ns * 1e-6, ahead.motion, visible(frame, joints))
+
+    def _hand(self, t: Array, angles: Array, shape: Shape, left: bool) -> tuple[Array, Array]:
+        """Joints (21, 3) and vertices (V, 3) m, in the camera frame, of a wrist (4, 4) and angles (20,)."""
+        joints, vertices = self.refit.pose(_mirrored(t) if left else t, angles, shape)
+        return (joints * MIRROR, vertices * MIRROR) if left else (joints, vertices)
+
+
+def _trust(error_m: Array) -> Array:
+    """Weight (21,) of a joint whose expected error is error_m: 1 where it is small."""
+    return 1 / (1 + (error_m / 0.015) ** 2)
+
+
+def _mirrored(t: Array) -> Array:
+    """The pose (4, 4) of a left hand's wrist as that of the right hand in the mirror, and back."""
+    m = np.diag([*MIRROR, 1.0])
+    return m @ t @ m
+
+
+def _in_camera(look: Look, fit: Fit) -> Array:
+    """T_camera_wrist (4, 4) of a fit in the crop's frame."""
+    t = _mirrored(fit.T_wrist) if look.crop.mirrored else fit.T_wrist
+    return transform(look.crop.R_camera_crop @ t[:3, :3], look.crop.R_camera_crop @ t[:3, 3])

@@ -1,0 +1,98 @@
+"""How far to believe that a proposal is a hand: the curve that `edge.look.belief` takes, counted on rendered rooms.
+
+The finder has looked at the whole frame, the network at a crop; both say how sure they are, and both are fooled, by
+knees and by objects of a hand's size. A logistic curve over what they say is fitted to whether a hand was there.
+
+python -m edge_hand.trainer.judge --scenes 1500
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from ..edge.engines import open_engine
+from ..edge.finder import open_finder
+from ..edge.look import Eye, Look, evidence
+from .synth.rooms import Scene, SceneGenerator
+
+Array = NDArray[Any]
+NEAR_M = 0.06  # a look whose centre is as near to a hand's as this has found it
+DOUBTFUL_M = 0.12  # one that is nearer than this to a hand hardly seen proves nothing
+SEEN, HARDLY_SEEN = 0.25, 0.02
+
+
+class Case(NamedTuple):
+    """A proposal: what was said of it (`edge.look.evidence`), and whether a hand was there."""
+
+    evidence: Array
+    is_hand: bool
+
+
+def cases(scene: Scene, eye: Eye, finder: Any) -> Iterator[Case]:
+    """All proposals of a scene, each looked at as the tracker does with a new hand."""
+    for roi in finder(scene.frame):
+        first = eye.look(scene.frame, roi.centre_m, roi.side == "left")
+        if first.hand_pixels == 0 or first.centre_m[2] < 0.1:
+            continue
+        look = eye.look(scene.frame, first.centre_m, first.right_votes < 0)
+        verdict = _is_hand(scene, look)
+        if verdict is not None:
+            yield Case(evidence(look, roi.score), verdict)
+
+
+def _is_hand(scene: Scene, look: Look) -> bool | None:
+    """Whether a hand is where the look found one; None where that is hard to say."""
+    gaps = [(float(np.linalg.norm(h.joints_m.mean(0) - look.centre_m)), h.seen) for h in scene.hands]
+    if any(gap < NEAR_M and seen >= SEEN for gap, seen in gaps):
+        return True
+    return None if any(gap < DOUBTFUL_M and seen > HARDLY_SEEN for gap, seen in gaps) else False
+
+
+def fit(x: Array, y: Array, prior: float = 1e-2) -> Array:
+    """Weights (K,) of a logistic curve over evidence (N, K) for y (N,) in {0, 1}; Newton's method, ridge `prior`."""
+    weights = np.zeros(x.shape[1])
+    for _ in range(30):
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        normal = (x * (p * (1 - p))[:, None]).T @ x + prior * np.eye(x.shape[1])
+        weights = weights + np.linalg.solve(normal, x.T @ (y - p) - prior * weights)
+    return weights
+
+
+@click.command()
+@click.option("--scenes", default=1500, show_default=True, type=click.IntRange(10))
+@click.option("--model", default=None, help="The network; default the shipped one.")
+@click.option("--finder", default="finder", show_default=True)
+@click.option("--first", default=100_000, show_default=True, help="Index of the first scene of the stream train.")
+def main(scenes: int, model: str | None, finder: str, first: int) -> None:
+    """Fit the curve on half of the scenes and say how well it tells hands on the other half."""
+    from ..edge.model_card import find_model
+
+    engine = open_engine(model=find_model(model)) if model else open_engine()
+    eye, proposer = Eye(engine, {"crop": 0.0, "engine": 0.0}), open_finder(finder)
+    generator = SceneGenerator("train")
+    found: list[list[Case]] = [[], []]
+    for i in range(scenes):
+        found[i % 2] += cases(generator.scene(first + i), eye, proposer)
+    (x, y), (x_test, y_test) = (
+        (np.array([c.evidence for c in half]), np.array([c.is_hand for c in half], float)) for half in found
+    )
+    weights = fit(x, y)
+    click.echo("weights " + ", ".join(f"{w:.3f}" for w in weights))
+    belief = x_test @ weights
+    click.echo(f"{len(y_test)} proposals of {scenes // 2} scenes, {int(y_test.sum())} hands")
+    for least in (-2, -1, 0, 1, 2, 3, 4):
+        kept = belief > least
+        click.echo(
+            f"belief > {least:+d} ({1 / (1 + math.exp(-least)):.2f}): hands kept {kept[y_test == 1].mean():.3f}, "
+            f"others {int(kept[y_test == 0].sum())} ({kept[y_test == 0].sum() / (scenes // 2):.3f} a scene)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff format --check .
 	mkdir -p .types
 	ln -sfn .. .types/edge_hand
-	MYPYPATH=.types $(TEST_VENV)/bin/mypy $(addprefix -p edge_hand.,hand edge trainer exporters)
+	MYPYPATH=.types $(TEST_VENV)/bin/mypy $(addprefix -p edge_hand.,hand edge calibration trainer exporters)
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/edge-hand eval --source $(DEMO) --every 225 --out out/demo
@@ -31,7 +31,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: EXTRAS :=
-$(TEST_VENV)/.installed: EXTRAS := [train,dev,realsense]
+$(TEST_VENV)/.installed: EXTRAS := [train,calibration,dev,realsense]
 
 # The .gitignore keeps git and ruff out of an environment, whatever its name.
 %/.installed: pyproject.toml constraints.txt

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import click
 
-from .cameras import CameraError, camera_kinds
-from .cli_options import eval_options, train_options
-from .model_card import DEFAULT_MODEL, ModelError, find_model
+from .cameras import CameraError
+from .cli_models import bench, evaluate, export, train
+from .cli_options import camera_options, engine_options, tracking_options
+from .cli_service import config, daemon_options, keys, service
+from .model_card import ModelError
+from .shell import CommandError, say
 
 BIND = "tcp://127.0.0.1:5555"
 
 
-class CommandError(Exception):
-    """A user's mistake, in one line."""
+class Commands(click.Group):
+    """With `calibrate`, which stands above the daemon and is only imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), "calibrate"])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name != "calibrate":
+            return super().get_command(ctx, cmd_name)
+        from ..calibration.cli import calibrate
+
+        return calibrate
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="edge-hand")
 def cli() -> None:
     """Hand tracking from depth cameras: joints, angles and mesh over ZeroMQ.
@@ -34,48 +43,26 @@ def cli() -> None:
     """
 
 
-def camera_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--mode", help='Camera mode such as "848x480@90".'),
-        click.option("--source", help="A folder, recording or serial number."),
-        click.option("--camera", default="realsense", show_default=True, help=f"{', '.join(camera_kinds())}."),
-    ):
-        command = option(command)
-    return command
-
-
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    for option in (
-        click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="Engine threads."),
-        click.option(
-            "--model",
-            type=find_model,
-            metavar="NAME|FILE",
-            default=DEFAULT_MODEL.stem,
-            show_default=True,
-            help="A shipped model's name, or an .onnx file with its card beside it.",
-        ),
-        click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime."),
-    ):
-        command = option(command)
-    return command
-
-
-json_option = click.option("--json", "json_path", type=Path, help="Also write the result to this file.")
-
-
-@cli.command()
+@cli.command(context_settings={"auto_envvar_prefix": "EDGE_HAND"})
 @camera_options
 @engine_options
+@tracking_options
+@daemon_options
 @click.option("--bind", default=BIND, show_default=True, help="Where to publish: tcp://HOST:PORT or ipc://PATH.")
-@click.option("--insecure", is_flag=True, help="Allow an address beyond this machine, readable by anyone.")
+@click.option(
+    "--insecure",
+    is_flag=True,
+    allow_from_autoenv=False,
+    help="Allow an address beyond this machine, readable by anyone.",
+)
 @click.option("--fps", type=float, help="Replay rate, Hz; 0 is as fast as possible.")
 @click.option("--loop", is_flag=True, help="Start a recording over when it ends.")
 @click.option("--frames", type=click.IntRange(1), help="Stop after so many frames.")
 @click.option("--view/--no-view", default=None, help="Draw in the terminal; default: if there is one.")
 def run(
-    camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int, bind: str,
-    insecure: bool, fps: float | None, loop: bool, frames: int | None, view: bool | None,
+    camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int, finder: str, hands: int,
+    smooth: bool, person: Path | None, bind: str, insecure: bool, fps: float | None, loop: bool, frames: int | None,
+    view: bool | None, keys: Path | None, log: str | None,
 ) -> None:  # fmt: skip
     """Track hands and publish them until the stream ends or Ctrl-C.
 
@@ -86,44 +73,64 @@ def run(
     """
     from .cameras import open_camera
     from .engines import open_engine
-    from .loop import Loop, topology
+    from .finder import open_finder
+    from .log import LOG, StateLog, open_log
+    from .loop import Loop, Minder, topology
+    from .notify import Notifier
+    from .person import keep_shape, person_maker
     from .publish import Publisher
     from .tracker import Tracker
     from .viewer import Viewer
     from .watch import Screen
 
+    if log:
+        open_log(log)
+    tell, complain = (LOG.info, LOG.warning) if log else (click.echo, say)
     stopping: list[int] = []
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: stopping.append(number))
-    tracker = Tracker(open_engine(engine, model, threads))
+    tracker = Tracker(
+        open_engine(engine, model, threads, say=tell),
+        open_finder(finder, threads),
+        smooth,
+        hands,
+        new_person=person_maker(person),
+    )
     with (
         open_camera(camera, source, mode=mode, fps=fps, loop=loop) as opened,
-        Publisher(bind, topology=topology(), insecure=insecure) as publisher,
+        Publisher(bind, topology=topology(), insecure=insecure, keys=keys) as publisher,
     ):
-        click.echo(f"{opened.name} at {opened.fps:g} Hz -> {publisher.address}  ({tracker.engine.name}, {model.name})")
+        tell(f"{opened.name} at {opened.fps:g} Hz -> {publisher.address}  ({tracker.engine.name}, {model.name})")
+
+        minders: list[Minder] = [Notifier()]
+        if log:
+            minders.append(StateLog(opened.name))
 
         def done() -> bool:
             return bool(stopping) or (frames is not None and the_loop.totals.frames >= frames)
 
         if view or (view is None and sys.stdout.isatty()):
             with Viewer(Screen()) as viewer:
-                the_loop = Loop(opened, tracker, publisher, viewer)
+                the_loop = Loop(opened, tracker, publisher, viewer, minders)
                 totals = the_loop.run(done)
         else:
-            the_loop = Loop(opened, tracker, publisher)
+            the_loop = Loop(opened, tracker, publisher, minders=minders)
             totals = the_loop.run(done)
-    click.echo(totals.summary())
+    tell(totals.summary())
+    if person is not None:
+        complain(keep_shape(person, tracker.person))
     if totals.frames == 0 and not stopping:
         raise CommandError(f"no frame could be used ({totals.bad_frames} were bad): {the_loop.trouble or 'none came'}")
     if the_loop.trouble:
-        say(f"last trouble: {the_loop.trouble}")
+        complain(f"last trouble: {the_loop.trouble}")
 
 
 @cli.command()
 @click.option("--address", default=BIND, show_default=True)
 @click.option("--camera", help="Which camera, if several publish there.")
 @click.option("--frames", type=click.IntRange(1), help="Stop after so many messages.")
-def watch(address: str, camera: str | None, frames: int | None) -> None:
+@click.option("--keys", type=Path, help="This client's key file, where the daemon runs with --keys.")
+def watch(address: str, camera: str | None, frames: int | None, keys: Path | None) -> None:
     """See in the terminal what `edge-hand run` publishes.
 
     \b
@@ -132,33 +139,7 @@ def watch(address: str, camera: str | None, frames: int | None) -> None:
     from .watch import watch as watch_address
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    watch_address(address, camera, frames)
-
-
-@cli.command()
-@camera_options
-@engine_options
-@click.option("--frames", type=click.IntRange(1), help="Measure so many frames.")
-@click.option("--flat-out/--at-rate", default=True, help="As fast as possible, or at the recorded rate.")
-@json_option
-def bench(
-    camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int, frames: int | None,
-    flat_out: bool, json_path: Path | None,
-) -> None:  # fmt: skip
-    """Time every stage of the pipeline: p50, p95, p99 and frames a second.
-
-    \b
-    edge-hand bench --camera replay --source recording.mcap --threads 1 --json bench.json
-    """
-    from .bench import bench as measure
-    from .bench import table
-
-    make_folders(json_path and json_path.parent)
-    result = measure(
-        camera, source, mode=mode, engine=engine, model=model, threads=threads, frames=frames, flat_out=flat_out
-    )
-    click.echo(table(result))
-    write_json(result, json_path)
+    watch_address(address, camera, frames, keys)
 
 
 @cli.command()
@@ -229,154 +210,36 @@ def cameras() -> None:
         click.echo("no RealSense camera is connected; --camera synthetic needs none")
 
 
-@cli.command(name="eval")
-@eval_options
-@engine_options
-@json_option
-def evaluate(
-    data: str | None, source: str | None, engine: str, model: Path, threads: int, n: int | None, out: Path | None,
-    every: int, track: bool, json_path: Path | None, **labelled: Any,
-) -> None:  # fmt: skip
-    """Measure a model: joint and vertex errors with labels, distance from depth to mesh without.
-
-    \b
-    edge-hand eval --data synthetic:test --json test.json
-    edge-hand eval --source recording/ --out overlays/
-    """
-    if (data is None) == (source is None):
-        raise CommandError("eval: give either --data synthetic:test or --source PATH")
-    if (data and (track or every != 1)) or (source and any(labelled[k] for k in ("finder", "predictions", "score"))):
-        raise CommandError("eval: --track, --every go with --source; --finder, --predictions, --score with --data")
-    make_folders(out, json_path and json_path.parent, labelled["predictions"] and labelled["predictions"].parent)
-    if source:
-        from .engines import open_engine
-        from .evaluate import evaluate_recording, recording_table
-
-        opened = open_engine(engine, model, threads)
-        result = evaluate_recording(source, opened, out=out, track=track, every=every, limit=n)
-        click.echo(recording_table(result))
-    else:
-        trainer = need_trainer("evaluate")
-        try:
-            result = trainer.evaluate(data, trainer.Model(model, engine, threads), n, out=out, **labelled)
-        except trainer.EvaluateError as error:
-            raise CommandError(str(error)) from None
-        click.echo(trainer.table(result))
-    write_json(result, json_path)
-
-
-@cli.command()
-@train_options
-def train(
-    out: Path, processes: int | None, threads: int | None, workers: int | None, minutes: float | None,
-    validate_every: int, tensorboard: bool, resume: bool, **options: Any,
-) -> None:  # fmt: skip
-    """Train a network on rendered hands. With --resume the run's own options hold; only --samples may change.
-
-    \b
-    edge-hand train --out runs/dgn --samples 1500000
-    edge-hand train --out runs/dgn --processes 8
-    torchrun --nproc-per-node 4 --no-python edge-hand train --out runs/dgn
-    """
-    trainer = need_trainer("train")
-    make_folders(out)
-    try:
-        config = trainer.config_of(out, {k: v for k, v in options.items() if v is not None}, resume)
-        path = trainer.train(
-            config, out, resume=resume, processes=processes, threads=threads, workers=workers, minutes=minutes,
-            validate_every=validate_every, tensorboard=tensorboard,
-        )  # fmt: skip
-    except trainer.TrainError as error:
-        raise CommandError(str(error)) from None
-    if os.environ.get("RANK", "0") == "0":
-        click.echo(f"{path}")
-
-
-@cli.command()
-@click.option("--checkpoint", type=Path, required=True, help="last.pt of a training run.")
-@click.option("--out", type=Path, required=True, help="The .onnx file to write, its card goes beside it; or a .pt.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, int8.")
-@click.option("--metrics", type=Path, help="JSON of `edge-hand eval` to keep in the card.")
-def export(checkpoint: Path, out: Path, precision: str, metrics: Path | None) -> None:
-    """Write a trained network as ONNX with its card, if it agrees with torch; or its weights alone, to train on.
-
-    \b
-    edge-hand export --checkpoint runs/dgn/last.pt --out dgn.onnx
-    edge-hand export --checkpoint runs/dgn/last.pt --out dgn.pt     # 2 MB, for edge-hand train --init
-    """
-    need_trainer("train")
-    from ..exporters.onnx import ExportError
-    from ..exporters.onnx import export as write
-    from ..trainer.checkpoint import TrainError, save_weights
-
-    try:
-        if out.suffix == ".pt" and out.resolve() == checkpoint.resolve():
-            raise ExportError(f"export {out}: it would take the place of the run's checkpoint")
-        if out.suffix == ".pt":
-            make_folders(out.parent)
-            save_weights(checkpoint, out)
-            click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
-            return
-        card = write(checkpoint, out, json.loads(metrics.read_text()) if metrics else None, precision)
-    except (ExportError, TrainError, OSError, ValueError) as error:
-        raise CommandError(str(error)) from None
-    mean_mm, max_mm = card.parity["mean_mm"], card.parity["max_mm"]
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {mean_mm:.3f} mm from torch, at most {max_mm:.2f}")
-
-
-def need_trainer(module: str) -> Any:
-    """A module of the trainer, or the one line that says what to install."""
-    import importlib
-
-    try:
-        return importlib.import_module(f"edge_hand.trainer.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("edge_hand"):
-            raise
-        raise CommandError(f"this command needs {error.name}: pip install 'edge-hand[train]'") from None
-
-
-def make_folders(*folders: Path | None) -> None:
-    """Where results will go; before the work, so that a wrong path costs none."""
-    for folder in folders:
-        try:
-            if folder is not None:
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CommandError(f"folder {folder} cannot be made: {(error.strerror or str(error)).lower()}") from None
-
-
-def write_json(result: Any, path: Path | None) -> None:
-    if path is None:
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
-
-
-def say(text: str) -> None:
-    click.echo(text, err=True)
+for command in (bench, evaluate, train, export, config, keys, service):
+    cli.add_command(command)
 
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 1 (2 for a wrong option); a bug is a traceback."""
+    from ..calibration.cli import CalibrateError
     from ..hand.messages import WireError
     from .bench import BenchError
     from .client import SubscribeError
+    from .config import ConfigError
+    from .keys import KeysError
+    from .log import LOG, log_is_open
+    from .person import PersonError
     from .publish import PublishError
     from .recording import RecordingError
+    from .service import ServiceError
 
     known = (
         CommandError, CameraError, ModelError, PublishError, SubscribeError, WireError, RecordingError, BenchError,
+        PersonError, KeysError, ServiceError, ConfigError, CalibrateError,
     )  # fmt: skip
     try:
         cli()
     except known as error:
-        say(f"edge-hand: {error}")
-        sys.exit(1)
+        if log_is_open():
+            LOG.error("%s", error)
+        else:
+            say(f"edge-hand: {error}")
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
     except BrokenPipeError:
         sys.exit(0)
 

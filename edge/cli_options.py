@@ -1,4 +1,4 @@
-"""Options of the command line that would crowd `cli.py`."""
+"""Options of the command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,51 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from .cameras import camera_kinds
+from .model_card import DEFAULT_MODEL, find_model
+
+
+def camera_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--mode", help='Camera mode such as "848x480@90".'),
+        click.option("--source", help="A folder, recording or serial number."),
+        click.option("--camera", default="realsense", show_default=True, help=f"{', '.join(camera_kinds())}."),
+    ):
+        command = option(command)
+    return command
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="Engine threads."),
+        click.option(
+            "--model",
+            type=find_model,
+            metavar="NAME|FILE",
+            default=DEFAULT_MODEL.stem,
+            show_default=True,
+            help="A shipped model's name, or an .onnx file with its card beside it.",
+        ),
+        click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."),
+    ):
+        command = option(command)
+    return command
+
+
+json_option = click.option("--json", "json_path", type=Path, help="Also write the result to this file.")
+
+
+def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How hands are found and followed."""
+    for option in (
+        click.option("--person", type=Path, help="Keep the hand's shape in this file, and start from it."),
+        click.option("--smooth/--no-smooth", default=True, show_default=True, help="Smooth what is published."),
+        click.option("--hands", default=2, show_default=True, type=click.IntRange(1, 8), help="Most hands at once."),
+        click.option("--finder", default="finder", show_default=True, help="A model, or geometry for none."),
+    ):
+        command = option(command)
+    return command
 
 
 def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -42,6 +87,10 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--processes", type=click.IntRange(1), help="Train in so many processes of this machine."),
         click.option("--sync-bn", is_flag=True, default=None, help="Batch statistics over all processes."),
         click.option("--compile", is_flag=True, default=None, help="Let torch.compile rewrite the network."),
+        click.option(
+            "--real-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of a batch; default 0.25."
+        ),
+        click.option("--real", help="Real frames with joints to learn from too: {nyu,icvl,msra,recording}:PATH."),
         click.option("--teacher-weight", type=click.FloatRange(0), help="How much they count."),
         click.option("--teacher", help="Learn from this checkpoint's vertices too."),
         click.option("--init", help="Start from the weights of this checkpoint."),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 
 import zmq
 
 from ..hand.wire import MAX_BYTES, Message, decode
+from .keys import Keys, load_client, unlock
 
 KINDS = ("joints", "mesh", "status", "topology")
 QUEUE = 256  # messages kept while the caller is busy
@@ -24,17 +26,21 @@ def subscribe(
     *,
     latest: bool = True,
     timeout_s: float | None = None,
+    keys: Path | str | None = None,
 ) -> Subscription:
     """Messages of a running `edge-hand run`, decoded: iterate, and use `with` to close it in time.
 
     topics are `joints`, `mesh`, `status` (of every camera), `joints.<camera>` and so on (of one), `topology`.
     latest: a caller slower than the camera gets the newest message of each topic and skips what is older; otherwise
-    every message comes, in order, as long as the queues hold. timeout_s: how long to wait for one message.
+    every message comes, in order, as long as the queues hold. timeout_s: how long to wait for one message. keys: the
+    file that `edge-hand keys add` made for this client, where the daemon runs with --keys.
 
-    Raises SubscribeError for a bad address or topic; while iterating, TimeoutError after timeout_s and
-    `hand.wire.WireError` for a message that is not the contract's. Iterating may go on after both.
+    Raises SubscribeError for a bad address or topic and `edge.keys.KeysError` for bad keys; while iterating,
+    TimeoutError after timeout_s and `hand.wire.WireError` for a message that is not the contract's. Iterating may go on
+    after both.
     """
-    return Subscription(address, (topics,) if isinstance(topics, str) else tuple(topics), latest, timeout_s)
+    client = None if keys is None else load_client(Path(keys))
+    return Subscription(address, (topics,) if isinstance(topics, str) else tuple(topics), latest, timeout_s, client)
 
 
 class Subscription:
@@ -43,7 +49,14 @@ class Subscription:
     skipped counts the messages passed over because a newer one of their topic was there.
     """
 
-    def __init__(self, address: str, topics: tuple[str, ...], latest: bool, timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        address: str,
+        topics: tuple[str, ...],
+        latest: bool,
+        timeout_s: float | None,
+        keys: Keys | None = None,
+    ) -> None:
         for topic in topics or ("",):
             if topic.partition(".")[0] not in KINDS or topic.endswith("."):
                 raise SubscribeError(
@@ -51,7 +64,7 @@ class Subscription:
                 )
         self.skipped = 0
         self._address, self._topics = address, topics
-        self._latest, self._timeout_s = latest, timeout_s
+        self._latest, self._timeout_s, self._keys = latest, timeout_s, keys
         self._exact = {topic.encode() for topic in topics if "." in topic}
         self._kinds = {topic.encode() for topic in topics if "." not in topic}
         self._waiting: dict[bytes, list[bytes]] = {}  # newest of each topic, the longest waiting topic first
@@ -82,7 +95,7 @@ class Subscription:
             if not self._socket.poll(left_ms):
                 raise TimeoutError(
                     f"no message on {', '.join(self._topics)} from {self._address} in {self._timeout_s:g} s; "
-                    "is `edge-hand run` running there?"
+                    f"is `edge-hand run` running there{', and does it know these keys' if self._keys else ''}?"
                 )
             if not self._latest:
                 self._take(self._socket.recv_multipart())
@@ -101,6 +114,8 @@ class Subscription:
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
             self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
             self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
+            if self._keys is not None:
+                unlock(self._socket, self._keys)
             for topic in self._topics:
                 self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
             self._socket.connect(self._address)

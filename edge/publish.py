@@ -7,10 +7,13 @@ import ipaddress
 import os
 import socket
 import stat
+from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
 import zmq
+
+from .door import Doorkeeper, guard
 
 ADDRESS = "tcp://127.0.0.1:5555"
 
@@ -19,6 +22,7 @@ ADDRESS = "tcp://127.0.0.1:5555"
 QUEUE = 8
 SEND_BUFFER = 128 << 10  # bytes the kernel keeps, so that a slow reader is not fed seconds of old poses
 LINGER_MS = 100
+MAX_TOPIC, MAX_TOPICS = 300, 1000  # bytes of a topic that may be asked for, and how many of them count
 
 
 class PublishError(RuntimeError):
@@ -30,25 +34,40 @@ class Publisher:
 
     A subscriber that stops reading loses messages (libzmq drops them per subscriber and does not say how many: it
     sees the gap in `seq`); nobody else notices. `dropped` counts messages the socket refused as a whole.
-    topology is sent whenever someone subscribes to it. One thread only. Raises PublishError on entry.
+    topology is sent whenever someone subscribes to it. keys is the folder of `edge_hand.edge.keys`: then only who has
+    a key in it can subscribe, and what is sent is encrypted. One thread only. Raises PublishError or KeysError on
+    entry.
     """
 
     def __init__(
-        self, bind: str = ADDRESS, *, topology: list[bytes] | None = None, insecure: bool = False, queue: int = QUEUE
+        self,
+        bind: str = ADDRESS,
+        *,
+        topology: list[bytes] | None = None,
+        insecure: bool = False,
+        keys: Path | None = None,
+        queue: int = QUEUE,
     ) -> None:
         self.address = bind
         self.dropped = 0
         self._topology = topology
         self._insecure = insecure
+        self._keys = keys
+        self._doorkeeper: Doorkeeper | None = None
         self._queue = queue
         self._subscriptions: set[bytes] = set()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     def __enter__(self) -> Publisher:
-        target = _checked(self.address, self._insecure)
+        if self._keys is not None and self._insecure:
+            raise PublishError("--insecure and --keys: choose one; with keys only who has one can read")
+        target = _checked(self.address, self._insecure or self._keys is not None)
         self._context = context = zmq.Context()
         try:
             self._socket = context.socket(zmq.XPUB)
+            if self._keys is not None:
+                guard(self._socket, self._keys)
+                self._doorkeeper = Doorkeeper(context, self._keys)
             self._socket.setsockopt(zmq.LINGER, LINGER_MS)
             self._socket.setsockopt(zmq.SNDHWM, self._queue)
             self._socket.setsockopt(zmq.SNDBUF, SEND_BUFFER)
@@ -57,18 +76,18 @@ class Publisher:
             self._socket.setsockopt(zmq.IPV6, int("[" in target))
             self._socket.bind(target)
         except zmq.ZMQError as error:
-            context.destroy(linger=0)
-            self._context = None
+            self._close(linger_ms=0)
             raise PublishError(_explained(self.address, error)) from None
+        except BaseException:
+            self._close(linger_ms=0)
+            raise
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)  # the port that `:*` became
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._context is not None:
-            self._context.destroy(linger=LINGER_MS)
-            self._context = None
+        self._close(LINGER_MS)
 
     def wants(self, topic: str) -> bool:
         """Whether someone subscribed to a prefix of this topic, as of the last `poll_subscriptions`."""
@@ -82,7 +101,7 @@ class Publisher:
             if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 break
             event = self._socket.recv(zmq.NOBLOCK)
-            if event[:1] == b"\x01":
+            if event[:1] == b"\x01" and len(event) <= 1 + MAX_TOPIC and len(self._subscriptions) < MAX_TOPICS:
                 self._subscriptions.add(event[1:])
                 asked |= b"topology".startswith(event[1:])
             elif event[:1] == b"\x00":
@@ -98,6 +117,16 @@ class Publisher:
             self.dropped += 1
             return False
         return True
+
+    def _close(self, linger_ms: int) -> None:
+        if self._context is None:
+            return
+        self._socket.close(linger=linger_ms)  # before the doorkeeper leaves
+        if self._doorkeeper is not None:
+            self._doorkeeper.stop()
+            self._doorkeeper = None
+        self._context.destroy(linger=linger_ms)
+        self._context = None
 
 
 def _checked(address: str, insecure: bool) -> str:
@@ -118,7 +147,8 @@ def _checked(address: str, insecure: bool) -> str:
     if not insecure and not _is_loopback(host):
         raise PublishError(
             f"--bind {address}: anyone who can reach this address could read the hands; "
-            f"use {ADDRESS}, or add --insecure on a network you trust"
+            f"use {ADDRESS}, or make keys (edge-hand keys new DIR) and add --keys DIR; "
+            "--insecure does without, on a network you trust"
         )
     return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
 

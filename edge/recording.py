@@ -126,7 +126,8 @@ class Recording:
         from mcap.reader import SeekingReader
 
         try:
-            self._reader = SeekingReader(self._file, validate_crcs=True, record_size_limit=1 << 28)
+            size = os.fstat(self._file.fileno()).st_size  # a length that claims more is not even reserved
+            self._reader = SeekingReader(self._file, validate_crcs=True, record_size_limit=min(1 << 28, size))
             summary = self._reader.get_summary()
             records = [record.metadata for record in self._reader.iter_metadata() if record.name == METADATA]
         except Exception as error:  # the library lets whatever a foreign byte causes through

@@ -23,10 +23,10 @@ MAY_IMPORT = {
     "edge": ("hand",),
     "calibration": ("hand", "edge"),
     "trainer": ("hand", "edge"),
-    "exporters": ("hand", "trainer", "edge.engines", "edge.model_card"),
+    "exporters": ("hand", "trainer", "edge.engines", "edge.finder", "edge.model_card", "edge.probe"),
 }
 HEAVY = {"torch", "numba", "onnx", "scipy", "cv2"}
-EDGE_NEEDS = {"numpy", "onnxruntime", "zmq", "msgpack", "click", "PIL", "mcap"}
+EDGE_NEEDS = {"numpy", "onnxruntime", "zmq", "msgpack", "click", "PIL", "mcap", "tomli"}
 
 
 @dataclass(frozen=True)

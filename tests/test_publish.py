@@ -120,7 +120,8 @@ def test_it_stays_on_this_machine_unless_told(address: str) -> None:
         pass
     assert str(caught.value) == (
         f"--bind {address}: anyone who can reach this address could read the hands; "
-        "use tcp://127.0.0.1:5555, or add --insecure on a network you trust"
+        "use tcp://127.0.0.1:5555, or make keys (edge-hand keys new DIR) and add --keys DIR; "
+        "--insecure does without, on a network you trust"
     )
 
 

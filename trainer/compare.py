@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from ..edge.cli import CommandError, write_json
 from ..edge.draw import save_png
 from ..edge.engines import Engine, open_engine
 from ..edge.model_card import ModelError, find_model, load_card
+from ..edge.shell import CommandError, write_json
 from .metrics import success_picture
 
 ROUNDS = 200

@@ -1,0 +1,168 @@
+"""The commands that make and measure models: eval, bench, train, export."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_options import camera_options, engine_options, eval_options, json_option, train_options
+from .model_card import find_model
+from .shell import CommandError, make_folders, need_trainer, write_json
+
+
+@click.command()
+@camera_options
+@engine_options
+@click.option("--frames", type=click.IntRange(1), help="Measure so many frames.")
+@click.option("--flat-out/--at-rate", default=True, help="As fast as possible, or at the recorded rate.")
+@json_option
+def bench(
+    camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int, frames: int | None,
+    flat_out: bool, json_path: Path | None,
+) -> None:  # fmt: skip
+    """Time every stage of the pipeline: p50, p95, p99 and frames a second.
+
+    \b
+    edge-hand bench --camera replay --source recording.mcap --threads 1 --json bench.json
+    """
+    from .bench import bench as measure
+    from .bench import table
+
+    make_folders(json_path and json_path.parent)
+    result = measure(
+        camera, source, mode=mode, engine=engine, model=model, threads=threads, frames=frames, flat_out=flat_out
+    )
+    click.echo(table(result))
+    write_json(result, json_path)
+
+
+@click.command(name="eval")
+@eval_options
+@engine_options
+@json_option
+def evaluate(
+    data: str | None, source: str | None, engine: str, model: Path, threads: int, n: int | None, out: Path | None,
+    every: int, track: bool, json_path: Path | None, **labelled: Any,
+) -> None:  # fmt: skip
+    """Measure a model: joint and vertex errors with labels, distance from depth to mesh without.
+
+    \b
+    edge-hand eval --data synthetic:test --json test.json
+    edge-hand eval --source recording/ --out overlays/
+    """
+    if (data is None) == (source is None):
+        raise CommandError("eval: give either --data synthetic:test or --source PATH")
+    if (data and (track or every != 1)) or (source and any(labelled[k] for k in ("finder", "predictions", "score"))):
+        raise CommandError("eval: --track, --every go with --source; --finder, --predictions, --score with --data")
+    make_folders(out, json_path and json_path.parent, labelled["predictions"] and labelled["predictions"].parent)
+    if source:
+        from .engines import open_engine
+        from .evaluate import evaluate_recording, recording_table
+
+        opened = open_engine(engine, model, threads)
+        result = evaluate_recording(source, opened, out=out, track=track, every=every, limit=n)
+        click.echo(recording_table(result))
+    else:
+        trainer = need_trainer("evaluate")
+        try:
+            result = trainer.evaluate(data, trainer.Model(model, engine, threads), n, out=out, **labelled)
+        except trainer.EvaluateError as error:
+            raise CommandError(str(error)) from None
+        click.echo(trainer.table(result))
+    write_json(result, json_path)
+
+
+@click.command()
+@train_options
+def train(
+    out: Path, processes: int | None, threads: int | None, workers: int | None, minutes: float | None,
+    validate_every: int, tensorboard: bool, resume: bool, **options: Any,
+) -> None:  # fmt: skip
+    """Train a network on rendered hands, and on real ones. With --resume the run's own options hold, but for --samples.
+
+    \b
+    edge-hand train --out runs/dgn --samples 1500000
+    edge-hand train --out runs/dgn --processes 8
+    edge-hand train --out runs/dgn --real recording:hand.mcap --real-share 0.25
+    torchrun --nproc-per-node 4 --no-python edge-hand train --out runs/dgn
+    """
+    trainer = need_trainer("train")
+    make_folders(out)
+    try:
+        config = trainer.config_of(out, {k: v for k, v in options.items() if v is not None}, resume)
+        path = trainer.train(
+            config, out, resume=resume, processes=processes, threads=threads, workers=workers, minutes=minutes,
+            validate_every=validate_every, tensorboard=tensorboard,
+        )  # fmt: skip
+    except trainer.TrainError as error:
+        raise CommandError(str(error)) from None
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"{path}")
+
+
+@click.command()
+@click.option("--checkpoint", type=Path, help="last.pt of a training run.")
+@click.option("--model", type=find_model, metavar="NAME|FILE", help="A float model, to make TensorRT's form of.")
+@click.option("--out", type=Path, help="The .onnx to write, its card goes beside it; or a .pt. For TensorRT a folder.")
+@click.option(
+    "--target",
+    type=click.Choice(["onnxruntime", "tensorrt"]),
+    default="onnxruntime",
+    show_default=True,
+    help="The engine that is to run it.",
+)
+@click.option("--precision", default=None, help="fp32 (default), int8; for TensorRT fp16 (default), int8.")
+@click.option("--metrics", type=Path, help="JSON of `edge-hand eval` to keep in the card.")
+def export(
+    checkpoint: Path | None, model: Path | None, out: Path | None, target: str, precision: str | None,
+    metrics: Path | None,
+) -> None:  # fmt: skip
+    """Write a trained network as ONNX with its card, if it agrees with torch; or its weights alone, to train on.
+
+    \b
+    edge-hand export --checkpoint runs/dgn/last.pt --out dgn.onnx
+    edge-hand export --checkpoint runs/dgn/last.pt --out dgn.pt     # weights alone, for edge-hand train --init
+    edge-hand export --model dgn-nano --target tensorrt --precision fp16
+    """
+    if target == "tensorrt":
+        _export_tensorrt(checkpoint, model, out, precision or "fp16")
+        return
+    if checkpoint is None or out is None or model is not None:
+        raise click.UsageError("give --checkpoint RUN/last.pt --out FILE, or --model NAME --target tensorrt")
+    need_trainer("train")
+    from ..exporters.onnx import ExportError
+    from ..exporters.onnx import export as write
+    from ..trainer.checkpoint import TrainError, save_weights
+
+    try:
+        if out.suffix == ".pt" and out.resolve() == checkpoint.resolve():
+            raise ExportError(f"export {out}: it would take the place of the run's checkpoint")
+        if out.suffix == ".pt":
+            make_folders(out.parent)
+            save_weights(checkpoint, out)
+            click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+            return
+        card = write(checkpoint, out, json.loads(metrics.read_text()) if metrics else None, precision or "fp32")
+    except (ExportError, TrainError, OSError, ValueError) as error:
+        raise CommandError(str(error)) from None
+    mean_mm, max_mm = card.parity["mean_mm"], card.parity["max_mm"]
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {mean_mm:.3f} mm from torch, at most {max_mm:.2f}")
+
+
+def _export_tensorrt(checkpoint: Path | None, model: Path | None, out: Path | None, precision: str) -> None:
+    """TensorRT's form of a float model, in the model's folder or in that of --out."""
+    if model is None or checkpoint is not None:
+        raise click.UsageError("--target tensorrt: give --model, the float .onnx that `export --checkpoint` wrote")
+    need_trainer("train")
+    from ..exporters.tensorrt import TensorRtExportError, export_tensorrt
+
+    make_folders(out)
+    try:
+        written = export_tensorrt(model, precision, out)
+    except TensorRtExportError as error:
+        raise CommandError(str(error)) from None
+    click.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB; the device builds its plan from it when it starts")

@@ -1,0 +1,163 @@
+"""The daemon's configuration: one TOML file whose names are the flags of `edge-hand run`.
+
+    camera = "realsense"
+    hands = 1
+
+    [cameras.left]          # for `run --instance left`, over what stands above
+    source = "012345678901"
+
+A flag beats the environment (EDGE_HAND_HANDS), which beats the file. What is unknown is refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_BYTES = 64 << 10
+PREFIX = "EDGE_HAND"
+TYPED = {"insecure": "it must be typed on the command line", "config": "it names this file", "instance": "it is typed"}
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; one line."""
+
+
+def default_path() -> Path | None:
+    """~/.config/edge-hand/config.toml, or else /etc/edge-hand/config.toml; None if neither is there."""
+    user = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    for path in (Path(user, "edge-hand", "config.toml"), Path("/etc/edge-hand/config.toml")):
+        if os.path.isfile(path):
+            return path
+    return None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The file's values as TOML has them. Raises ConfigError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"config {path}: {(error.strerror or str(error)).lower()}") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"config {path}: over {MAX_BYTES} bytes")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        why = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
+        raise ConfigError(f"config {path}: not TOML ({why})") from None
+
+
+def settings_of(
+    values: dict[str, Any], instance: str | None, command: click.Command, path: Path | None
+) -> dict[str, Any]:
+    """What click takes as the defaults of a command: parameter name to value, checked against its options.
+
+    instance picks a table of [cameras]. One without a table is a camera's serial number. Raises ConfigError.
+    """
+    where = f"config {path}"
+    tables = values.get("cameras", {})
+    if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
+        raise ConfigError(f"{where}: cameras: expected tables such as [cameras.left]")
+    top = {key: value for key, value in values.items() if key != "cameras"}
+    chosen = _checked(top, command, where, also=("cameras",))
+    for name, table in tables.items():
+        found = _checked(table, command, f"{where}: [cameras.{name}]")
+        if name == instance:
+            chosen |= found
+    if instance is not None and instance not in tables:
+        chosen["source"] = instance
+    if instance is not None and "bind" not in chosen and "RUNTIME_DIRECTORY" in os.environ:
+        chosen["bind"] = f"ipc://{os.environ['RUNTIME_DIRECTORY']}/hands"
+    return chosen
+
+
+def load_defaults(context: click.Context, path: Path | None, instance: str | None) -> None:
+    """Put the file's settings, if there is one, under a command's flags and environment. Raises ConfigError."""
+    path = path or default_path()
+    values = {} if path is None else read_config(path)
+    context.default_map = settings_of(values, instance, context.command, path)
+    context.meta["edge_hand.config"] = path
+
+
+def shown(context: click.Context) -> list[str]:
+    """Every setting of a parsed command as a line of TOML, with a comment that says where it is from."""
+    lines = []
+    for option in _options(context.command):
+        name, value = option.name or "", context.params.get(option.name or "")
+        if name in ("config", "instance"):
+            continue
+        text = f"# {_flag(option)} is not set" if value is None else f"{_flag(option)} = {_toml(value)}"
+        source = context.get_parameter_source(name)
+        where = {
+            ParameterSource.COMMANDLINE: "command line",
+            ParameterSource.ENVIRONMENT: f"environment, {PREFIX}_{name.upper()}",
+            ParameterSource.DEFAULT_MAP: str(context.meta.get("edge_hand.config") or "--instance"),
+        }.get(source, "default") if source else "default"  # fmt: skip
+        lines.append(f"{text:<44} # {where}")
+    return lines
+
+
+def _checked(values: dict[str, Any], command: click.Command, where: str, also: Iterable[str] = ()) -> dict[str, Any]:
+    """Names as flags to names as parameters, each value of the kind its flag has."""
+    options = {_flag(option): option for option in _options(command)}
+    chosen = {}
+    for key, value in values.items():
+        option = options.get(key)
+        if option is None or option.name is None:
+            near = difflib.get_close_matches(key, [*options, *also], 1, 0.5)
+            raise ConfigError(f"{where}: {key[:40]!r} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
+        if option.name in TYPED:
+            raise ConfigError(f"{where}: {key} cannot stand here: {TYPED[option.name]}")
+        chosen[option.name] = _checked_value(option, value, f"{where}: {key} = {_toml(value)}", command)
+    return chosen
+
+
+def _checked_value(option: click.Option, value: Any, what: str, command: click.Command) -> Any:
+    """click alone would take 2.7 for 2, and true for 1."""
+    kinds: tuple[type, ...]
+    if option.is_flag:
+        kinds, expected = (bool,), "true or false"
+    elif isinstance(option.type, click.types.IntParamType):
+        kinds, expected = (int,), "a whole number"
+    elif isinstance(option.type, click.types.FloatParamType):
+        kinds, expected = (int, float), "a number"
+    else:
+        kinds, expected = (str,), 'text in quotes, "..."'
+    if type(value) not in kinds:
+        raise ConfigError(f"{what}: expected {expected}")
+    try:
+        option.type.convert(value, option, click.Context(command))
+    except click.BadParameter as error:
+        raise ConfigError(f"{what}: {error.message}") from None
+    return value
+
+
+def _options(command: click.Command) -> list[click.Option]:
+    return [o for o in command.params if isinstance(o, click.Option) and o.name not in ("help", "version")]
+
+
+def _flag(option: click.Option) -> str:
+    """`--far` for far_m; `--smooth` for --smooth/--no-smooth."""
+    return max(option.opts, key=len).lstrip("-")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return str(value)
+    text = str(value)[:200].replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'

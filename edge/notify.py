@@ -1,0 +1,49 @@
+"""What the service manager is told: ready, alive, how it fares (sd_notify(3), the datagrams of NOTIFY_SOCKET)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+
+class Notifier:
+    """Tells systemd of the loop's progress; where NOTIFY_SOCKET is not set, it does nothing.
+
+    READY=1 goes out with the first frame, WATCHDOG=1 with frames after it, twice in the watchdog's time (WATCHDOG_USEC)
+    and never without a frame: a loop that hangs or a camera that gives nothing ends in a restart. No call waits.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        address = environ.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) if address[:1] in ("@", "/") else None
+        usec, pid = environ.get("WATCHDOG_USEC", ""), environ.get("WATCHDOG_PID") or str(os.getpid())
+        self._every_s = int(usec) / 2e6 if usec.isdecimal() and pid == str(os.getpid()) else None
+        self._ready = False
+        self._status = ""
+        self._pinged_s = float("-inf")
+
+    def frame(self) -> None:
+        """A frame was tracked and published."""
+        if not self._ready:
+            self._ready = self._send("READY=1")
+        now_s = time.monotonic()
+        if self._every_s is not None and now_s - self._pinged_s >= self._every_s and self._send("WATCHDOG=1"):
+            self._pinged_s = now_s
+
+    def status(self, state: str, message: str) -> None:
+        """One line for `systemctl status`."""
+        text = f"{state}: {message}" if message else state
+        if text != self._status and self._send(f"STATUS={text}" + ("\nSTOPPING=1" if state == "stopping" else "")):
+            self._status = text
+
+    def _send(self, text: str) -> bool:
+        if self._socket is None:
+            return True
+        try:
+            self._socket.sendto(text.encode(), socket.MSG_DONTWAIT, self._address)
+        except OSError:  # supervision never takes the service down; it is told again next time
+            return False
+        return True

@@ -1,0 +1,50 @@
+"""What the commands share: a mistake in one line, results as JSON, folders that exist before the work begins."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class CommandError(Exception):
+    """A user's mistake, in one line."""
+
+
+def need_trainer(module: str) -> Any:
+    """A module of the trainer, or the one line that says what to install."""
+    try:
+        return importlib.import_module(f"edge_hand.trainer.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("edge_hand"):
+            raise
+        raise CommandError(f"this command needs {error.name}: pip install 'edge-hand[train]'") from None
+
+
+def make_folders(*folders: Path | None) -> None:
+    """Where results will go; before the work, so that a wrong path costs none."""
+    for folder in folders:
+        try:
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CommandError(f"folder {folder} cannot be made: {(error.strerror or str(error)).lower()}") from None
+
+
+def write_json(result: Any, path: Path | None) -> None:
+    if path is None:
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+
+def say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,180 @@
+"""The configuration file: names of the flags, flags over environment over file, and nothing unknown."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from edge_hand.edge.cli import cli
+from edge_hand.edge.config import MAX_BYTES, ConfigError, default_path, read_config, settings_of, shown
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RUN = cli.commands["run"]
+
+
+@pytest.fixture(autouse=True)
+def nobodys_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    for name in [name for name in os.environ if name.startswith("EDGE_HAND_") or name == "RUNTIME_DIRECTORY"]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        'camera = "synthetic"\nhands = 1\nsmooth = false\nfps = 20\n[cameras.left]\nsource = "7"\nhands = 3\n'
+    )
+    return path
+
+
+def parsed(*flags: object) -> click.Context:
+    return RUN.make_context("run", [str(flag) for flag in flags])
+
+
+def refusal(path: Path, text: str) -> str:
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        parsed("--config", path)
+    assert str(caught.value).startswith(f"config {path}: ") and "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(f"config {path}: ")
+
+
+def test_the_file_sets_what_a_flag_would(file: Path) -> None:
+    params = parsed("--config", file).params
+    assert (params["camera"], params["hands"], params["smooth"], params["fps"]) == ("synthetic", 1, False, 20.0)
+    assert params["threads"] == 1  # not in the file
+
+
+def test_flags_beat_the_environment_which_beats_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_HAND_HANDS", "2")
+    assert parsed("--config", file).params["hands"] == 2
+    assert parsed("--config", file, "--hands", 4).params["hands"] == 4
+    assert parsed("--config", file, "--smooth").params["smooth"] is True
+    monkeypatch.setenv("EDGE_HAND_SMOOTH", "true")
+    assert parsed("--config", file).params["smooth"] is True
+
+
+def test_the_users_file_is_taken_unless_another_is_named(file: Path, tmp_path: Path) -> None:
+    assert default_path() in (None, Path("/etc/edge-hand/config.toml"))
+    users = tmp_path / "xdg" / "edge-hand" / "config.toml"
+    users.parent.mkdir(parents=True)
+    users.write_text("hands = 5\n")
+    assert default_path() == users
+    assert parsed().params["hands"] == 5
+    assert parsed("--config", file).params["hands"] == 1
+    users.write_text("hands = wrong")
+    assert parsed("--config", file, "--instance", "left").params["hands"] == 3  # not even read
+
+
+def test_an_instance_takes_its_table_over_the_rest_in_either_order(file: Path) -> None:
+    for flags in (("--config", file, "--instance", "left"), ("--instance", "left", "--config", file)):
+        params = parsed(*flags).params
+        assert (params["hands"], params["source"], params["camera"]) == (3, "7", "synthetic")
+
+
+def test_an_instance_without_a_table_is_a_serial_number_and_under_systemd_has_its_own_socket(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/edge-hand-0123")
+    params = parsed("--config", file, "--instance", "0123").params
+    assert (params["source"], params["hands"], params["bind"]) == ("0123", 1, "ipc:///run/edge-hand-0123/hands")
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known(file: Path) -> None:
+    assert refusal(file, "thread = 2") == "'thread' is unknown; did you mean threads?"
+    assert refusal(file, "camra = 2") == "'camra' is unknown; did you mean camera?"
+    assert refusal(file, "xyzzy = 2") == "'xyzzy' is unknown"
+    assert refusal(file, "[camera]\nx = 1").startswith("camera = ")
+    assert refusal(file, "[cameras.left]\nsorce = 1") == "[cameras.left]: 'sorce' is unknown; did you mean source?"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hands = 2.7", "hands = 2.7: expected a whole number"),
+        ("hands = true", "hands = true: expected a whole number"),
+        ("hands = 99", "hands = 99: 99 is not in the range 1<=x<=8."),
+        ('hands = "2"', 'hands = "2": expected a whole number'),
+        ("smooth = 1", "smooth = 1: expected true or false"),
+        ("source = 123", 'source = 123: expected text in quotes, "..."'),
+        ('log = "xml"', "log = \"xml\": 'xml' is not one of 'text', 'json'."),
+        ("insecure = true", "insecure cannot stand here: it must be typed on the command line"),
+        ("cameras = 1", "cameras: expected tables such as [cameras.left]"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused(text: str, said: str, file: Path) -> None:
+    assert refusal(file, text) == said
+
+
+def test_insecure_is_typed_and_nothing_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_HAND_INSECURE", "1")
+    assert parsed("--config", file).params["insecure"] is False
+    assert parsed("--config", file, "--insecure").params["insecure"] is True
+
+
+def test_a_file_that_is_no_toml_is_refused(file: Path) -> None:
+    assert refusal(file, "hands = ").startswith("not TOML (Invalid value")
+    assert refusal(file, "a = " + "[" * 20_000).startswith("not TOML (")
+    assert refusal(file, "#" * (MAX_BYTES + 1)) == f"over {MAX_BYTES} bytes"
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not TOML"):
+        read_config(file)
+    with pytest.raises(ConfigError, match=r"none.toml: no such file or directory$"):
+        parsed("--config", file.with_name("none.toml"))
+
+
+def test_show_says_every_value_and_where_it_is_from(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_HAND_THREADS", "2")
+    lines = shown(parsed("--config", file, "--mode", "424x240@30"))
+    said = {line.split(" ")[0]: (line.split("# ")[0].strip(), line.split("# ")[-1]) for line in lines}
+    assert said["hands"] == ("hands = 1", str(file))
+    assert said["threads"] == ("threads = 2", "environment, EDGE_HAND_THREADS")
+    assert said["mode"] == ('mode = "424x240@30"', "command line")
+    assert said["bind"] == ('bind = "tcp://127.0.0.1:5555"', "default")
+    assert "# keys is not set" in "\n".join(lines)
+    names = {option.opts[0].lstrip("-") for option in RUN.params} - {"config", "instance"}
+    assert names == {line.removeprefix("# ").split(" ")[0] for line in lines}
+
+
+def test_what_is_shown_is_itself_a_configuration(file: Path, tmp_path: Path) -> None:
+    context = parsed("--config", file)
+    text = "\n".join(line for line in shown(context) if not line.startswith("insecure"))
+    again = tmp_path / "again.toml"
+    again.write_text(text)
+    assert tomllib.loads(text)["smooth"] is False
+    assert parsed("--config", again).params == context.params
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=200), st.integers(0, 100), st.sampled_from([b"hands = 1\n[cameras.a]\nmode='x'\n", b""]))
+def test_no_bytes_do_more_than_be_refused(tmp_path_factory, data: bytes, at: int, around: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.toml"
+    path.write_bytes(around[:at] + data + around[at:])
+    try:
+        settings_of(read_config(path), "a", RUN, path)
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+def test_the_commands_use_it(file: Path) -> None:
+    def edge_hand(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "edge_hand.edge.cli", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    done = edge_hand("config", "--show", "--config", file, "--instance", "left", "--threads", 2)
+    assert done.returncode == 0 and "hands = 3 " in done.stdout and "threads = 2 " in done.stdout, done.stderr
+    assert edge_hand("config", "--config", file).stdout == f"{file}: all is well\n"
+    file.write_text("hnds = 1")
+    done = edge_hand("run", "--config", file)
+    assert (done.returncode, done.stderr) == (2, f"edge-hand: config {file}: 'hnds' is unknown; did you mean hands?\n")

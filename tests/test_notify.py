@@ -1,0 +1,138 @@
+"""What systemd hears from a daemon, over the very socket it listens on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.notify import Notifier
+from edge_hand.edge.recording import RecordingWriter
+
+COMMAND = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--finder", "geometry", "--bind", "tcp://127.0.0.1:*"]
+
+
+@contextlib.contextmanager
+def manager(address: str) -> Iterator[socket.socket]:
+    """The socket of a service manager."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind("\0" + address[1:] if address.startswith("@") else address)
+        listening.settimeout(0.05)
+        yield listening
+
+
+def heard(listening: socket.socket) -> list[str]:
+    messages = []
+    with contextlib.suppress(TimeoutError):
+        while True:
+            messages.append(listening.recv(4096).decode())
+    return messages
+
+
+def environ(address: str, watchdog_s: float = 0.2) -> dict[str, str]:
+    return {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
+
+
+@pytest.mark.parametrize("kind", ["path", "abstract"])
+def test_it_is_ready_with_the_first_frame_and_alive_with_those_after(kind: str, tmp_path: Path) -> None:
+    address = str(tmp_path / "notify") if kind == "path" else f"@edge-hand-test-{os.getpid()}"
+    with manager(address) as listening:
+        notifier = Notifier(environ(address))
+        notifier.status("starting", "")
+        assert heard(listening) == ["STATUS=starting"]
+        notifier.frame()
+        notifier.frame()
+        assert heard(listening) == ["READY=1", "WATCHDOG=1"]
+        time.sleep(0.11)
+        notifier.frame()
+        notifier.status("stalled", "no frame in 0.5 s")
+        notifier.status("stalled", "no frame in 0.5 s")
+        notifier.status("stopping", "")
+        assert heard(listening) == ["WATCHDOG=1", "STATUS=stalled: no frame in 0.5 s", "STATUS=stopping\nSTOPPING=1"]
+
+
+def test_readiness_is_told_again_if_it_was_not_heard(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    notifier = Notifier(environ(address))
+    notifier.frame()  # nobody listens
+    with manager(address) as listening:
+        notifier.frame()
+        assert heard(listening) == ["READY=1", "WATCHDOG=1"]
+
+
+def test_a_manager_that_does_not_read_holds_up_nothing(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with manager(address):
+        notifier = Notifier(environ(address, 0))
+        begun_s = time.monotonic()
+        for _ in range(2000):
+            notifier.frame()
+        assert time.monotonic() - begun_s < 1.0
+
+
+def test_without_a_manager_or_for_another_process_it_says_nothing(tmp_path: Path) -> None:
+    Notifier({}).frame()
+    address = str(tmp_path / "notify")
+    with manager(address) as listening:
+        Notifier(environ(address) | {"WATCHDOG_PID": "1"}).frame()
+        assert heard(listening) == ["READY=1"]  # the watchdog is another process's
+
+
+@pytest.mark.slow
+def test_a_running_daemon_is_alive_only_while_frames_come(tmp_path: Path) -> None:
+    """The camera is a recording with a hole of many watchdog times: the loop turns on, and nothing is said."""
+    recording, address = tmp_path / "hole.mcap", str(tmp_path / "notify")
+    with SyntheticCamera(0, "424x240@30", fps=0) as camera, RecordingWriter(recording, compress_level=1) as writer:
+        for seq in range(30):
+            frame = camera.frame(seq)
+            hole_ns = 3_000_000_000 if seq >= 20 else 0
+            writer.write(replace(frame, t_ns=1 + seq * 33_333_333 + hole_ns))
+    with manager(address) as listening:
+        child = subprocess.Popen(
+            [*COMMAND, "--camera", "replay", "--source", str(recording)],
+            env={**os.environ, **environ(address)}, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        times: list[tuple[float, str]] = []
+        end_s = time.monotonic() + 60
+        while child.poll() is None and time.monotonic() < end_s:
+            times += [(time.monotonic(), message) for message in heard(listening)]
+        times += [(time.monotonic(), message) for message in heard(listening)]
+    _, log = child.communicate(timeout=10)
+    said = [message for _, message in times]
+    assert child.returncode == 0, log
+    assert said[0] == "STATUS=starting" and said.count("READY=1") == 1
+    assert said.index("READY=1") < said.index("WATCHDOG=1")
+    stalled_s = next(t for t, message in times if message.startswith("STATUS=stalled"))
+    after = [(t, message) for t, message in times if t > stalled_s]
+    gap = [message for t, message in after if t < stalled_s + 1.5]
+    assert "WATCHDOG=1" not in gap
+    assert "WATCHDOG=1" in [message for _, message in after]  # the frames behind the hole
+    assert said[-1] == "STATUS=stopping\nSTOPPING=1"
+    lines = log.splitlines()  # under a manager it logs: what it does, each change, what it amounts to
+    assert any(" -> tcp://127.0.0.1:" in line for line in lines) and any(" stalled: " in line for line in lines)
+    assert any(line.startswith("30 frames in ") for line in lines)
+
+
+def test_a_signal_is_told_as_stopping(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with manager(address) as listening:
+        child = subprocess.Popen(
+            [*COMMAND, "--camera", "synthetic", "--mode", "424x240@30", "--log", "json"],
+            env={**os.environ, **environ(address)}, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        said: list[str] = []
+        end_s = time.monotonic() + 60
+        while "READY=1" not in said and child.poll() is None and time.monotonic() < end_s:
+            said += heard(listening)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0
+        assert "READY=1" in said and heard(listening)[-1] == "STATUS=stopping\nSTOPPING=1"

@@ -72,10 +72,10 @@ class Track:
         ahead_s = min(max((t_ns - self.t_ns) * 1e-9, 0.0), 0.1)
         return self.centre_m + self.velocity_m_s * ahead_s
 
-    def vote(self, right_votes: float) -> None:
-        """Take evidence for its side, log-odds of a right hand."""
+    def vote(self, right_votes: float, most: float) -> None:
+        """Take evidence for its side, log-odds of a right hand that count for `most` at most."""
         was_left = self.is_left
-        votes = SIDE_VOTE * self.right_votes + float(np.clip(right_votes, -4, 4))
+        votes = SIDE_VOTE * self.right_votes + float(np.clip(right_votes, -most, most))
         self.right_votes = float(np.clip(votes, -SIDE_LIMIT, SIDE_LIMIT))
         if self.is_left != was_left:
             self.smoother.reset()  # a left hand's angles are not the right one's

@@ -33,7 +33,9 @@ CONFIRM_NS = 300_000_000  # between searches while there is none
 SAME_M = 0.08  # a proposal as near as this to a followed hand is that hand
 RIVAL_M = 0.04  # two tracks whose centres are nearer than this see one hand
 FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at again
-SIDE_VOTES = {"right": 4.0, "left": -4.0, "unknown": 0.0}  # the finder sees the arms, and the body they belong to
+# Log-odds of its side that one look gives a hand. The finder sees the arm, and the body that it belongs to.
+CROP_VOTES, FINDER_VOTES, PAIR_VOTES = 4.0, 4.0, 1.5
+SIDE_VOTES = {"right": FINDER_VOTES, "left": -FINDER_VOTES, "unknown": 0.0}
 # Log-odds that what is followed is a hand: to look at it for some frames, to publish it then or at once, to go on.
 MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.0
 BELIEF_KEPT = 0.7  # of the belief, from search to search
@@ -83,6 +85,7 @@ class Tracker:
             if look:
                 looks[track] = look
         self._part_rivals(frame, looks)
+        self._tell_sides_apart(looks)
         if self._search_is_due(frame, looks):
             self._search(frame, looks)
         return self._publish(frame, looks)
@@ -128,7 +131,7 @@ class Tracker:
         if abs(track.right_votes) < SIDE_DECIDED:  # seen alone, either view tends to be called what it would be
             votes += self._eye.look(frame, look.centre_m, not track.is_left, track.size).right_votes
         was_left = track.is_left
-        track.vote(votes)
+        track.vote(votes, CROP_VOTES)
         if track.is_left != was_left:
             look = self._eye.look(frame, look.centre_m, track.is_left, track.size)
         return look if look.is_hand(followed=True) else None
@@ -141,6 +144,13 @@ class Tracker:
                     gap = looks[a].centre_m - looks[b].centre_m
                     if np.linalg.norm(gap) < RIVAL_M:
                         del looks[max(a, b, key=lambda t: _surprise(t, frame, looks[t]))]
+
+    def _tell_sides_apart(self, looks: dict[Track, Look]) -> None:
+        """Two hands are most often one person's left and right: of two alike the less certain one is doubted."""
+        for a in looks:
+            for b in looks:
+                if a.is_left == b.is_left and abs(a.right_votes) < abs(b.right_votes):
+                    a.vote(PAIR_VOTES if b.is_left else -PAIR_VOTES, PAIR_VOTES)
 
     # --- search
 
@@ -172,7 +182,7 @@ class Tracker:
             look = looks[track]
             roi = next((r for r in rois if _near(look.centre_m, r, SAME_M)), None)
             if roi:
-                track.vote(SIDE_VOTES[roi.side])
+                track.vote(SIDE_VOTES[roi.side], FINDER_VOTES)
             now = belief(look, roi.score if roi else UNSEEN)
             track.belief = BELIEF_KEPT * track.belief + (1 - BELIEF_KEPT) * now
             if track.belief < DROP:

@@ -56,6 +56,8 @@ def running(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
         try:
             assert process.stdout is not None and process.stderr is not None
             line = process.stdout.readline()
+            if line.startswith("engine: "):  # why this one
+                line = process.stdout.readline()
             address = re.search(r"-> (tcp://127\.0\.0\.1:\d+) ", line)
             assert address, line + process.stderr.read()
             yield process, address[1]
@@ -122,7 +124,8 @@ def test_run_ends_with_the_recording_and_says_what_it_did(recording: Path) -> No
         "run", "--camera", "replay", "--source", recording, "--fps", 0, "--frames", 25, "--bind", "tcp://127.0.0.1:*"
     )
     assert done.returncode == 0
-    opening, summary = done.stdout.splitlines()
+    engine, opening, summary = done.stdout.splitlines()
+    assert re.match(r"engine: (tensorrt: .+; )?onnxruntime .+, 1 thread$", engine)
     assert re.fullmatch(SUMMARY, summary) and summary.startswith("25 frames in ") and not done.stderr
     assert int(re.search(r"a hand in (\d+)", done.stdout)[1]) >= 20  # type: ignore[index]
     engine = rf"\(onnxruntime \S+, 1 thread, {re.escape(DEFAULT_MODEL.name)}\)"

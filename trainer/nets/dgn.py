@@ -14,6 +14,7 @@ since the error people feel and papers report is the mean distance, and a square
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -29,6 +30,9 @@ from .extension import GRID, extend, extend_dense
 
 IMAGE_PX = 64  # section 3.6
 OUTPUTS = ("vertices_uvd", "log_error", "hand_logit", "right_logit", "presence_logit")
+# Channels of the hourglasses' levels, in quarters of the width, the finest level first: weights cost little time where
+# the grid is coarse, and it is weights that the network lacks.
+IMAGE_WIDTHS, MESH_WIDTHS = (4, 6, 8, 10, 10), (6, 8, 8, 8)
 EVERY = 3  # the loss looks at every third vertex: the fields between them are smooth
 
 
@@ -46,21 +50,24 @@ class Output(NamedTuple):
 
 
 class DualGridNet(nn.Module):
-    """The default network. width is the number of hidden channels of both hourglasses; features those carried over."""
+    """The default network. width is the number of hidden channels of the finest grid; features those carried over."""
 
     def __init__(self, width: int = 64, features: int = 31) -> None:
         super().__init__()
         t = template()
         self.features = features
+        image, mesh = ([width * quarters // 4 for quarters in level] for level in (IMAGE_WIDTHS, MESH_WIDTHS))
         # Image grid: 64x64, pixel-unshuffled to 32x32 (section 3.6). A second channel marks readings.
         self.image_stem = nn.Sequential(nn.PixelUnshuffle(2), conv(8, width), conv(width, width))
-        self.image_hourglass = Hourglass(width, depth=4)
+        self.image_hourglass = Hourglass(image)
         self.image_head = nn.Sequential(conv(width, width), nn.Conv2d(width, features + 3, 1))
         # Mesh grid: 16x16, unshuffled to 8x8.
-        self.mesh_stem = nn.Sequential(nn.PixelUnshuffle(2), conv(4 * (features + 1), width, 1), conv(width, width))
-        self.mesh_hourglass = Hourglass(width, depth=3)
-        self.mesh_head = nn.Sequential(conv(width, width), nn.Conv2d(width, 4 * 13, 1), nn.PixelShuffle(2))
-        self.crop_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
+        self.mesh_stem = nn.Sequential(
+            nn.PixelUnshuffle(2), conv(4 * (features + 1), mesh[0], 1), conv(mesh[0], mesh[0])
+        )
+        self.mesh_hourglass = Hourglass(mesh)
+        self.mesh_head = nn.Sequential(conv(mesh[0], mesh[0]), nn.Conv2d(mesh[0], 4 * 13, 1), nn.PixelShuffle(2))
+        self.crop_head = nn.Sequential(nn.Linear(image[-1], width), nn.ReLU(), nn.Linear(width, 2))
         self.register_buffer("sampling", torch.tensor(sampling_matrix(t), dtype=torch.float32), persistent=False)
         rest = t.vertices_m - t.vertices_m.mean(0)
         homogeneous = np.concatenate([rest / 0.08, np.ones((len(rest), 1))], 1)  # (V, 4), about unit size
@@ -153,14 +160,16 @@ def _refit(device: str) -> Refit:
 
 
 class Hourglass(nn.Module):
-    """Newell et al. 2016, one plain 3x3 convolution a node; appends its lowest features to `low`."""
+    """Newell et al. 2016, one plain 3x3 convolution a node; appends its lowest features to `low`. widths: channels at
+    each level, the finest first."""
 
-    def __init__(self, width: int, depth: int) -> None:
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
-        self.up = conv(width, width)
-        self.down = conv(width, width)
-        self.inner = Hourglass(width, depth - 1) if depth > 1 else conv(width, width)
-        self.out = conv(width, width)
+        here, below, *rest = widths
+        self.up = conv(here, here)
+        self.down = conv(here, below)
+        self.inner = Hourglass([below, *rest]) if rest else conv(below, below)
+        self.out = conv(below, here)
 
     def forward(self, x: Tensor, low: list[Tensor]) -> Tensor:
         y = self.down(F.max_pool2d(x, 2))

@@ -53,9 +53,8 @@ class Maps(NamedTuple):
 class Finder(Protocol):
     """finder(frame) gives proposals for the hands of a frame, the best first.
 
-    A proposal of a score below threshold is a doubtful one: support for a hand that is known, none for a new one. One
-    that judges proposes hands alone, so that a place it does not propose is hardly one; one that does not, proposes
-    places to look at. Not to be shared between threads.
+    From threshold on a proposal is a hand rather than not. One that judges proposes hands alone, so that a place it
+    does not propose is hardly one; one that does not, proposes places to look at. Not to be shared between threads.
     """
 
     threshold: float

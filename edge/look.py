@@ -19,7 +19,7 @@ Array = NDArray[Any]
 MOST_ERROR_MM, MOST_ERROR_FOLLOWED_MM = 20.0, 26.0
 LEAST_PRESENCE, LEAST_PRESENCE_FOLLOWED = 0.0, -1.5  # log-odds
 LEAST_HAND_PIXELS = 40  # of 1024
-BELIEF = np.array([3.132, 0.681, 0.324, -1.250, -0.329])  # of `evidence`; counted by `trainer/judge.py`
+BELIEF = np.array([2.014, 0.577, 0.401, -0.807, -0.238])  # of `evidence`; counted by `trainer/judge.py`
 POINTS = 96  # of the hand's depth points, at most so many are looked at
 GAUGE_POINTS = 40
 

@@ -67,8 +67,8 @@ class Tracker:
     _t_ns: int = NEVER_NS
 
     def __post_init__(self) -> None:
-        self._eye = Eye(self.engine, self.stages_us)
-        self._poser = Poser(self.refit, self._eye, calibration_of(self.engine.card.confidence), self.smooth)
+        self.eye = Eye(self.engine, self.stages_us)
+        self._poser = Poser(self.refit, self.eye, calibration_of(self.engine.card.confidence), self.smooth)
 
     def process(self, frame: DepthFrame) -> list[TrackedHand]:
         """The hands of this frame, those measured and those predicted; none if none is there."""
@@ -117,11 +117,11 @@ class Tracker:
         return self._look_for(track, frame, foreseen)
 
     def _look_for(self, track: Track, frame: DepthFrame, centre_m: Array) -> Look | None:
-        look = self._eye.look(frame, centre_m, track.is_left, track.size)
+        look = self.eye.look(frame, centre_m, track.is_left, track.size)
         if not look.is_hand(followed=True) or look.centre_m[2] < NEAR_M:
             return None
         if np.linalg.norm(look.centre_m - centre_m) > FAR_OFF_M:  # it moved faster than foreseen: look there
-            look = self._eye.look(frame, look.centre_m, track.is_left, track.size)
+            look = self.eye.look(frame, look.centre_m, track.is_left, track.size)
             if not look.is_hand(followed=True):
                 return None
         age_s = max(0.0, (frame.t_ns - track.t_ns) * 1e-9)
@@ -129,11 +129,11 @@ class Tracker:
             return None  # no hand is that fast: another one
         votes = look.right_votes
         if abs(track.right_votes) < SIDE_DECIDED:  # seen alone, either view tends to be called what it would be
-            votes += self._eye.look(frame, look.centre_m, not track.is_left, track.size).right_votes
+            votes += self.eye.look(frame, look.centre_m, not track.is_left, track.size).right_votes
         was_left = track.is_left
         track.vote(votes, CROP_VOTES)
         if track.is_left != was_left:
-            look = self._eye.look(frame, look.centre_m, track.is_left, track.size)
+            look = self.eye.look(frame, look.centre_m, track.is_left, track.size)
         return look if look.is_hand(followed=True) else None
 
     def _part_rivals(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
@@ -207,13 +207,13 @@ class Tracker:
 
     def _begin(self, roi: HandRoi, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """Look closer at a proposal, as at a right and as at a left hand; a hand gets a track."""
-        first = self._eye.look(frame, roi.centre_m, roi.side == "left")
+        first = self.eye.look(frame, roi.centre_m, roi.side == "left")
         if not first.is_hand(followed=True) or first.centre_m[2] < NEAR_M:
             self._refused.append((roi.centre_m, frame.t_ns))
             return
-        other = self._eye.look(frame, first.centre_m, not first.crop.mirrored)
+        other = self.eye.look(frame, first.centre_m, not first.crop.mirrored)
         votes = first.right_votes + other.right_votes + 2 * SIDE_VOTES[roi.side]
-        look = self._eye.look(frame, first.centre_m, votes < 0)
+        look = self.eye.look(frame, first.centre_m, votes < 0)
         believed = belief(look, roi.score)
         if believed < MAYBE or any(np.linalg.norm(look.centre_m - k.centre_m) < RIVAL_M for k in looks.values()):
             return

@@ -114,7 +114,7 @@ def follow(tracker: Tracker, frames: Iterator[tuple[DepthFrame, Array]], after_s
         angles.append(near[0].pose.theta[6:])
     if len(truth) < 2:
         return Clip(np.zeros((0, 21, 3)), np.zeros((0, 21, 3)), np.zeros((0, 21, 3)), np.zeros((0, 20)), missed)
-    return Clip(*(np.array(x) for x in (truth, raw, published, angles)), missed)
+    return Clip(np.array(truth), np.array(raw), np.array(published), np.array(angles), missed)
 
 
 def jitter_mm(joints: Array) -> float:
@@ -128,7 +128,7 @@ def bone_std_mm(joints: Array) -> float:
 
 def unheld_error_mm(clip_: Iterator[tuple[DepthFrame, Array]], tracker: Tracker, after_s: float) -> float:
     """The joints' error when every frame has its own bone scales and the network's vertices are all there is."""
-    refit, errors, eye = Refit(), [], tracker._eye
+    refit, errors, eye = Refit(), [], tracker.eye
     for frame, joints in clip_:
         if frame.t_ns < after_s * 1e9:
             continue

@@ -45,6 +45,8 @@ def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wan
     """Write a float model with those nodes in 8 bits whose kind is one of QUANTIZED and whose name is wanted; scales
     come from what they give for the inputs, arrays for the model's input `name`."""
     plain = out.with_name(out.stem + ".plain.onnx")
+    logger = logging.getLogger()
+    level = logger.level
     try:
         # Constants and batch normalisation are folded first, so that scales belong to what is computed.
         options = ort.SessionOptions()
@@ -53,13 +55,14 @@ def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wan
         ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(plain).graph.node
         names = [node.name for node in nodes if node.op_type in QUANTIZED and wanted(node.name)]
-        logging.getLogger().setLevel(logging.ERROR)  # it advises what was done above
+        logger.setLevel(logging.ERROR)  # it advises what was done above
         quantize_static(
             plain, out, _Inputs(name, inputs), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=names,
             op_types_to_quantize=sorted(QUANTIZED), calibrate_method=CalibrationMethod.MinMax,
         )  # fmt: skip
     finally:
+        logger.setLevel(level)
         plain.unlink(missing_ok=True)
 
 

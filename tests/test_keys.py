@@ -262,7 +262,8 @@ def test_a_stranger_does_not_disturb_a_running_daemon_and_its_client_sees_the_ha
     )  # fmt: skip
     try:
         assert child.stdout is not None
-        address = child.stdout.readline().split(" -> ")[1].split()[0].replace("0.0.0.0", "127.0.0.1")
+        opening = next(line for line in child.stdout if " -> " in line)
+        address = opening.split(" -> ")[1].split()[0].replace("0.0.0.0", "127.0.0.1")
         with pytest.raises(TimeoutError):
             next(subscribe(address, timeout_s=1.0))
         shown = edge_hand("watch", "--address", address, "--keys", "robot.key_secret", "--frames", 2)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+import sys
 import tempfile
 import threading
 import traceback
@@ -227,6 +228,12 @@ def _child(
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
+    # The work is done and on disk. Left to itself the process now and then aborts while C++ takes its threads down.
+    for child in mp.active_children():
+        child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _stop_with_parent() -> None:

@@ -103,7 +103,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
                 "command": command(config),
                 "commit": commit(),
             },
-            metrics=metrics or {},
+            metrics={k: v for k, v in (metrics or {}).items() if k != "model_file"},  # a path of this machine
             confidence=(metrics or {}).get("confidence", {}).get("calibration"),
         )
         card.write(temporary)

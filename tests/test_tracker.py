@@ -256,3 +256,32 @@ def test_the_search_does_not_depend_on_where_the_hand_is_in_the_image(engine: En
     hands = Tracker(engine, confirm=False).process(replace(frame, depth=shifted, intrinsics=replace(k, cx=k.cx - 60)))
     assert error_mm(hands[0], truth) < 30
     assert np.abs(hands[0].pose.vertices_m - truth.mean(0)).max() < engine.card.cube_m
+
+
+def test_another_resolution_and_unit_in_mid_stream_is_the_same_hand(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine)
+    for frame in frames[:4]:
+        before = tracker.process(frame)
+    for frame in frames[4:8]:
+        k = frame.intrinsics
+        half = replace(
+            k,
+            width=k.width // 2,
+            height=k.height // 2,
+            fx=k.fx / 2,
+            fy=k.fy / 2,
+            cx=(k.cx - 0.5) / 2,
+            cy=(k.cy - 0.5) / 2,
+        )
+        depth = np.ascontiguousarray(frame.depth[::2, ::2] // 2)
+        after = tracker.process(replace(frame, depth=depth, depth_unit_m=2 * frame.depth_unit_m, intrinsics=half))
+    assert [hand.id for hand in after] == [before[0].id] and after[0].pose.state == "tracked"
+    assert np.linalg.norm(after[0].pose.joints_m.mean(0) - before[0].pose.joints_m.mean(0)) < 0.05
+
+
+def test_a_hand_with_holes_is_followed(engine: Engine, frames: list[DepthFrame], camera: SyntheticCamera) -> None:
+    tracker, rng = Tracker(engine), np.random.default_rng(0)
+    for seq, frame in enumerate(frames[:12]):
+        depth = np.where(rng.random(frame.depth.shape) < 0.3, 0, frame.depth).astype(np.uint16)
+        hands = tracker.process(replace(frame, depth=depth))
+    assert hands and hands[0].pose.state == "tracked" and error_mm(hands[0], camera.truth(seq)) < 30

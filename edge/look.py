@@ -14,10 +14,9 @@ from ..hand.template import template
 from .engines import Engine, predict
 
 Array = NDArray[Any]
-# A crop holds a hand if the network sees one there and expects to be right about it. Of rendered hands 97 % pass; what
-# else passes, `docs/accuracy.md`. A hand that is followed needs less: it was one a frame ago.
-MOST_ERROR_MM, MOST_ERROR_FOLLOWED_MM = 20.0, 26.0
-LEAST_PRESENCE, LEAST_PRESENCE_FOLLOWED = 0.0, -1.5  # log-odds
+# What a crop must hold to be a hand at all, beyond which `belief` decides (`docs/tracking.md`).
+MOST_ERROR_MM = 26.0
+LEAST_PRESENCE = -1.5  # log-odds
 LEAST_HAND_PIXELS = 40  # of 1024
 BELIEF = np.array([2.014, 0.577, 0.401, -0.807, -0.238])  # of `evidence`; counted by `trainer/judge.py`
 POINTS = 96  # of the hand's depth points, at most so many are looked at
@@ -34,16 +33,16 @@ class Look(NamedTuple):
     hand_pixels: int
     centre_m: Array
 
-    def is_hand(self, followed: bool = False) -> bool:
-        presence = LEAST_PRESENCE_FOLLOWED if followed else LEAST_PRESENCE
-        error = MOST_ERROR_FOLLOWED_MM if followed else MOST_ERROR_MM
-        there = self.prediction.presence_logit > presence and self.hand_pixels >= LEAST_HAND_PIXELS
-        return there and self.error_mm < error
+    @property
+    def is_hand(self) -> bool:
+        """Whether it may be one: the network half believes so, and expects to be about right."""
+        there = self.prediction.presence_logit > LEAST_PRESENCE and self.hand_pixels >= LEAST_HAND_PIXELS
+        return there and self.error_mm < MOST_ERROR_MM
 
     @property
     def score(self) -> float:
         """1 for a hand beyond doubt, 0 at the threshold of being none."""
-        return max(0.0, 1 - self.error_mm / MOST_ERROR_FOLLOWED_MM)
+        return max(0.0, 1 - self.error_mm / MOST_ERROR_MM)
 
     @property
     def right_votes(self) -> float:

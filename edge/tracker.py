@@ -118,11 +118,11 @@ class Tracker:
 
     def _look_for(self, track: Track, frame: DepthFrame, centre_m: Array) -> Look | None:
         look = self.eye.look(frame, centre_m, track.is_left, track.size)
-        if not look.is_hand(followed=True) or look.centre_m[2] < NEAR_M:
+        if not look.is_hand or look.centre_m[2] < NEAR_M:
             return None
         if np.linalg.norm(look.centre_m - centre_m) > FAR_OFF_M:  # it moved faster than foreseen: look there
             look = self.eye.look(frame, look.centre_m, track.is_left, track.size)
-            if not look.is_hand(followed=True):
+            if not look.is_hand:
                 return None
         age_s = max(0.0, (frame.t_ns - track.t_ns) * 1e-9)
         if np.linalg.norm(look.centre_m - track.centre_m) > 2 * FAR_OFF_M + MOST_M_S * age_s:
@@ -134,7 +134,7 @@ class Tracker:
         track.vote(votes, CROP_VOTES)
         if track.is_left != was_left:
             look = self.eye.look(frame, look.centre_m, track.is_left, track.size)
-        return look if look.is_hand(followed=True) else None
+        return look if look.is_hand else None
 
     def _part_rivals(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """Of two tracks that see one hand, the one it was foreseen for keeps it."""
@@ -208,7 +208,7 @@ class Tracker:
     def _begin(self, roi: HandRoi, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """Look closer at a proposal, as at a right and as at a left hand; a hand gets a track."""
         first = self.eye.look(frame, roi.centre_m, roi.side == "left")
-        if not first.is_hand(followed=True) or first.centre_m[2] < NEAR_M:
+        if not first.is_hand or first.centre_m[2] < NEAR_M:
             self._refused.append((roi.centre_m, frame.t_ns))
             return
         other = self.eye.look(frame, first.centre_m, not first.crop.mirrored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -97,15 +98,22 @@ def vertices_m(look: Look) -> Array:
 
 def hand_points(look: Look, most: int = POINTS) -> Array:
     """Up to `most` of the depth points (N, 3) m taken for hand, evenly over the picture, in the crop's frame."""
-    image, crop = look.crop.image, look.crop
-    depth = image[::2, ::2]
-    rows, columns = np.nonzero(look.prediction.hand & (depth < 1))
-    if len(rows) > most:
-        pick = np.linspace(0, len(rows) - 1, most).astype(int)
-        rows, columns = rows[pick], columns[pick]
-    size = image.shape[0]
-    uvd = np.stack([(4 * columns + 1) / size - 1, (4 * rows + 1) / size - 1, depth[rows, columns]], -1)
+    crop, size = look.crop, look.crop.image.shape[0]
+    depth = crop.image[::2, ::2]
+    at = np.flatnonzero(look.prediction.hand & (depth < 1))
+    if len(at) > most:
+        at = at[(np.arange(most) * ((len(at) - 1) / (most - 1))).astype(np.intp)]
+    uvd = np.empty((len(at), 3))
+    uvd[:, :2] = _places(size)[at]
+    uvd[:, 2] = depth.ravel()[at]
     return points_from_uvd(uvd, crop.distance_m, crop.cube_m)
+
+
+@lru_cache(4)
+def _places(size: int) -> Array:
+    """(size/2 squared, 2) u and v of every other pixel of a crop."""
+    rows, columns = np.divmod(np.arange((size // 2) ** 2), size // 2)
+    return (4 * np.stack([columns, rows], 1) + 1) / size - 1
 
 
 def fit_mm(points_m: Array, mesh_m: Array) -> float:
@@ -117,10 +125,14 @@ def fit_mm(points_m: Array, mesh_m: Array) -> float:
         return float("nan")
     points = points_m[:: -(-len(points_m) // GAUGE_POINTS)].astype(np.float32)
     mesh = mesh_m[::2].astype(np.float32)
-    centre = mesh.mean(0)  # so that squares of small numbers are subtracted
+    centre = mesh[0]  # so that squares of small numbers are subtracted
     points, mesh = points - centre, mesh - centre
-    squared = (points**2).sum(1)[:, None] - 2 * points @ mesh.T + (mesh**2).sum(1)
-    return float(np.sqrt(np.median(np.maximum(squared.min(1), 0))) * 1e3)
+    lifted = np.empty((4, len(mesh)), np.float32)  # |p - v|^2 = |p|^2 + (-2 p, 1) . (v, |v|^2)
+    lifted[:3], lifted[3] = mesh.T, np.einsum("ij,ij->i", mesh, mesh)
+    toward = np.ones((len(points), 4), np.float32)
+    toward[:, :3] = -2 * points
+    squared = np.einsum("ij,ij->i", points, points) + (toward @ lifted).min(1)
+    return float(np.sqrt(np.median(np.maximum(squared, 0))) * 1e3)
 
 
 def vertices_of_joints() -> Array:

@@ -133,13 +133,21 @@ def _lengths(v: Array) -> Array:
 
 
 def rotation_vector(rotation: Array) -> Array:
-    """(3, 3) to (3,) rad; `se3.so3_log` for a single rotation, in a tenth of the time."""
+    """(3, 3) to (3,) rad; `se3.so3_log` for a single rotation, in a tenth of the time. By the quaternion that the
+    largest of trace and diagonal gives (Shepperd 1978), which holds at half a turn too."""
     (a, b, c), (d, e, f), (g, h, i) = rotation.tolist()
-    x, y, z = h - f, c - g, d - b  # 2 sin(angle) times the axis
-    sin2, cos2 = math.sqrt(x * x + y * y + z * z), a + e + i - 1
-    if cos2 < -1.9:  # near half a turn the axis is in the symmetric part
-        return se3.so3_log(rotation)
-    scale = 0.5 if sin2 < 1e-9 else math.atan2(sin2, cos2) / sin2
+    if a + e + i > 0:
+        w, x, y, z = 1 + a + e + i, h - f, c - g, d - b
+    elif a >= e and a >= i:
+        w, x, y, z = h - f, 1 + a - e - i, b + d, c + g
+    elif e >= i:
+        w, x, y, z = c - g, b + d, 1 - a + e - i, f + h
+    else:
+        w, x, y, z = d - b, c + g, f + h, 1 - a - e + i
+    sine = math.sqrt(x * x + y * y + z * z)
+    if w < 0:
+        w, sine = -w, -sine
+    scale = 2 / w if abs(sine) < 1e-12 * w else 2 * math.atan2(abs(sine), w) / sine
     return np.array((x * scale, y * scale, z * scale))
 
 

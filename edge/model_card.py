@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..hand.fields import one_line
+
 CARD_VERSION = 2
 MODELS = Path(__file__).with_name("models")
 DEFAULT_MODEL = MODELS / "dgn-nano-int8.onnx"
@@ -59,6 +61,13 @@ def card_path(model: Path) -> Path:
 
 def load_card(model: Path) -> ModelCard:
     """The card of a model file whose bytes it vouches for; anything amiss is a ModelError of one line."""
+    try:
+        return _load_card(model)
+    except ModelError as error:
+        raise ModelError(one_line(str(error))) from None  # it may quote the card
+
+
+def _load_card(model: Path) -> ModelCard:
     path = card_path(model)
     if not model.is_file():
         shipped = ", ".join(sorted(p.stem for p in MODELS.glob("*.onnx"))) or "none"
@@ -77,8 +86,9 @@ def load_card(model: Path) -> ModelCard:
     if missing or set(values) - names:
         raise ModelError(f"model card {path}: missing {sorted(missing)}, unknown {sorted(set(values) - names)}")
     card = ModelCard(**values)
-    if not isinstance(card.sha256, str) or not isinstance(card.inputs, dict) or not isinstance(card.outputs, dict):
-        raise ModelError(f"model card {path}: sha256, inputs or outputs have the wrong type")
+    wrong = _wrong_fields(card)
+    if wrong:
+        raise ModelError(f"model card {path}: {', '.join(wrong)}: of the wrong type or out of range")
     if card.confidence is not None and not _three_numbers(card.confidence):
         raise ModelError(f"model card {path}: confidence is {card.confidence!r:.60}, expected three numbers")
     seen = sha256(model)
@@ -88,6 +98,22 @@ def load_card(model: Path) -> ModelCard:
             f"(sha256 {seen[:12]}, card {card.sha256[:12]}): corrupt, or card and model were mixed up"
         )
     return card
+
+
+def _wrong_fields(card: ModelCard) -> list[str]:
+    """Those of a foreign card that nothing can be done with."""
+    good = {name: isinstance(getattr(card, name), str) for name in ("name", "kind", "sha256", "precision")}
+    good |= {name: isinstance(getattr(card, name), dict) for name in ("training", "metrics", "parity")}
+    good |= {name: _shapes(getattr(card, name)) for name in ("inputs", "outputs")}
+    good["crop_size"] = type(card.crop_size) is int and 8 <= card.crop_size <= 1024
+    good["cube_m"] = type(card.cube_m) in (int, float) and 0.01 <= card.cube_m <= 10
+    return [name for name, is_good in good.items() if not is_good]
+
+
+def _shapes(value: Any) -> bool:
+    if not isinstance(value, dict) or not all(isinstance(shape, list) for shape in value.values()):
+        return False
+    return all(type(n) is int and abs(n) < 1 << 31 for shape in value.values() for n in shape)
 
 
 def _three_numbers(value: Any) -> bool:

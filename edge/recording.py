@@ -1,20 +1,24 @@
-"""Our own recordings: an MCAP file with lossless 16-bit depth.
+"""Our own recordings: an MCAP file with lossless 16-bit depth and, from `edge-hand run`, what was published of it.
 
-One channel `depth.<camera>` of msgpack maps {v, camera, seq, t_ns, depth_unit_m, intrinsics, png}, log time = t_ns (ns,
-CLOCK_MONOTONIC of the recording host), and one metadata record `edge_hand.recording` with the format's version, the
-camera, the depth sensor's name and its settings. Depth only: infrared and colour are not kept.
+Format 2 (docs/recording.md): a channel `depth.<camera>` of ROS 2 images (16UC1 counts, CDR), whose metadata has the
+depth unit and the intrinsics; the wire's topics with the wire's own bytes (msgpack); `scene.`, `plot.` and
+`calibration.<camera>` for Foxglove (`foxglove.py`). Times are CLOCK_MONOTONIC of the recording host, ns. One metadata
+record `edge_hand.recording` has the format's version, the camera, the sensor, the settings and how far the wall clock
+was ahead. Format 1, depth as PNG in msgpack, is still read. Infrared and colour are not kept.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
-import tempfile
+import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import numpy as np
@@ -22,77 +26,148 @@ from numpy.typing import NDArray
 
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame
+from .foxglove import DEPTH_SCHEMA, FROM_JOINTS, calibration_json, schema_of_wire
+from .mcap_file import ChunkWriter, Contents, Fields, McapError, Message
 
-VERSION = 1
+VERSION = 2
 METADATA = "edge_hand.recording"
+CHUNK_NS, CHUNK_BYTES = 500_000_000, 8 << 20  # a chunk ends with whichever comes first
+MAX_NS = 1 << 62
+WIRE_KINDS = ("joints", "mesh", "status", "topology")
 PNG_COLOURS = {0: "greyscale", 2: "colour", 3: "palette", 4: "greyscale with alpha", 6: "colour with alpha"}
+LITTLE_ENDIAN_CDR = b"\x00\x01\x00\x00"
 
 
 class RecordingError(Exception):
     """A recording cannot be read or written; one line."""
 
 
-class RecordingWriter:
-    """Writes the depth frames of one camera to a new file, readable by its owner alone (mode 0600).
+class Published(NamedTuple):
+    """A message as it was published at t_ns: [topic, payload]."""
 
-    The file grows under a temporary name beside it and gets its own when closed, also after an exception; a recording
-    without frames leaves no file. sensor names the depth sensor, settings is what a reader may want to know.
-    compress_level is zlib's, 0 to 9: on real depth 6 is 3 % larger than 9 and five times faster.
+    t_ns: int
+    parts: list[bytes]
+
+
+class RecordingWriter:
+    """Writes one camera's frames and messages to a new file, readable by its owner alone (mode 0600).
+
+    The file has its own name from the start and grows by whole chunks, of at most half a second or 8 MiB: one whose
+    writer was killed is read up to the last of them. Without frames no file is left. sensor names the depth sensor,
+    settings is what a reader may want to know; compress_level is Zstandard's, 1 to 22. wall_offset_ns is what to add to
+    the times for wall-clock time, the host's own by default. One thread only. Raises RecordingError.
     """
 
     def __init__(
-        self, path: Path, *, sensor: str = "", settings: dict[str, str] | None = None, compress_level: int = 9
+        self,
+        path: Path,
+        *,
+        sensor: str = "",
+        settings: dict[str, str] | None = None,
+        compress_level: int = 1,
+        wall_offset_ns: int | None = None,
     ) -> None:
         self.path = Path(path)
-        self.frames = 0
+        self.frames = 0  # in the file; more are in the chunk in progress
+        self._unwritten = 0
         self._camera: str | None = None
-        self._level = compress_level
         self._metadata = {f"setting.{key}": str(value) for key, value in (settings or {}).items()}
-        self._metadata |= {"version": str(VERSION), "sensor": sensor}
-        if self.path.exists():
-            raise RecordingError(f"{self.path} exists already; choose another name or move it away")
+        offset_ns = time.time_ns() - time.monotonic_ns() if wall_offset_ns is None else wall_offset_ns
+        self._metadata |= {"version": str(VERSION), "sensor": sensor, "wall_offset_ns": str(offset_ns)}
+        self._channels: dict[Any, int] = {}
+        self._began_ns: int | None = None
         try:
-            descriptor, temporary = tempfile.mkstemp(".part", f".{self.path.name}.", self.path.parent)
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            raise RecordingError(f"{self.path} exists already; choose another name or move it away") from None
         except OSError as error:
             raise RecordingError(f"cannot write in {self.path.parent}: {error.strerror}") from error
-        self._temporary = Path(temporary)
-        self._file = os.fdopen(descriptor, "wb")
-
-        from mcap.writer import CompressionType, Writer
-
-        self._writer = Writer(self._file, compression=CompressionType.NONE)  # PNG is compressed already
-        self._writer.start(profile="", library="edge-hand")
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+        self._writer = ChunkWriter(self._file, "edge-hand", compress_level)
 
     def write(self, frame: DepthFrame) -> None:
-        """Append one frame. Raises RecordingError for another camera's frame or a full disk."""
-        if self._camera is None:
-            self._camera = frame.camera
-            self._writer.add_metadata(METADATA, self._metadata | {"camera": frame.camera})
-            self._channel = self._writer.register_channel(f"depth.{frame.camera}", "msgpack", schema_id=0)
-        if frame.camera != self._camera:
-            raise RecordingError(f"{self.path} records camera {self._camera}; this frame is of {frame.camera}")
-        data = encode_frame(frame, self._level)
+        """Append one frame. Raises RecordingError for another camera's frame, an impossible time or a full disk."""
+        self._begin(frame.camera, frame.t_ns)
+        key = (frame.intrinsics, frame.depth_unit_m)
+        if key not in self._channels:
+            lens = {"depth_unit_m": repr(float(frame.depth_unit_m)), "intrinsics": json.dumps(asdict(frame.intrinsics))}
+            self._channels[key] = self._channel(f"depth.{frame.camera}", "cdr", DEPTH_SCHEMA, lens)
+            calibration = calibration_json(frame.camera, frame.t_ns, frame.intrinsics)
+            self._json(f"calibration.{frame.camera}", frame.t_ns, *calibration)
+        data = encode_image(frame)
+        self._writer.message(self._channels[key], frame.seq & 0xFFFFFFFF, frame.t_ns, frame.t_ns, data)
+        self._unwritten += 1
+
+    def message(self, parts: list[bytes], t_ns: int) -> None:
+        """Append a message of the wire, published at t_ns, and what Foxglove shows of it. Raises as `write`."""
+        topic = parts[0].decode()
+        kind, _, camera = topic.partition(".")
+        self._begin(camera or self._camera, t_ns)
+        if topic not in self._channels:
+            self._channels[topic] = self._channel(topic, "msgpack", schema_of_wire(kind))
+        self._writer.message(self._channels[topic], 0, t_ns, t_ns, parts[1])
+        if kind == "joints":
+            for name, view in FROM_JOINTS.items():
+                self._json(f"{name}.{camera}", t_ns, *view(parts))
+
+    def flush(self, sync: bool = False) -> None:
+        """Write all there is as a chunk, so that a killed process does not lose it; with sync, nor a power cut."""
+        frames, self._unwritten = self._unwritten, 0
         try:
-            self._writer.add_message(self._channel, frame.t_ns, data, frame.t_ns, sequence=frame.seq & 0xFFFFFFFF)
+            self._writer.cut()
+            self.frames += frames
+            if sync:
+                os.fsync(self._file.fileno())
         except OSError as error:
-            raise RecordingError(f"cannot write {self._temporary}: {error.strerror}") from error
-        self.frames += 1
+            raise RecordingError(f"cannot write {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
-        """Finish the file and give it its name; nothing is left if that fails or no frame was written."""
+        """Finish the file; one without frames is removed. If that fails, what was written before can still be read."""
         if self._file.closed:
             return
-        try:
-            with self._file:
-                self._writer.finish()  # type: ignore[no-untyped-call]
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            if self.frames:
-                os.replace(self._temporary, self.path)
-        except OSError as error:
-            raise RecordingError(f"cannot finish {self.path}: {error.strerror}") from error
-        finally:
-            self._temporary.unlink(missing_ok=True)
+        trouble: RecordingError | None = None
+        with self._file:
+            try:
+                self.flush()
+            except RecordingError as error:
+                trouble = error
+            try:
+                if self.frames:
+                    self._writer.finish()
+                    os.fsync(self._file.fileno())
+                else:
+                    self.path.unlink(missing_ok=True)
+            except OSError as error:
+                trouble = trouble or RecordingError(f"cannot finish {self.path}: {error.strerror}")
+        if trouble:
+            raise trouble
+
+    def _begin(self, camera: str | None, t_ns: int) -> None:
+        """Before anything is added: the file's head, and a new chunk where it is time."""
+        if not 0 <= t_ns < MAX_NS:
+            raise RecordingError(f"{self.path}: a time of {t_ns} ns cannot be recorded")
+        if self._camera is None and camera:
+            self._camera = camera
+            self._writer.metadata(METADATA, self._metadata | {"camera": camera})
+        if camera != self._camera:
+            raise RecordingError(f"{self.path} records camera {self._camera}; this frame is of {camera}")
+        if self._began_ns is None:
+            self._began_ns = t_ns
+        if abs(t_ns - self._began_ns) >= CHUNK_NS or self._writer.size >= CHUNK_BYTES:
+            self.flush()
+            self._began_ns = t_ns
+
+    def _json(self, topic: str, t_ns: int, schema: tuple[str, str, bytes], data: bytes) -> None:
+        if topic not in self._channels:
+            self._channels[topic] = self._channel(topic, "json", schema)
+        self._writer.message(self._channels[topic], 0, t_ns, t_ns, data)
+
+    def _channel(
+        self, topic: str, encoding: str, schema: tuple[str, str, bytes], metadata: dict[str, str] | None = None
+    ) -> int:
+        if schema not in self._channels:
+            self._channels[schema] = self._writer.schema(*schema)
+        return self._writer.channel(topic, encoding, self._channels[schema], metadata)
 
     def __enter__(self) -> RecordingWriter:
         return self
@@ -104,10 +179,11 @@ class RecordingWriter:
 
 
 class Recording:
-    """A recording opened for reading: `len` frames, iterated in the order of time.
+    """A recording opened for reading: `len` frames, iterated as they were recorded.
 
-    camera is the recorded camera's name, fps its mean rate in Hz, t_ns of the frames the recording host's clock.
-    Opening and reading raise RecordingError.
+    camera is the recorded camera's name, fps its mean rate in Hz, times are the recording host's clock, to which
+    wall_offset_ns is to be added for wall-clock time. whole is False if the file was cut; then it holds what came
+    before. Opening and reading raise RecordingError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,70 +199,91 @@ class Recording:
             raise
 
     def _open(self) -> None:
-        from mcap.reader import SeekingReader
-
         try:
-            size = os.fstat(self._file.fileno()).st_size  # a length that claims more is not even reserved
-            self._reader = SeekingReader(self._file, validate_crcs=True, record_size_limit=min(1 << 28, size))
-            summary = self._reader.get_summary()
-            records = [record.metadata for record in self._reader.iter_metadata() if record.name == METADATA]
-        except Exception as error:  # the library lets whatever a foreign byte causes through
-            raise RecordingError(f"{self.path} is not an MCAP file, or is cut or damaged ({_reason(error)})") from error
-        if summary is None or summary.statistics is None:
-            raise RecordingError(f"{self.path} has no summary: it is cut, or not an edge-hand recording")
+            self._contents = Contents(self._file)
+        except (McapError, OSError) as error:
+            raise RecordingError(f"{self.path} is not an MCAP file, or is cut or damaged ({error})") from error
+        self.whole = self._contents.whole
+        records = [values for name, values in self._contents.metadata if name == METADATA]
         if len(records) != 1:
-            topics = ", ".join(sorted(channel.topic for channel in summary.channels.values())) or "none"
-            raise RecordingError(f"{self.path} is an MCAP file, but not an edge-hand recording (its topics: {topics})")
+            topics = ", ".join(sorted(c.topic for c in self._contents.channels.values())) or "none"
+            raise RecordingError(
+                f"{self.path} is an MCAP file, but not an edge-hand recording (its topics: {_short(topics)})"
+            )
         self.metadata: dict[str, str] = records[0]
         version = self.metadata.get("version", "")
-        if version != str(VERSION):
+        if version not in ("1", str(VERSION)):
             raise RecordingError(
-                f"{self.path} has recording format {version or 'unknown'}; this edge-hand reads format {VERSION}"
+                f"{self.path} has recording format {_short(version) or 'unknown'}; "
+                f"this edge-hand reads formats 1 and {VERSION}"
             )
         self.camera = self.metadata.get("camera", "")
         self.sensor = self.metadata.get("sensor", "")
         self.settings = {
             key.removeprefix("setting."): value for key, value in self.metadata.items() if key.startswith("setting.")
         }
+        offset = self.metadata.get("wall_offset_ns", "0")[:24]
+        self.wall_offset_ns = int(offset) if offset.removeprefix("-").isdecimal() else 0
         self._topic = f"depth.{self.camera}"
-        counts = summary.statistics
-        self._frames = int(counts.message_count)
-        span_ns = counts.message_end_time - counts.message_start_time
+        ours = {number for number, channel in self._contents.channels.items() if channel.topic == self._topic}
+        counts = [count for chunk in self._contents.chunks for n, count in chunk.counts.items() if n in ours]
+        self._frames = sum(n for n, _, _ in counts)
+        span_ns = max(last for _, _, last in counts) - counts[0][1] if counts else 0
         self.fps = (self._frames - 1) * 1e9 / span_ns if self._frames > 1 and span_ns > 0 else 30.0
-        first = next(self.messages(), None)
+        self.fps = min(max(self.fps, 0.1), 1000.0)
+        first = next(self.stored(), None)
         if first is None:
-            raise RecordingError(f"{self.path} has no frames")
-        self.intrinsics = _unpack(first, self.path)[1]
+            raise RecordingError(f"{self.path} has no frames" + ("" if self.whole else ": it was cut"))
+        self.intrinsics = self._fields(first)[1]
 
-    def messages(self) -> Iterator[bytes]:
+    def stored(self) -> Iterator[Message]:
         """The frames as stored, for `decode_frame`."""
-        try:
-            for _, _, message in self._reader.iter_messages(topics=[self._topic]):
-                yield message.data
-        except Exception as error:
-            raise RecordingError(f"{self.path} is damaged ({_reason(error)})") from error
+        return (message for message in self._messages() if message.channel.topic == self._topic)
 
-    def decode_frame(self, data: bytes) -> DepthFrame:
+    def published(self) -> Iterator[Published]:
+        """The messages that were recorded with the frames, as bytes of the wire; none if only depth was."""
+        for message in self._messages():
+            kind, _, camera = message.channel.topic.partition(".")
+            if message.channel.encoding == "msgpack" and kind in WIRE_KINDS and camera in ("", self.camera):
+                yield Published(message.log_ns, [message.channel.topic.encode(), message.data])
+
+    def decode_frame(self, message: Message) -> DepthFrame:
         """One stored frame; raises RecordingError if this one cannot be used."""
-        fields, intrinsics = _unpack(data, self.path)
+        fields, intrinsics = self._fields(message)
         try:
-            depth = decode_depth_png(fields["png"], intrinsics.width, intrinsics.height)
-            return DepthFrame(
-                camera=str(fields["camera"]),
-                seq=int(fields["seq"]),
-                t_ns=int(fields["t_ns"]),
-                depth=depth,
-                depth_unit_m=float(fields["depth_unit_m"]),
-                intrinsics=intrinsics,
-            )
-        except (ValueError, TypeError) as error:
-            raise RecordingError(f"{self.path}, frame {fields['seq']}: depth {error}") from error
+            seq, t_ns, unit_m = int(fields["seq"]), int(fields["t_ns"]), float(fields["depth_unit_m"])
+            if not (0 <= seq < MAX_NS and 0 <= t_ns < MAX_NS):
+                raise ValueError(f"is of frame {seq} at {t_ns} ns")
+            if "png" in fields:
+                depth = decode_depth_png(fields["png"], intrinsics.width, intrinsics.height)
+            else:
+                depth = decode_image(message.data, intrinsics.width, intrinsics.height)
+            return DepthFrame(self.camera, seq, t_ns, depth, unit_m, intrinsics)
+        except (ValueError, TypeError, OverflowError, McapError) as error:
+            raise RecordingError(f"{self.path}, frame {_short(fields['seq'])}: depth {_reason(error)}") from error
+
+    def _fields(self, message: Message) -> tuple[dict[str, Any], Intrinsics]:
+        """What is known of a stored frame but its depth, and its intrinsics, checked."""
+        try:
+            if message.channel.encoding == "cdr":
+                lens = message.channel.metadata
+                fields = {"seq": message.sequence, "t_ns": message.log_ns, "depth_unit_m": lens["depth_unit_m"]}
+                return fields, _intrinsics(json.loads(lens["intrinsics"]))
+            return _unpack_1(message.data)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError, msgpack.UnpackException) as error:
+            raise RecordingError(f"{self.path}: a frame is damaged ({_reason(error)})") from error
+
+    def _messages(self) -> Iterator[Message]:
+        try:
+            yield from self._contents.messages()
+        except (McapError, OSError) as error:
+            raise RecordingError(f"{self.path} is damaged ({_reason(error)})") from error
 
     def __len__(self) -> int:
         return self._frames
 
     def __iter__(self) -> Iterator[DepthFrame]:
-        return map(self.decode_frame, self.messages())
+        return map(self.decode_frame, self.stored())
 
     def close(self) -> None:
         self._file.close()
@@ -200,21 +297,36 @@ class Recording:
         self.close()
 
 
-def encode_frame(frame: DepthFrame, compress_level: int = 9) -> bytes:
-    """A frame as one message of a recording."""
-    k = frame.intrinsics
-    intrinsics = {"width": k.width, "height": k.height, "fx": k.fx, "fy": k.fy, "cx": k.cx, "cy": k.cy}
-    fields = {
-        "v": VERSION,
-        "camera": frame.camera,
-        "seq": frame.seq,
-        "t_ns": frame.t_ns,
-        "depth_unit_m": frame.depth_unit_m,
-        "intrinsics": intrinsics | {"distortion": list(k.distortion)},
-        "png": encode_depth_png(frame.depth, compress_level),
-    }
-    data: bytes = msgpack.packb(fields)
-    return data
+def encode_image(frame: DepthFrame) -> bytes:
+    """The depth as a ROS 2 message sensor_msgs/msg/Image in CDR: fields aligned from behind the four leading bytes."""
+    height, width = frame.depth.shape
+    head = struct.pack("<iI", *divmod(frame.t_ns, 1_000_000_000)) + _cdr_text(frame.camera)
+    head = _aligned(head) + struct.pack("<II", height, width) + _cdr_text("16UC1") + b"\0"  # little-endian
+    head = _aligned(head) + struct.pack("<II", 2 * width, 2 * height * width)
+    return b"".join((LITTLE_ENDIAN_CDR, head, np.ascontiguousarray(frame.depth, "<u2").tobytes()))
+
+
+def decode_image(data: bytes, width: int, height: int) -> NDArray[np.uint16]:
+    """`encode_image`'s (height, width) counts. Raises ValueError or McapError, to be put behind the file's name."""
+    fields = Fields(data)
+    if fields.take(4) != LITTLE_ENDIAN_CDR:
+        raise ValueError("is not little-endian CDR")
+    total = fields.left
+    fields.take(8)
+    fields.block("<I")
+    fields.take(-(total - fields.left) % 4)
+    size = fields.numbers("<II")
+    if size != (height, width):
+        raise ValueError(f"is {size[1]}x{size[0]} px; the intrinsics are for {width}x{height}")
+    if fields.block("<I") != b"16UC1\0" or fields.take(1) != b"\0":
+        raise ValueError("is not little-endian 16UC1")
+    fields.take(-(total - fields.left) % 4)
+    if fields.numbers("<I") != (2 * width,):
+        raise ValueError("has rows with gaps")
+    counts = fields.block("<I")
+    if len(counts) != 2 * width * height:
+        raise ValueError(f"has {len(counts)} bytes, expected {2 * width * height}")
+    return np.frombuffer(counts, "<u2").reshape(height, width).astype(np.uint16)
 
 
 def encode_depth_png(depth: NDArray[np.uint16], compress_level: int = 9) -> bytes:
@@ -247,23 +359,40 @@ def decode_depth_png(data: bytes, width: int, height: int) -> NDArray[np.uint16]
         raise ValueError(f"is a truncated or damaged PNG ({_reason(error)})") from error
 
 
-def _unpack(data: bytes, path: Path) -> tuple[dict[str, Any], Intrinsics]:
-    """A message's fields and its intrinsics, checked."""
-    try:
-        fields = msgpack.unpackb(data)
-        version = fields["v"]
-        if version != VERSION:
-            raise RecordingError(f"{path}: a frame has format {version}; this edge-hand reads format {VERSION}")
-        missing = [key for key in ("camera", "seq", "t_ns", "depth_unit_m", "intrinsics", "png") if key not in fields]
-        if missing:
-            raise RecordingError(f"{path}: a frame lacks {', '.join(missing)}")
-        given = fields["intrinsics"]
-        intrinsics = Intrinsics(**(given | {"distortion": tuple(given["distortion"])}))
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-        raise RecordingError(f"{path}: a frame is damaged ({_reason(error)})") from error
-    return fields, intrinsics
+def _unpack_1(data: bytes) -> tuple[dict[str, Any], Intrinsics]:
+    """A frame of format 1."""
+    fields = msgpack.unpackb(data)
+    if fields["v"] != 1:
+        raise ValueError(f"it has format {_short(fields['v'])}, expected 1")
+    missing = [key for key in ("seq", "t_ns", "depth_unit_m", "intrinsics", "png") if key not in fields]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    return fields, _intrinsics(fields["intrinsics"])
+
+
+def _intrinsics(given: dict[str, Any]) -> Intrinsics:
+    size = {key: given[key] for key in ("width", "height")}
+    if any(type(n) is not int or n > 1 << 16 for n in size.values()):
+        raise ValueError(f"its size is {_short(list(size.values()))}")
+    lens: Any = {key: float(given[key]) for key in ("fx", "fy", "cx", "cy")}
+    distortion: Any = tuple(float(c) for c in given["distortion"])
+    return Intrinsics(**size, **lens, distortion=distortion)
+
+
+def _cdr_text(text: str) -> bytes:
+    data = text.encode() + b"\0"
+    return struct.pack("<I", len(data)) + data
+
+
+def _aligned(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value)[:400].split())
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _reason(error: Exception) -> str:
     """An exception in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return _short(error) or type(error).__name__

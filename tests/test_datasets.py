@@ -252,7 +252,7 @@ BROKEN: list[tuple[str, str, Change, str]] = [
     ("msra", "P3/TIP/000001_depth.bin", cut(5000), "/P3/TIP/000001_depth.bin is truncated or damaged: 5000 bytes, "),
     ("msra", "P3/TIP/000001_depth.bin", cut(9), "/P3/TIP/000001_depth.bin is truncated: 9 bytes, its header alone"),
     ("recording", LABELS, Path.unlink, "/hand.labels.jsonl is missing: the labels of this recording, one JSON"),
-    ("recording", "hand.mcap", cut(5000), "/hand.mcap is not an MCAP file, or is cut or damaged ("),
+    ("recording", "hand.mcap", cut(5000), "/hand.mcap has no frames: it was cut"),
     ("recording", LABELS, put('"seq": 13', '"seq": 99'), "/hand.labels.jsonl: frame 99 is not in hand.mcap"),
     ("recording", LABELS, put('"seq": 13', '"seq": 12'), "/hand.labels.jsonl: frame 12 is labelled twice"),
     ("recording", LABELS, put("right", "both"), "/hand.labels.jsonl, line 1: side is 'both', expected left or right"),

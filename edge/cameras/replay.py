@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
+from ..clock import HOST, Clock
 from ..pace import Pacer
 from ..recording import Recording, RecordingError, decode_depth_png
 from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout
@@ -28,21 +29,28 @@ FORMS = "a folder of 16-bit PNGs with camera.json, a recording .mcap, or a libre
 REQUIRED = ("width", "height", "fx", "fy", "cx", "cy", "depth_scale_m")
 
 
-def open_camera(source: str | None, *, fps: float | None = None, loop: bool = False) -> Camera:
-    """Open a recording; fps None = the recorded rate, 0 = as fast as possible. Raises CameraError."""
+def open_camera(
+    source: str | None, *, fps: float | None = None, loop: bool = False, deterministic: bool = False
+) -> Camera:
+    """Open a recording; fps None = the recorded rate, 0 = as fast as possible; deterministic as in `ReplayCamera`.
+
+    Raises CameraError.
+    """
     if source is None:
         raise CameraError(f"replay needs --source PATH: {FORMS}")
     path = Path(source)
     if not path.exists():
         raise CameraError(f"{path} does not exist; replay reads {FORMS}")
     if path.suffix in (".bag", ".db3"):
+        if deterministic:
+            raise CameraError(f"{path}: --deterministic replays our own recordings and folders of PNGs only")
         from .realsense import RealSenseCamera
 
         return RealSenseCamera(source=path, fps=fps, loop=loop)
     if path.is_dir():
-        return ReplayCamera(PngFolder(path), fps=fps, loop=loop)
+        return ReplayCamera(PngFolder(path), fps=fps, loop=loop, deterministic=deterministic)
     if path.suffix == ".mcap":
-        return ReplayCamera(RecordedFrames(path), fps=fps, loop=loop)
+        return ReplayCamera(RecordedFrames(path), fps=fps, loop=loop, deterministic=deterministic)
     raise CameraError(f"{path} is not a recording: replay reads {FORMS}")
 
 
@@ -55,6 +63,8 @@ class FrameSource(Protocol):
     def intrinsics(self) -> Intrinsics: ...
     @property
     def fps(self) -> float: ...
+    @property
+    def wall_offset_ns(self) -> int: ...
     def frames(self) -> Iterator[DepthFrame | BadFrame]: ...
     def close(self) -> None: ...
 
@@ -63,10 +73,15 @@ class ReplayCamera:
     """Shows the frames of a source as a camera would: each at its time, none dropped, t_ns = when it is due.
 
     The next frame is decoded in the background while the caller works on this one. With loop the source starts again
-    at its end, and seq and time go on.
+    at its end, and seq and time go on. With deterministic frames keep their recorded times and come as fast as they are
+    read, without any timeout, and `clock` is that of the recording: it stands at the last frame's time.
     """
 
-    def __init__(self, source: FrameSource, *, fps: float | None = None, loop: bool = False) -> None:
+    def __init__(
+        self, source: FrameSource, *, fps: float | None = None, loop: bool = False, deterministic: bool = False
+    ) -> None:
+        if deterministic and fps is not None:
+            raise CameraError("--deterministic and --fps: choose one; a deterministic replay keeps the recorded times")
         self._pacer = Pacer(fps)
         self.name = source.name
         self.intrinsics = source.intrinsics
@@ -75,12 +90,16 @@ class ReplayCamera:
         self._items = _laps(source, loop)
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="replay")
         self._next = self._decode_next()
+        self.clock = HOST
+        if deterministic:
+            self._now_ns = self._first_ns()
+            self.clock = Clock(lambda: self._now_ns, lambda: self._now_ns + source.wall_offset_ns, measures=False)
 
     def read(self, timeout_s: float = 1.0) -> DepthFrame:
         """The next frame, once it is due. Raises FrameTimeout, BadFrame, EndOfStream or CameraError."""
         deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
         try:
-            item = self._next.result(timeout_s)
+            item = self._next.result(timeout_s if self.clock.measures else None)
         except FutureTimeout:
             raise FrameTimeout(f"{self.name}: the next frame was not decoded within {timeout_s:g} s") from None
         except RecordingError as error:
@@ -90,6 +109,9 @@ class ReplayCamera:
         if isinstance(item, BadFrame):
             self._next = self._decode_next()
             raise item
+        if not self.clock.measures:
+            self._next, self._now_ns = self._decode_next(), item.t_ns
+            return item
         due_ns = self._pacer.wait(item.t_ns, deadline_ns)
         self._next = self._decode_next()
         return replace(item, t_ns=due_ns)
@@ -97,6 +119,13 @@ class ReplayCamera:
     def close(self) -> None:
         self._decoder.shutdown(wait=True, cancel_futures=True)
         self._source.close()
+
+    def _first_ns(self) -> int:
+        try:
+            item = self._next.result()
+        except RecordingError:
+            return 0  # `read` will say it
+        return item.t_ns if isinstance(item, DepthFrame) else 0
 
     def _decode_next(self) -> Future[DepthFrame | BadFrame | None]:
         return self._decoder.submit(next, self._items, None)
@@ -120,6 +149,7 @@ class PngFolder:
         self.intrinsics: Intrinsics = camera["intrinsics"]
         self.depth_unit_m: float = camera["depth_scale_m"]
         self.fps: float = camera["fps"]
+        self.wall_offset_ns = 0
         self.paths = sorted(
             (path for path in folder.rglob("*") if path.suffix.lower() == ".png" and path.name[0] != "."),
             key=lambda path: _natural(str(path.relative_to(folder))),
@@ -153,11 +183,12 @@ class RecordedFrames:
         self.name = self._recording.camera
         self.intrinsics = self._recording.intrinsics
         self.fps = self._recording.fps
+        self.wall_offset_ns = self._recording.wall_offset_ns
 
     def frames(self) -> Iterator[DepthFrame | BadFrame]:
-        for data in self._recording.messages():
+        for message in self._recording.stored():
             try:
-                yield self._recording.decode_frame(data)
+                yield self._recording.decode_frame(message)
             except RecordingError as error:
                 yield BadFrame(str(error))
 

@@ -1,0 +1,161 @@
+"""`edge-hand play`: a subscriber gets what was published, in its time, as if it were now."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import pytest
+from edge_hand.edge.client import subscribe
+from edge_hand.edge.play import NOTE, Player
+from edge_hand.edge.publish import Publisher
+from edge_hand.edge.recording import Recording, RecordingError, RecordingWriter
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.frames import DepthFrame
+from edge_hand.hand.wire import JointsMessage, MeshMessage, Message, StatusMessage, TopologyMessage, decode
+
+GOLDEN = Path(__file__).parent / "golden"
+COUNT, STEP_NS, LATENCY_NS, BEGUN_NS = 8, 50_000_000, 7_000_000, 40 * 10**9
+
+
+def message(kind: str, seq: int, **changes: Any) -> list[bytes]:
+    body = msgpack.unpackb((GOLDEN / f"wire_{kind}.bin").read_bytes())
+    captured_ns = BEGUN_NS + seq * STEP_NS
+    times = {"t_capture_ns": captured_ns, "t_capture_unix_ns": 5, "t_publish_ns": captured_ns + LATENCY_NS}
+    return [f"{kind}.front".encode(), msgpack.packb(body | {"seq": seq} | times | changes)]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight frames 50 ms apart, joints and mesh of each, and a status at the beginning."""
+    file = tmp_path_factory.mktemp("play") / "a.mcap"
+    lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
+    with RecordingWriter(file) as writer:
+        for seq in range(COUNT):
+            published_ns = BEGUN_NS + seq * STEP_NS + LATENCY_NS
+            writer.write(DepthFrame("front", seq, published_ns - LATENCY_NS, np.ones((32, 48), np.uint16), 0.001, lens))
+            if seq == 0:
+                writer.message(message("status", 0, state="tracked", message=""), published_ns)
+            writer.message(message("joints", seq), published_ns)
+            writer.message(message("mesh", seq), published_ns)
+    return file
+
+
+Came = list[tuple[int, Message]]
+
+
+@contextmanager
+def publisher() -> Iterator[Publisher]:
+    from edge_hand.hand.wire import encode_topology
+
+    with Publisher("tcp://127.0.0.1:*", topology=encode_topology([[0, 1, 2]]), queue=1000) as opened:
+        yield opened
+
+
+def played(path: Path, stop_after_s: float | None = None, loop: bool = False, **options: Any) -> Came:
+    """What a subscriber gets, with the time it came, ns."""
+    found: Came = []
+    with Recording(path) as recording, publisher() as opened:
+        messages = subscribe(opened.address, ["joints", "mesh", "status", "topology"], latest=False, timeout_s=1.0)
+
+        def listen() -> None:
+            with messages:
+                try:
+                    for one in messages:
+                        found.append((time.monotonic_ns(), one))
+                except TimeoutError:
+                    pass
+
+        with messages:
+            end_s = time.monotonic() + 20
+            while not all(opened.wants(topic) for topic in ("joints.front", "mesh.front", "status.front", "topology")):
+                opened.poll_subscriptions()
+                assert time.monotonic() < end_s
+            listener = threading.Thread(target=listen)
+            listener.start()
+            until_s = time.monotonic() + (stop_after_s or 20)
+            Player(recording, opened, **options).run(lambda: time.monotonic() > until_s, loop)
+            listener.join(20)
+    return found
+
+
+def of(found: Came, kind: type) -> list[tuple[int, Any]]:
+    return [(at_ns, one) for at_ns, one in found if isinstance(one, kind)]
+
+
+def test_what_was_published_is_published_again_as_if_it_were_now(path: Path) -> None:
+    begun_ns, begun_unix_ns = time.monotonic_ns(), time.time_ns()
+    found = played(path)
+    joints, meshes = of(found, JointsMessage), of(found, MeshMessage)
+    assert [m.seq for _, m in joints] == [m.seq for _, m in meshes] == list(range(COUNT))
+    original = decode(message("joints", 3))
+    assert isinstance(original, JointsMessage)
+    for hand, was in zip(joints[3][1].hands, original.hands, strict=True):
+        np.testing.assert_array_equal(hand.joints_m, was.joints_m)
+        np.testing.assert_array_equal(hand.angles_rad, was.angles_rad)
+    for at_ns, m in joints:
+        assert begun_ns < m.t_publish_ns <= at_ns and m.t_publish_ns - m.t_capture_ns == LATENCY_NS
+        assert abs(m.t_capture_unix_ns - begun_unix_ns) < 60 * 10**9
+    assert len(of(found, TopologyMessage)) == 1
+
+
+def test_the_original_timing_is_kept_and_speed_divides_it(path: Path) -> None:
+    for speed in (1.0, 4.0):
+        times = [m.t_publish_ns for _, m in of(played(path, speed=speed), JointsMessage)]
+        assert -40 < (times[-1] - times[0]) * 1e-6 - 7 * 50 / speed < 1000  # a busy machine is late, none is early
+        assert np.percentile(np.diff(times), 30) * 1e-6 < 1.5 * 50 / speed
+
+
+def test_status_says_that_it_is_played_and_ends_with_stopping(path: Path) -> None:
+    status = [m for _, m in of(played(path, speed=10.0), StatusMessage)]
+    assert [(m.state, m.message) for m in status] == [("tracked", NOTE), ("stopping", NOTE)]
+    status = [m for _, m in of(played(path, stop_after_s=0.15), StatusMessage)]
+    assert [m.state for m in status] == ["tracked", "stopping"]
+
+
+def test_kept_stamps_are_those_of_the_recording(path: Path) -> None:
+    found = played(path, speed=10.0, keep_stamps=True)
+    assert [m.t_capture_ns for _, m in of(found, MeshMessage)] == [BEGUN_NS + k * STEP_NS for k in range(COUNT)]
+    assert {m.t_capture_unix_ns for _, m in of(found, JointsMessage)} == {5}
+
+
+def test_frame_numbers_go_on_from_lap_to_lap(path: Path) -> None:
+    seqs = [m.seq for _, m in of(played(path, stop_after_s=0.4, loop=True, speed=10.0), JointsMessage)]
+    assert len(seqs) > COUNT and seqs == list(range(len(seqs)))
+
+
+def test_a_recording_of_depth_alone_cannot_be_played(tmp_path: Path) -> None:
+    lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
+    with RecordingWriter(tmp_path / "a.mcap") as writer:
+        writer.write(DepthFrame("front", 0, 1, np.ones((32, 48), np.uint16), 0.001, lens))
+    with (
+        pytest.raises(
+            RecordingError, match=r"a.mcap holds depth only; edge-hand run --camera replay --source .*a.mcap"
+        ),
+        Recording(tmp_path / "a.mcap") as recording,
+        publisher() as opened,
+    ):
+        Player(recording, opened).run(lambda: False)
+
+
+def test_the_command_plays_and_says_what(path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_hand.edge.cli", "play", str(path), "--bind", f"ipc://{tmp_path}/s", "--loop"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == f"front from {path} -> ipc://{tmp_path}/s\n"
+            with subscribe(f"ipc://{tmp_path}/s", ["joints.front"], timeout_s=20) as messages:
+                assert len(next(messages).hands) == 2  # type: ignore[union-attr]
+            process.terminate()
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (0, "") and out.endswith(" laps\n")

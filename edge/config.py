@@ -110,6 +110,22 @@ def shown(context: click.Context) -> list[str]:
     return lines
 
 
+class Rereadable(click.Command):
+    """A command that remembers what was typed, for `reread`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta["edge_hand.typed"] = list(args)
+        return super().parse_args(ctx, args)
+
+
+def reread(context: click.Context) -> dict[str, Any]:
+    """The settings of a Rereadable command as they would be if it began now: the same flags and environment over what
+    the file says today. Raises ConfigError and click.ClickException."""
+    typed = list(context.meta["edge_hand.typed"])
+    with context.command.make_context(context.info_name, typed) as again:
+        return dict(again.params)
+
+
 def _checked(values: dict[str, Any], command: click.Command, where: str, also: Iterable[str] = ()) -> dict[str, Any]:
     """Names as flags to names as parameters, each value of the kind its flag has."""
     options = {_flag(option): option for option in _options(command)}
@@ -138,6 +154,8 @@ def _checked_value(option: click.Option, value: Any, what: str, command: click.C
         kinds, expected = (str,), 'text in quotes, "..."'
     if type(value) not in kinds:
         raise ConfigError(f"{what}: expected {expected}")
+    if kinds != (bool,) and isinstance(value, int) and abs(value) >= 1 << 63:
+        raise ConfigError(f"{what}: too large a number")
     try:
         option.type.convert(value, option, click.Context(command))
     except click.BadParameter as error:
@@ -154,10 +172,17 @@ def _flag(option: click.Option) -> str:
     return max(option.opts, key=len).lstrip("-")
 
 
+def _text(value: Any) -> str:
+    try:
+        return str(value)[:200]
+    except ValueError:  # an int of thousands of digits, written in hexadecimal
+        return "..."
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
-        return str(value)
-    text = str(value)[:200].replace("\\", "\\\\").replace('"', '\\"')
+        return _text(value)
+    text = _text(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in text) + '"'

@@ -33,11 +33,13 @@ def log_is_open() -> bool:
 
 
 class StateLog:
-    """Writes how the loop fares when that changes: at most a line a second, and nothing while it stays as it is."""
+    """Writes how the loop fares when that changes: at most a line a second, and nothing while it stays as it is. The
+    last message that came in between is written later."""
 
     def __init__(self, camera: str) -> None:
         self._camera = camera
         self._written: tuple[str, str] = ("", "")
+        self._held: tuple[str, str] | None = None  # came too soon after the last line, and says why
         self._at_s = float("-inf")
 
     def frame(self) -> None:
@@ -45,7 +47,14 @@ class StateLog:
 
     def status(self, state: str, message: str) -> None:
         now_s = time.monotonic()
-        if (state, message) == self._written or (now_s - self._at_s < STATE_S and state != "stopping"):
+        if now_s - self._at_s < STATE_S and state != "stopping":
+            if message:
+                self._held = (state, message)
+            return
+        if self._held is not None and self._held != self._written and state != "stopping":
+            state, message = self._held
+        self._held = None
+        if (state, message) == self._written:
             return
         self._written, self._at_s = (state, message), now_s
         level = logging.WARNING if message or state == "stalled" else logging.INFO

@@ -7,12 +7,15 @@ import socket
 import time
 from collections.abc import Mapping
 
+PUT_OFF_S = 60
+
 
 class Notifier:
     """Tells systemd of the loop's progress; where NOTIFY_SOCKET is not set, it does nothing.
 
-    READY=1 goes out with the first frame, WATCHDOG=1 with frames after it, twice in the watchdog's time (WATCHDOG_USEC)
-    and never without a frame: a loop that hangs or a camera that gives nothing ends in a restart. No call waits.
+    READY=1 goes out with the first frame. WATCHDOG=1 follows, twice in the watchdog's time (WATCHDOG_USEC), with frames
+    and while a camera that is away is tried again and again; a loop, an engine or a driver that hangs, or a camera that
+    is there and gives nothing, ends in a restart. No call waits.
     """
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
@@ -23,12 +26,25 @@ class Notifier:
         self._every_s = int(usec) / 2e6 if usec.isdecimal() and pid == str(os.getpid()) else None
         self._ready = False
         self._status = ""
-        self._pinged_s = float("-inf")
+        self._pinged_s = self._put_off_s = float("-inf")
 
     def frame(self) -> None:
         """A frame was tracked and published."""
         if not self._ready:
             self._ready = self._send("READY=1")
+        self._ping()
+
+    def alive(self) -> None:
+        """No frame came, but the camera was tried again: it is known what is missing. Before the first frame this puts
+        off the time by which the service must be ready."""
+        if self._ready:
+            self._ping()
+        elif time.monotonic() - self._put_off_s > PUT_OFF_S / 3 and self._send(
+            f"EXTEND_TIMEOUT_USEC={PUT_OFF_S}000000"
+        ):
+            self._put_off_s = time.monotonic()
+
+    def _ping(self) -> None:
         now_s = time.monotonic()
         if self._every_s is not None and now_s - self._pinged_s >= self._every_s and self._send("WATCHDOG=1"):
             self._pinged_s = now_s

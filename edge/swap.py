@@ -1,11 +1,15 @@
 """Serve with one engine while another is made ready, and change between frames: a plan that builds for minutes, weights
-adapted to a person. A change that is not proven does not happen; one that fails afterwards is taken back."""
+adapted to a person. A change that is not proven does not happen; one that fails afterwards is taken back. An engine
+that fails later is opened anew."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,10 +19,17 @@ from .engines import Engine
 from .model_card import ModelCard, ModelError
 from .probe import compare, crops
 
-PROBATION = 300  # frames after a change in which every output is looked at, and the old engine is kept
+PROBATION = 300  # runs after a change in which every output is looked at, and the old engine is kept
+MOST_FAILURES = 5  # of an engine that is opened anew each time, without `probation` good runs between them
+FORGOTTEN_S = 0.5  # after its closing nobody holds an engine any more
+FIRST_DELAY_S = 0.2  # from one round of opening to the next, doubling
 _log = logging.getLogger(__name__)
 
 Open = Callable[[], Engine]
+
+
+class EngineDown(ModelError):
+    """The engine failed and could not be opened at once: this frame is lost, a later one may not be."""
 
 
 class SwapEngine:
@@ -26,11 +37,25 @@ class SwapEngine:
 
     Candidates are opened and compared with their reference in a thread of their own; run() takes over one that passed.
     An engine that raises, or gives what is not finite, in its first frames hands the same frame to the one before it.
-    changed, if given, hears one line about every change and refusal, in whichever thread it happens.
+    changed, if given, hears one line about every change and refusal, in whichever thread it happens. The engine before
+    is kept for `probation` frames; until then `rollback` has somewhere to go. openers, if given, open the engine anew
+    when it fails and there is none to go back to: the first of them that works.
     """
 
-    def __init__(self, engine: Engine, changed: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        changed: Callable[[str], None] | None = None,
+        probation: int = PROBATION,
+        openers: Sequence[Open] = (),
+    ) -> None:
         self._now = engine
+        self.openers = list(openers)
+        self._openers_before: list[Open] = []
+        self._opener: Open | None = None  # of the one that is ready
+        self._making = False
+        self._failures, self._down, self._mend_s = 0, "", 0.0
+        self.probation = probation
         self._before: Engine | None = None
         self._ready: Engine | None = None
         self._lock = threading.Lock()
@@ -50,43 +75,70 @@ class SwapEngine:
     @property
     def busy(self) -> bool:
         """Whether a candidate is being made ready, or waits for the next frame."""
-        return self._ready is not None or (self._worker is not None and self._worker.is_alive())
+        working = self._worker is not None and self._worker.is_alive()
+        return self._ready is not None or self._making or working
 
     def run(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
-        """The outputs of the engine that serves now. Raises what the engine raises if there is none to go back to."""
-        if self._ready is not None:
-            self._take_over(self._ready)
-        if self._before is None:
+        """The outputs of the engine that serves now. Raises what the engine raises if there is none to go back to; with
+        openers, EngineDown while none of them works and ModelError after MOST_FAILURES."""
+        self.settle()
+        if self._down:
+            return self._mend(image)
+        if self._before is None and not self.openers:
             return self._now.run(image)
-        try:
-            outputs = self._now.run(image)
-            wrong = "" if all(np.isfinite(array).all() for array in outputs) else "it gave what is not finite"
-        except Exception as error:  # of whatever kind: the engine before it still works
-            outputs, wrong = [], " ".join(str(error).split())[:200]
+        outputs, wrong = _tried(self._now, image)
+        if wrong and self._before is None:
+            self._failures += 1
+            self._down, self._mend_s = wrong, time.monotonic()
+            self._say(f"engine: {_of(self)} failed: {wrong}")
+            return self._mend(image)
         if wrong:
             self.rollback(wrong)
             return self._now.run(image)
         self._frames += 1
-        if self._frames >= PROBATION:
-            _close(self._before)
-            self._before = None
+        if self._frames >= self.probation:
+            self._failures = 0
+            if self._before is not None:
+                _close(self._before)
+                self._before = None
         return outputs
+
+    def settle(self) -> None:
+        """Take over what is ready, as run() does: between frames, where none may come for a while."""
+        if self._ready is not None:
+            self._take_over(self._ready)
 
     def offer(self, candidate: Open, reference: Open, limit_mm: float) -> None:
         """Open both in the background; if their vertices are at most limit_mm apart on the probe crops (mean), serve
         with the candidate from the next frame on. The reference is closed. Raises ModelError if one is in the making.
         """
         with self._lock:
-            if self.busy:
-                raise ModelError("engine: another one is already being made ready")
-            self._worker = threading.Thread(target=self._prepare, args=(candidate, reference, limit_mm), daemon=True)
+            self._refuse_a_second()
+            self._worker = threading.Thread(
+                target=self._prepare, args=(candidate, lambda engine: _far(engine, reference, limit_mm)), daemon=True
+            )
             self._worker.start()
+
+    def propose(self, candidate: Open, check: Callable[[Engine], str]) -> None:
+        """Open a candidate here and now, in the caller's thread; serve with it from the next frame on if it takes what
+        this engine takes and check finds nothing wrong, in one line. Raises ModelError, and all stays as it is.
+        """
+        with self._lock:
+            self._refuse_a_second()
+            self._making = True
+        try:
+            wrong = self._prepare(candidate, check)
+        finally:
+            self._making = False
+        if wrong:
+            raise ModelError(wrong)
 
     def rollback(self, why: str = "it was asked for") -> bool:
         """Go back to the engine before the last change, between frames; False if there is none any more."""
         if self._before is None:
             return False
         bad, self._now, self._before = self._now, self._before, None
+        self.openers, self._down = self._openers_before or self.openers, ""
         self._say(f"engine: back to {_of(self._now)}: {why} ({_of(bad)})")
         _close(bad)
         return True
@@ -98,32 +150,59 @@ class SwapEngine:
             return not self._worker.is_alive()
         return True
 
-    def _prepare(self, candidate: Open, reference: Open, limit_mm: float) -> None:
+    def _refuse_a_second(self) -> None:
+        if self.busy:
+            raise ModelError("engine: another one is already being made ready")
+
+    def _prepare(self, candidate: Open, check: Callable[[Engine], str]) -> str:
+        """Make a candidate ready; what is wrong with it otherwise."""
         engine: Engine | None = None
         try:
             engine = candidate()
-            if (engine.card.inputs, engine.card.outputs) != (self.card.inputs, self.card.outputs):
-                raise ModelError("its inputs and outputs are others")
-            expected = reference()
-            try:
-                off = compare(engine, expected, crops(engine.card.crop_size))
-            finally:
-                _close(expected)
-            if not off.mean_mm <= limit_mm:
-                raise ModelError(f"it is {off.mean_mm:.2f} mm from {_of(expected)}, allowed are {limit_mm:g}")
+            wrong = _other_form(engine.card, self.card) or check(engine)
+            if wrong:
+                raise ModelError(wrong)
         except Exception as error:  # a candidate of whatever kind must not end the daemon
-            what = "the new one" if engine is None else _of(engine)
-            self._say(f"engine: {_of(self)} stays; {what}: {' '.join(str(error).split())[:300]}")
-            if engine is not None:
-                _close(engine)
-            return
-        self._ready = engine
+            wrong = " ".join(str(error).split())[:300]
+            self._say(f"engine: {_of(self)} stays; {'the new one' if engine is None else _of(engine)}: {wrong}")
+            _close(engine)
+            return wrong
+        self._opener, self._ready = candidate, engine
+        return ""
+
+    def _mend(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
+        """The outputs of the engine opened anew. Raises EngineDown, or at last ModelError."""
+        if self._failures >= MOST_FAILURES:
+            raise ModelError(f"engine: {_of(self)} failed {self._failures} times, at last: {self._down}")
+        if time.monotonic() < self._mend_s:
+            raise EngineDown(f"engine: {self._down}; it is opened anew")
+        for opener in self.openers:
+            try:
+                fresh = opener()
+                outputs, wrong = _tried(fresh, image)
+            except Exception as error:
+                wrong = " ".join(str(error).split())[:200]
+                continue
+            if wrong:
+                _close(fresh)
+                continue
+            broken, self._now, self._down, self._frames = self._now, fresh, "", 0
+            self._say(f"engine: {_of(fresh)}, opened anew")
+            _close(broken)
+            return outputs
+        self._failures += 1
+        self._down = wrong
+        self._mend_s = time.monotonic() + FIRST_DELAY_S * 2 ** (self._failures - 2)
+        raise EngineDown(f"engine: {self._down}; it is opened anew")
 
     def _take_over(self, ready: Engine) -> None:
         if self._before is not None:
             _close(self._before)
         before, self._now, self._ready, self._frames = self._now, ready, None, 0
-        self._before = before
+        self._before, self._down = before, ""
+        if self.openers and self._opener is not None:
+            self._openers_before = self.openers
+            self.openers = [self._opener, self.openers[0]]
         self._say(f"engine: {_of(ready)} now, {_of(before)} before")
 
     def _say(self, line: str) -> None:
@@ -131,11 +210,48 @@ class SwapEngine:
         self._changed(line)
 
 
+def _tried(engine: Engine, image: NDArray[np.float32]) -> tuple[list[NDArray[Any]], str]:
+    """An engine's outputs, and what is wrong with them."""
+    try:
+        outputs = engine.run(image)
+    except Exception as error:  # of whatever kind: there may be another engine that works
+        return [], " ".join(str(error).split())[:200] or type(error).__name__
+    return outputs, "" if all(np.isfinite(array).all() for array in outputs) else "it gave what is not finite"
+
+
+def _other_form(new: ModelCard, old: ModelCard) -> str:
+    """Why a network cannot take the place of another between two crops."""
+    if (new.inputs, new.outputs) != (old.inputs, old.outputs):
+        return "its inputs and outputs are others"
+    if (new.kind, new.crop_size, new.cube_m) != (old.kind, old.crop_size, old.cube_m):
+        return f"it is a {new.kind} for crops of {new.crop_size} px and {new.cube_m:g} m, not as the one that serves"
+    return ""
+
+
+def _far(engine: Engine, reference: Open, limit_mm: float) -> str:
+    expected = reference()
+    try:
+        off = compare(engine, expected, crops(engine.card.crop_size))
+    finally:
+        _close(expected)
+    return (
+        "" if off.mean_mm <= limit_mm else f"it is {off.mean_mm:.2f} mm from {_of(expected)}, allowed are {limit_mm:g}"
+    )
+
+
 def _of(engine: Engine) -> str:
     return f"{engine.card.name} on {engine.name}"
 
 
-def _close(engine: Engine) -> None:
+def _close(engine: Engine | None) -> None:
     close = getattr(engine, "close", None)
     if close is not None:
         close()
+    threading.Thread(target=_give_memory_back, name="give back", daemon=True).start()
+
+
+def _give_memory_back() -> None:
+    """What an engine had, to the system: glibc would keep it, in pieces, and each change would need more."""
+    time.sleep(FORGOTTEN_S)
+    with contextlib.suppress(AttributeError, OSError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

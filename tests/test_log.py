@@ -7,6 +7,9 @@ import os
 import subprocess
 import sys
 
+import pytest
+from edge_hand.edge.log import LOG, StateLog
+
 COMMAND = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--camera", "synthetic", "--mode", "424x240@30"]
 LOGGING = """
 import sys
@@ -70,3 +73,22 @@ def test_a_run_and_its_mistakes_are_json_lines_alone() -> None:
         [*COMMAND, "--log", "json", "--bind", "5555"], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1 and json.loads(done.stderr.splitlines()[-1])["level"] == "error"
+
+
+def test_a_message_that_came_too_soon_is_written_a_second_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("edge_hand.edge.log.time.monotonic", lambda: now_s[0])
+    monkeypatch.setattr(LOG, "propagate", True)
+    log = StateLog("front")
+    with caplog.at_level("INFO", LOG.name):
+        for after_s, state, message in (
+            (0.0, "tracked", ""), (0.1, "tracked", "the wall clock was set by +1.0 s"), (0.2, "tracked", ""),
+            (1.2, "tracked", ""), (2.3, "lost", ""), (2.4, "tracked", ""), (3.5, "tracked", ""),
+        ):  # fmt: skip
+            now_s[0] = 100 + after_s
+            log.status(state, message)
+    assert [record.message for record in caplog.records] == [
+        "front tracked", "front tracked: the wall clock was set by +1.0 s", "front lost", "front tracked",
+    ]  # fmt: skip

@@ -60,6 +60,19 @@ def test_it_is_ready_with_the_first_frame_and_alive_with_those_after(kind: str, 
         assert heard(listening) == ["WATCHDOG=1", "STATUS=stalled: no frame in 0.5 s", "STATUS=stopping\nSTOPPING=1"]
 
 
+def test_a_camera_that_is_tried_again_puts_readiness_off_and_later_is_a_sign_of_life(tmp_path: Path) -> None:
+    address = str(tmp_path / "notify")
+    with manager(address) as listening:
+        notifier = Notifier(environ(address))
+        notifier.alive()
+        notifier.alive()
+        assert heard(listening) == ["EXTEND_TIMEOUT_USEC=60000000"]
+        notifier.frame()
+        time.sleep(0.11)
+        notifier.alive()
+        assert heard(listening) == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
+
+
 def test_readiness_is_told_again_if_it_was_not_heard(tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     notifier = Notifier(environ(address))

@@ -1,0 +1,274 @@
+"""The control socket: how a daemon on this machine is asked how it fares, to reload, to use another model, to stop.
+
+For those who ask (all that follows raises ControlError, one line):
+
+    sockets() -> list[Path]                 the daemons that run here and may be asked
+    ask(path, "status") -> Reply            one of them; "reload" and "stop" are the other words
+    ask(path, "use", model) -> Reply        serve with this .onnx file; ok is False if it was refused, message says why
+    use_model(model) -> list[Reply]         the same to all of them; none runs: an empty list
+    Reply(ok, camera, message, values)      values holds the numbers of a "status"
+
+A daemon looks at the model before it answers: it must load, be of the same kind and give plausible hands on the probe
+crops. What fails is refused and the old model goes on; a new one that fails in its first frames is taken back, and that
+is said in the log and by the next "status".
+
+It is a Unix socket of mode 0600, apart from the sockets of the data, in $RUNTIME_DIRECTORY (systemd), else
+$XDG_RUNTIME_DIR/edge-hand, else /tmp/edge-hand-UID, named after the camera: front.sock. A connection is one request and
+one answer, each a line of JSON: {"request": "use", "model": "/var/lib/edge-hand/a.onnx"}.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+REQUESTS = ("status", "reload", "use", "stop")
+MAX_REQUEST, MAX_REPLY = 4096, 64 << 10  # bytes of a line
+MAX_CLIENTS = 4  # at once; more of them wait
+PATIENCE_S = 2.0  # for a client to say what it wants
+ANSWER_S = 60.0  # for a daemon to answer: it loads a model in that time
+
+
+class ControlError(Exception):
+    """A daemon cannot be asked, or its answer is none; one line."""
+
+
+class Request(NamedTuple):
+    """what is one of REQUESTS; model the path that comes with `use`."""
+
+    what: str
+    model: str = ""
+
+
+class Reply(NamedTuple):
+    """ok: it was done. message: one line for a human. values: of a `status`, plain numbers and text by name."""
+
+    ok: bool
+    camera: str
+    message: str
+    values: dict[str, Any] = {}  # noqa: RUF012
+
+
+# --- those who ask
+
+
+def sockets() -> list[Path]:
+    """The control sockets behind which a daemon listens. Raises ControlError if there are some, all of others."""
+    folders = [default_folder(), Path("/run/edge-hand"), *sorted(Path("/run").glob("edge-hand-*"))]
+    found, forbidden = [], []
+    for path in dict.fromkeys(path for folder in folders for path in _sockets_in(folder)):
+        try:
+            with _connected(path, PATIENCE_S):
+                found.append(path)
+        except PermissionError:
+            forbidden.append(path)
+        except OSError:
+            continue  # left behind by a process that is gone
+    if forbidden and not found:
+        raise ControlError(f"{forbidden[0]}: not permitted for this user; run it as the daemon's user, or with sudo")
+    return found
+
+
+def ask(path: Path, request: str, model: Path | None = None, *, timeout_s: float = ANSWER_S) -> Reply:
+    """Ask one daemon and wait for its answer. Raises ControlError."""
+    asked = Request(request, "" if model is None else os.path.abspath(model))
+    try:
+        with _connected(path, timeout_s) as connection:
+            connection.sendall(json.dumps({"request": asked.what, "model": asked.model}).encode() + b"\n")
+            line = _read_line(connection, MAX_REPLY)
+    except TimeoutError:
+        raise ControlError(f"{path}: the daemon did not answer within {timeout_s:g} s") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ControlError(f"{path}: no daemon can be asked there ({why.lower()})") from None
+    return decode_reply(line)
+
+
+def use_model(model: Path, *, timeout_s: float = ANSWER_S) -> list[Reply]:
+    """Ask every daemon of this machine to serve with this model. Raises ControlError."""
+    return [ask(path, "use", model, timeout_s=timeout_s) for path in sockets()]
+
+
+# --- the daemon
+
+
+class ControlSocket:
+    """A daemon's end: `with ControlSocket(camera, answer)`. answer is called in a thread of its own and may take long;
+    whatever it raises becomes a refusal. Raises ControlError on entry."""
+
+    def __init__(self, camera: str, answer: Callable[[Request], Reply], folder: Path | None = None) -> None:
+        self._camera, self._answer = camera, answer
+        self._folder = folder or default_folder()
+        self._room = threading.BoundedSemaphore(MAX_CLIENTS)
+        self._closed = threading.Event()
+
+    def __enter__(self) -> ControlSocket:
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", self._camera) or "camera"
+        try:
+            _make_private(self._folder)
+            taken = _remove_the_dead(self._folder)
+            self.path = self._folder / f"{name}.sock"
+            if self.path in taken:  # another daemon shows a camera of this name
+                self.path = self._folder / f"{name}-{os.getpid()}.sock"
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            fresh = self._folder / f".{os.getpid()}"
+            fresh.unlink(missing_ok=True)
+            self._socket.bind(str(fresh))
+            os.chmod(fresh, 0o600)
+            self._socket.listen(64)
+            os.rename(fresh, self.path)  # nobody meets it before it is private and listens
+        except OSError as error:
+            raise ControlError(f"control socket in {self._folder}: {(error.strerror or str(error)).lower()}") from None
+        threading.Thread(target=self._serve, name="control", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while not self._closed.is_set():
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                if self._closed.wait(0.1):  # closed; or too many files are open
+                    return
+                continue
+            self._room.acquire()
+            threading.Thread(target=self._serve_one, args=(connection,), daemon=True).start()
+
+    def _serve_one(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                connection.settimeout(PATIENCE_S)
+                line = _read_line(connection, MAX_REQUEST)
+                if line:
+                    connection.sendall(encode_reply(self._reply_to(line)))
+        except (OSError, ValueError):
+            return  # gone, silent or too long
+        finally:
+            self._room.release()
+
+    def _reply_to(self, line: bytes) -> Reply:
+        try:
+            return self._answer(decode_request(line))
+        except Exception as error:  # of whatever kind: a request never ends the daemon
+            return Reply(False, self._camera, " ".join(str(error).split())[:500] or type(error).__name__)
+
+
+def default_folder() -> Path:
+    """Where this user's daemons have their sockets."""
+    given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    user = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(given) if given else Path(user, "edge-hand") if user else Path(f"/tmp/edge-hand-{os.getuid()}")
+
+
+# --- lines
+
+
+def decode_request(line: bytes) -> Request:
+    """A request of at most MAX_REQUEST bytes. Raises ControlError."""
+    if len(line) > MAX_REQUEST:
+        raise ControlError(f"a request is at most {MAX_REQUEST} bytes")
+    body = _object(line, "request")
+    what, model = body.get("request"), body.get("model", "")
+    if what not in REQUESTS or not isinstance(model, str) or set(body) - {"request", "model"}:
+        raise ControlError(f'a request is {{"request": one of {", ".join(REQUESTS)}}}, with "model": PATH for use')
+    if what == "use" and not os.path.isabs(model):
+        raise ControlError("use needs the absolute path of a model")
+    return Request(what, model)
+
+
+def encode_reply(reply: Reply) -> bytes:
+    return json.dumps(reply._replace(message=reply.message[:2000])._asdict()).encode() + b"\n"
+
+
+def decode_reply(line: bytes) -> Reply:
+    """Raises ControlError."""
+    body = _object(line, "answer")
+    kinds = {"ok": bool, "camera": str, "message": str, "values": dict}
+    if set(body) != set(kinds) or not all(isinstance(body[key], kind) for key, kind in kinds.items()):
+        raise ControlError("the daemon's answer is none of this version of edge-hand")
+    return Reply(**body)
+
+
+def _object(line: bytes, what: str) -> dict[str, Any]:
+    try:
+        body = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ControlError(f"a {what} is one line of JSON") from None
+    if not isinstance(body, dict):
+        raise ControlError(f"a {what} is a JSON object")
+    return body
+
+
+def _read_line(connection: socket.socket, most: int) -> bytes:
+    """Up to the newline, or the end if nothing came. Raises ValueError if it is longer than `most`."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        part = connection.recv(min(4096, most + 1 - len(line)))
+        if not part:
+            if line:
+                raise ValueError("it ended in the middle")
+            return b""
+        line += part
+        if len(line) > most:
+            raise ValueError(f"over {most} bytes")
+    return bytes(line)
+
+
+# --- files
+
+
+def _connected(path: Path, timeout_s: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout_s)
+    try:
+        connection.connect(str(path))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _sockets_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".sock")
+    except OSError:
+        return []
+
+
+def _remove_the_dead(folder: Path) -> set[Path]:
+    """Remove the sockets that processes left behind which are gone; what remains is taken."""
+    taken = set()
+    for path in _sockets_in(folder):
+        try:
+            _connected(path, PATIENCE_S).close()
+            taken.add(path)
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        except OSError:
+            taken.add(path)
+    return taken
+
+
+def _make_private(folder: Path) -> None:
+    """A folder that only this user can change; another's could hold a socket that is not ours."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = os.lstat(folder)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise PermissionError(1, "the folder is another user's or open to others")

@@ -1,0 +1,185 @@
+"""The control socket: private, bounded, and never in the way of the loop."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from edge_hand.edge import control
+from edge_hand.edge.control import (
+    MAX_REQUEST,
+    ControlError,
+    ControlSocket,
+    Reply,
+    Request,
+    ask,
+    decode_reply,
+    decode_request,
+    encode_reply,
+    sockets,
+    use_model,
+)  # fmt: skip
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's daemons have their sockets, and no other's."""
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path / "edge-hand"
+
+
+def answer(request: Request) -> Reply:
+    if request.what == "reload":
+        raise ValueError("this\ncannot be")
+    return Reply(True, "front", f"{request.what} {request.model}".strip(), {"frames": 7})
+
+
+def raw(path: Path, data: bytes, end: bool = True) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(5)
+        connection.connect(str(path))
+        try:
+            connection.sendall(data)
+            if end:
+                connection.shutdown(socket.SHUT_WR)
+            return b"".join(iter(lambda: connection.recv(4096), b""))
+        except (BrokenPipeError, ConnectionResetError):
+            return b""
+
+
+def test_a_daemon_is_found_and_answers(folder: Path) -> None:
+    assert sockets() == []
+    with ControlSocket("front", answer) as daemon:
+        assert daemon.path == folder / "front.sock" and sockets() == [daemon.path]
+        assert ask(daemon.path, "status") == Reply(True, "front", "status", {"frames": 7})
+        assert ask(daemon.path, "reload") == Reply(False, "front", "this cannot be", {})
+        assert use_model(Path("net.onnx"))[0].message == f"use {os.getcwd()}/net.onnx"
+    assert sockets() == [] and list(folder.iterdir()) == []
+    with pytest.raises(ControlError, match=r"front\.sock: no daemon can be asked there \(no such file or directory\)$"):
+        ask(folder / "front.sock", "status")
+
+
+def test_a_service_has_its_sockets_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert control.default_folder() == tmp_path / "edge-hand"
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/run:{tmp_path}/other")
+    assert control.default_folder() == tmp_path / "run"
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    assert control.default_folder() == Path(f"/tmp/edge-hand-{os.getuid()}")
+
+
+def test_only_its_user_can_reach_it(folder: Path) -> None:
+    with ControlSocket("front", answer) as daemon:
+        assert stat.S_IMODE(os.stat(daemon.path).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(ControlError, match="the folder is another user's or open to others"):
+        ControlSocket("front", answer).__enter__()
+
+
+def test_two_cameras_of_a_name_have_two_sockets_and_a_dead_one_makes_room(folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    dead = socket.socket(socket.AF_UNIX)
+    dead.bind(str(folder / "front.sock"))
+    dead.close()  # as after kill -9: the name is there, nobody listens
+    assert sockets() == []
+    with ControlSocket("front", answer) as first, ControlSocket("front", answer) as second:
+        assert first.path == folder / "front.sock" and second.path == folder / f"front-{os.getpid()}.sock"
+        assert set(sockets()) == {first.path, second.path}
+
+
+def test_a_name_cannot_leave_the_folder(folder: Path) -> None:
+    with ControlSocket("../../etc/pässwd x", answer) as daemon:
+        assert daemon.path.parent == folder and daemon.path.name == "______etc_p_sswd_x.sock"
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file" / "x", tmp_path / ("x" * 120)):
+        with pytest.raises(ControlError) as seen:
+            ControlSocket("front", answer, path).__enter__()
+        assert str(seen.value).startswith(f"control socket in {path}: ") and "\n" not in str(seen.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n", b"[]\n", b"nonsense\n", b'{"request": "format"}\n', b'{"request": 1}\n', b"[" * 4000 + b"\n",
+        b'{"request": "use", "model": "net.onnx"}\n', b'{"request": "use", "model": ["/net.onnx"]}\n', b"\xff\xfe\n",
+        b'{"request": "status", "more": 1}\n', b'{"request": "use"}\n',
+    ],
+)  # fmt: skip
+def test_what_is_no_request_is_refused_in_one_line(line: bytes) -> None:
+    with ControlSocket("front", answer) as daemon:
+        reply = decode_reply(raw(daemon.path, line))
+    assert not reply.ok and reply.message and "\n" not in reply.message
+
+
+def test_too_long_or_half_a_request_gets_no_answer_and_costs_nothing() -> None:
+    with ControlSocket("front", answer) as daemon:
+        assert raw(daemon.path, b"x" * (MAX_REQUEST + 1)) == b""
+        assert raw(daemon.path, b'{"request"') == b""
+        assert raw(daemon.path, b"") == b""
+        assert ask(daemon.path, "status").ok
+
+
+def test_clients_that_say_nothing_are_shown_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "PATIENCE_S", 0.2)
+    with ControlSocket("front", answer) as daemon:
+        silent = [socket.socket(socket.AF_UNIX) for _ in range(12)]  # more than are served at once
+        for client in silent:
+            client.connect(str(daemon.path))
+        begun_s = time.monotonic()
+        assert ask(daemon.path, "status", timeout_s=10).ok and time.monotonic() - begun_s < 3
+        for client in silent:
+            client.close()
+
+
+def test_who_waits_for_a_model_keeps_nobody_from_asking() -> None:
+    release = threading.Event()
+
+    def slow(request: Request) -> Reply:
+        if request.what == "use":
+            release.wait(10)
+        return answer(request)
+
+    with ControlSocket("front", slow) as daemon:
+        waiting = threading.Thread(target=use_model, args=(Path("/net.onnx"),))
+        waiting.start()
+        assert ask(daemon.path, "status", timeout_s=5).ok and waiting.is_alive()
+        release.set()
+        waiting.join(5)
+        with pytest.raises(ControlError, match=r"front.sock: the daemon did not answer within 0.1 s$"):
+            release.clear()
+            ask(daemon.path, "use", Path("/net.onnx"), timeout_s=0.1)
+        release.set()
+
+
+def test_an_answer_of_another_make_is_one_line() -> None:
+    for line in (b"", b"[]", b'{"ok": 1, "camera": "", "message": "", "values": {}}', b'{"ok": true}', b"[" * 9999):
+        with pytest.raises(ControlError):
+            decode_reply(line)
+    assert decode_reply(encode_reply(Reply(False, "a", "b" * 9999))) == Reply(False, "a", "b" * 2000)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200) | st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["request", "model", "x"]), inner),
+).map(lambda value: json.dumps(value).encode()))  # fmt: skip
+def test_whatever_comes_is_a_request_or_a_one_line_refusal(line: bytes) -> None:
+    try:
+        request = decode_request(line)
+    except ControlError as error:
+        assert "\n" not in str(error)
+    else:
+        assert request.what in control.REQUESTS

@@ -12,7 +12,7 @@ import zmq
 from ..hand.wire import MAX_BYTES, Message, decode
 from .keys import Keys, load_client, unlock
 
-KINDS = ("joints", "mesh", "status", "topology")
+KINDS = ("joints", "mesh", "cloud", "status", "topology")
 QUEUE = 256  # messages kept while the caller is busy
 
 
@@ -30,7 +30,7 @@ def subscribe(
 ) -> Subscription:
     """Messages of a running `edge-hand run`, decoded: iterate, and use `with` to close it in time.
 
-    topics are `joints`, `mesh`, `status` (of every camera), `joints.<camera>` and so on (of one), `topology`.
+    topics are `joints`, `mesh`, `cloud`, `status` (of every camera), `joints.<camera>` and so on (of one), `topology`.
     latest: a caller slower than the camera gets the newest message of each topic and skips what is older; otherwise
     every message comes, in order, as long as the queues hold. timeout_s: how long to wait for one message. keys: the
     file that `edge-hand keys add` made for this client, where the daemon runs with --keys.

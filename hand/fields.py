@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .camera import Intrinsics
 from .frames import Side
 from .messages import Float32, WireError
 
@@ -14,12 +15,12 @@ MAX_NAME = 64  # characters of a camera or a stage
 MAX_TEXT = 400  # characters of the status message, engine and model
 
 
-def get(m: dict[str, Any], key: str, kind: type) -> Any:
+def get(m: dict[str, Any], key: str, kind: type | tuple[type, ...]) -> Any:
     """A value of this type; nothing else counts, None least of all."""
     value = m.get(key)
     if not isinstance(value, kind):
         what = "missing" if value is None else type(value).__name__
-        raise WireError(f"{key} is {what}, expected {kind.__name__}")
+        raise WireError(f"{key} is {what}, expected {kind.__name__ if isinstance(kind, type) else kind[0].__name__}")
     return value
 
 
@@ -31,7 +32,7 @@ def whole(m: dict[str, Any], key: str, low: int = 0) -> int:
     return value
 
 
-def number(m: dict[str, Any], key: str) -> float:
+def number(m: dict[Any, Any], key: Any) -> float:
     """A finite number."""
     value: Any = m.get(key)  # a whole number counts: JavaScript packs 3.0 as 3
     if type(value) not in (int, float) or not math.isfinite(value):
@@ -50,6 +51,19 @@ def float_array(m: dict[str, Any], key: str, shape: tuple[int, ...]) -> Float32:
     if not np.isfinite(array).all():
         raise WireError(f"{key} has a number that is not finite")
     return array
+
+
+def intrinsics_of(m: dict[str, Any]) -> Intrinsics:
+    """A camera's intrinsics: width and height, fx, fy, cx, cy px, and the five coefficients of distortion."""
+    bent = get(m, "distortion", (list, tuple))
+    if len(bent) != 5:
+        raise WireError(f"distortion has {len(bent)} numbers, expected 5")
+    k1, k2, p1, p2, k3 = (number(dict(enumerate(bent)), i) for i in range(5))
+    lens = {key: number(m, key) for key in ("fx", "fy", "cx", "cy")}
+    try:
+        return Intrinsics(whole(m, "width", 1), whole(m, "height", 1), **lens, distortion=(k1, k2, p1, p2, k3))
+    except ValueError as error:
+        raise WireError(one_line(str(error))) from None
 
 
 def side_of(m: dict[str, Any]) -> Side:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .camera import Intrinsics
 from .frames import HandPose, Side
 
 Float32 = NDArray[np.float32]
@@ -101,6 +102,14 @@ class HandMesh:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class HandCloud:
+    """What the sensor measured of one hand: points_m (N, 3) float32, camera frame; none while it is only predicted."""
+
+    id: int
+    points_m: Float32
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class JointsMessage(Header):
     """`joints.<camera>`: all hands of one frame, none if none is seen; stages_us says where the time went."""
 
@@ -114,6 +123,19 @@ class MeshMessage(Header):
     """`mesh.<camera>`: the meshes of one frame, in the order of its joints message."""
 
     hands: tuple[HandMesh, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CloudMessage(Header):
+    """`cloud.<camera>`: depth points of one frame, read-only float32 m in the camera frame.
+
+    scene_m (N, 3) is the whole picture, thinned out, and None in a message that leaves it out, which most do; hands
+    are in the order of the frame's joints message; intrinsics are the camera's, sent with the scene.
+    """
+
+    scene_m: Float32 | None
+    hands: tuple[HandCloud, ...]
+    intrinsics: Intrinsics | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,4 +161,4 @@ class TopologyMessage:
     faces: NDArray[np.int32]
 
 
-Message = JointsMessage | MeshMessage | StatusMessage | TopologyMessage
+Message = JointsMessage | MeshMessage | CloudMessage | StatusMessage | TopologyMessage

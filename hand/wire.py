@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, get_args
+from dataclasses import asdict
+from typing import Any, TypeVar, get_args
 
 import msgpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from . import fields
+from .camera import Intrinsics
 from .fields import MAX_NAME, float_array, get, name_of, number, one_line, short, side_of, size_text, text_of, whole
 from .messages import (
+    CloudMessage,
+    HandCloud,
     HandJoints,
     HandMesh,
     HandState,
@@ -35,6 +40,8 @@ from .messages import (
 __all__ = [
     "MAX_BYTES",
     "VERSION",
+    "CloudMessage",
+    "HandCloud",
     "HandJoints",
     "HandMesh",
     "Header",
@@ -47,6 +54,7 @@ __all__ = [
     "WireError",
     "WireHand",
     "decode",
+    "encode_cloud",
     "encode_joints",
     "encode_mesh",
     "encode_status",
@@ -57,10 +65,12 @@ __all__ = [
 VERSION = 1
 MAX_BYTES = 4 << 20
 MAX_HANDS = 16
+MAX_POINTS = 20_000  # of a cloud's scene, and of each of its hands
 MOTION = {"velocity_m_s": 3, "angular_velocity_rad_s": 3, "angle_rates_rad_s": 20}  # the keys of a Motion
 VISIBLE = (-1, 0, 1)
 
 Parts = list[bytes]
+Hand = TypeVar("Hand", WireHand, HandCloud)
 
 
 # --- encode
@@ -87,6 +97,22 @@ def encode_mesh(header: Header, hands: Sequence[WireHand]) -> Parts:
         for hand in _limited(hands)
     ]
     return _pack("mesh", header, {"hands": maps})
+
+
+def encode_cloud(
+    header: Header, scene_m: ArrayLike | None, hands: Sequence[HandCloud], intrinsics: Intrinsics | None = None
+) -> Parts:
+    """`cloud.<camera>`: scene_m (N, 3) m, None to leave it out, and the points of each hand. Raises WireError for a
+    wrong shape, more than MAX_POINTS points or a number that is not finite."""
+    body: dict[str, Any] = {} if intrinsics is None else {"intrinsics": asdict(intrinsics)}
+    body |= {
+        "scene_m": None if scene_m is None else _bytes(scene_m, (None, 3), "scene_m", MAX_POINTS),
+        "hands": [
+            {"id": hand.id, "points_m": _bytes(hand.points_m, (None, 3), "points_m", MAX_POINTS)}
+            for hand in _limited(hands)
+        ],
+    }
+    return _pack("cloud", header, body)
 
 
 def encode_status(
@@ -159,10 +185,12 @@ def _visible_bytes(visible: ArrayLike) -> bytes:
     return array.astype(np.int8).tobytes()
 
 
-def _bytes(values: ArrayLike, shape: tuple[int | None, ...], name: str) -> bytes:
+def _bytes(values: ArrayLike, shape: tuple[int | None, ...], name: str, most: int | None = None) -> bytes:
     array = np.asarray(values, "<f4")
     if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape, strict=True)):
         raise WireError(f"{name} is {size_text(array.shape)}, the wire carries {size_text(shape)}")
+    if most is not None and len(array) > most:
+        raise WireError(f"{name} has {len(array)} points, the wire carries at most {most}")
     if not np.isfinite(array).all():
         raise WireError(f"{name} has a number that is not finite")
     return array.tobytes()
@@ -188,7 +216,7 @@ def _packed(body: dict[str, Any], topic: str) -> bytes:
     return payload
 
 
-def _limited(hands: Sequence[WireHand]) -> Sequence[WireHand]:
+def _limited(hands: Sequence[Hand]) -> Sequence[Hand]:
     if len(hands) > MAX_HANDS:
         raise WireError(f"{len(hands)} hands, the wire carries at most {MAX_HANDS}")
     return hands
@@ -206,7 +234,8 @@ def decode(parts: Sequence[bytes]) -> Message:
         raise WireError(f"a message of {len(topic) + len(payload)} bytes, expected at most {MAX_BYTES}")
     kind, _, camera = topic[: 4 * MAX_NAME + 16].decode("utf-8", "replace").partition(".")
     if kind not in _READERS or (kind == "topology") != (topic == b"topology"):
-        raise WireError(f"topic {topic[:40]!r} is none of joints.<camera>, mesh.<camera>, status.<camera>, topology")
+        known = ", ".join(name if name == "topology" else f"{name}.<camera>" for name in _READERS)
+        raise WireError(f"topic {topic[:40]!r} is none of {known}")
     try:
         body = _unpack(payload)
         if kind != "topology" and body.get("camera") != camera:
@@ -289,6 +318,23 @@ def _read_hand_mesh(m: dict[str, Any]) -> HandMesh:
     return HandMesh(id=whole(m, "id"), side=side_of(m), vertices_m=float_array(m, "vertices_m", (-1, 3)))
 
 
+def _read_cloud(body: dict[str, Any]) -> CloudMessage:
+    scene = None if body.get("scene_m") is None else _read_points(body, "scene_m")
+    lens = None if body.get("intrinsics") is None else fields.intrinsics_of(get(body, "intrinsics", dict))
+    return CloudMessage(*_header(body), scene_m=scene, hands=tuple(_each(body, _read_hand_cloud)), intrinsics=lens)
+
+
+def _read_hand_cloud(m: dict[str, Any]) -> HandCloud:
+    return HandCloud(id=whole(m, "id"), points_m=_read_points(m, "points_m"))
+
+
+def _read_points(m: dict[str, Any], key: str) -> NDArray[np.float32]:
+    points = float_array(m, key, (-1, 3))
+    if len(points) > MAX_POINTS:
+        raise WireError(f"{key} has {len(points)} points, expected at most {MAX_POINTS}")
+    return points
+
+
 def _read_status(body: dict[str, Any]) -> StatusMessage:
     return StatusMessage(
         *_header(body),
@@ -317,6 +363,7 @@ def _read_topology(body: dict[str, Any]) -> TopologyMessage:
 _READERS: dict[str, Callable[[dict[str, Any]], Message]] = {
     "joints": _read_joints,
     "mesh": _read_mesh,
+    "cloud": _read_cloud,
     "status": _read_status,
     "topology": _read_topology,
 }

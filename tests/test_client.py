@@ -138,7 +138,7 @@ def test_an_unknown_topic_is_refused(topic: str) -> None:
     with pytest.raises(SubscribeError) as caught:
         subscribe(topics=[topic])
     assert str(caught.value) == (
-        f"topic {topic!r}: expected joints, mesh, status, topology, or one camera's, like joints.front"
+        f"topic {topic!r}: expected joints, mesh, cloud, status, topology, or one camera's, like joints.front"
     )
 
 

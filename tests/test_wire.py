@@ -17,6 +17,9 @@ import pytest
 from edge_hand.hand.frames import HandPose
 from edge_hand.hand.wire import (
     MAX_BYTES,
+    MAX_POINTS,
+    CloudMessage,
+    HandCloud,
     Header,
     JointsMessage,
     MeshMessage,
@@ -26,6 +29,7 @@ from edge_hand.hand.wire import (
     WireError,
     WireHand,
     decode,
+    encode_cloud,
     encode_joints,
     encode_mesh,
     encode_status,
@@ -64,6 +68,10 @@ def a_hand(number: int = 1, *, vertices: int = 5, state: str = "tracked", side: 
     return WireHand(number, 0.0, pose, ramp(21, 3), visible, Motion(ramp(3), ramp(3) + 1, ramp(20)))
 
 
+def points(n: int) -> np.ndarray:
+    return np.arange(3 * n).reshape(n, 3) / 64 + 0.5
+
+
 def golden_messages() -> dict[str, list[bytes]]:
     hands = [a_hand(1), a_hand(2, state="predicted", side="left")]
     status = {"frames": 1200, "dropped": 3, "bad_frames": 1, "engine": "onnxruntime", "model": "dgn-64-int8"}
@@ -71,6 +79,8 @@ def golden_messages() -> dict[str, list[bytes]]:
         "wire_joints": encode_joints(HEADER, hands, stages_us={"crop": 50.5, "engine": 900.25}, dropped=3),
         "wire_joints_empty": encode_joints(HEADER, [], stages_us={}, dropped=3),
         "wire_mesh": encode_mesh(HEADER, hands),
+        "wire_cloud": encode_cloud(HEADER, points(3), [HandCloud(1, points(2) + 1), HandCloud(2, points(0))]),
+        "wire_cloud_no_scene": encode_cloud(HEADER, None, []),
         "wire_status": encode_status(HEADER, state="stalled", fps=29.5, uptime_s=61.5, message="no frame", **status),
         "wire_topology": encode_topology([[0, 1, 2], [2, 1, 3]]),
     }
@@ -80,6 +90,8 @@ TOPICS = {
     "wire_joints": b"joints.front",
     "wire_joints_empty": b"joints.front",
     "wire_mesh": b"mesh.front",
+    "wire_cloud": b"cloud.front",
+    "wire_cloud_no_scene": b"cloud.front",
     "wire_status": b"status.front",
     "wire_topology": b"topology",
 }
@@ -142,6 +154,16 @@ def test_golden_mesh_status_and_topology_decode_to_what_was_written() -> None:
     assert topology.vertices == 4 and topology.faces.tolist() == [[0, 1, 2], [2, 1, 3]]
 
 
+def test_golden_clouds_decode_to_what_was_written() -> None:
+    cloud, without = decode(golden("wire_cloud")), decode(golden("wire_cloud_no_scene"))
+    assert isinstance(cloud, CloudMessage) and isinstance(without, CloudMessage)
+    assert (cloud.camera, cloud.seq, cloud.latency_ms) == ("front", 1234, 8.0)
+    np.testing.assert_array_equal(cloud.scene_m, points(3))
+    np.testing.assert_array_equal(cloud.hands[0].points_m, points(2) + 1)
+    assert [hand.id for hand in cloud.hands] == [1, 2] and cloud.hands[1].points_m.shape == (0, 3)
+    assert without.scene_m is None and without.hands == ()
+
+
 def test_decoded_arrays_are_read_only_views_without_a_copy() -> None:
     hand = decode(golden("wire_joints")).hands[0]
     assert hand.joints_m.dtype == np.dtype("<f4") and hand.joints_m.base is not None
@@ -197,7 +219,7 @@ def test_keys_of_a_later_minor_change_are_ignored() -> None:
         ([b"joints.front"], "a message has 1 parts, expected [topic, payload]"),
         (
             [b"hello", b""],
-            "topic b'hello' is none of joints.<camera>, mesh.<camera>, status.<camera>, topology",
+            "topic b'hello' is none of joints.<camera>, mesh.<camera>, cloud.<camera>, status.<camera>, topology",
         ),
         (
             [b"joints.front", b"\x80" * (MAX_BYTES + 1)],
@@ -246,6 +268,15 @@ def test_keys_of_a_later_minor_change_are_ignored() -> None:
             changed_hand(golden("wire_mesh"), vertices_m=b"\0" * 13),
             "mesh.front: hands[0].vertices_m has 13 bytes, expected a multiple of 12 (float32 Vx3)",
         ),
+        (
+            changed(golden("wire_cloud"), scene_m=b"\0" * 11),
+            "cloud.front: scene_m has 11 bytes, expected a multiple of 12 (float32 Vx3)",
+        ),
+        (
+            changed_hand(golden("wire_cloud"), points_m=b"\0" * 12 * (MAX_POINTS + 1)),
+            "cloud.front: hands[0].points_m has 20001 points, expected at most 20000",
+        ),
+        (changed_hand(golden("wire_cloud"), id=-1), "cloud.front: hands[0].id is -1, expected a whole number from 0"),
         (changed(golden("wire_topology"), vertices=3), "topology: faces has an index outside 0 to 2"),
     ],
 )

@@ -1,0 +1,112 @@
+"""A recording as something to subscribe to: what was published then, or else what the tracker finds in it now."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from ..hand.frames import DepthFrame
+from ..hand.messages import JointsMessage, MeshMessage
+from ..hand.wire import Header, decode
+from .cloud import Clouds
+from .loop import Loop, topology
+from .publish import Publisher
+from .recording import Recording, RecordingError
+
+
+@contextmanager
+def published(source: str, model: Path, engine: str = "auto", threads: int = 1) -> Iterator[str]:
+    """Publish a recording over and over, at its own rate, to this user alone; gives the address.
+
+    A recording made by `edge-hand run --record` is played, any other that `--camera replay` reads is tracked with the
+    model. Raises CameraError, RecordingError and ModelError.
+    """
+    over = threading.Event()
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-hand-view-"))
+        address = f"ipc://{folder}/recording"
+        open_run = _played if _has_messages(Path(source)) else _tracked
+        run = open_run(stack, source, address, model, engine, threads)
+        thread = threading.Thread(target=run, args=(over.is_set,), name="recording", daemon=True)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(over.set)
+        yield address
+
+
+def _tracked(
+    stack: ExitStack, source: str, address: str, model: Path, engine: str, threads: int
+) -> Callable[[Callable[[], bool]], object]:
+    from .cameras import open_camera
+    from .engines import open_engine
+    from .finder import open_finder
+    from .tracker import Tracker
+
+    tracker = Tracker(open_engine(engine, model, threads), open_finder(threads=threads))
+    camera = stack.enter_context(open_camera("replay", source, loop=True))
+    return Loop(camera, tracker, stack.enter_context(Publisher(address, topology=topology()))).run
+
+
+def _played(
+    stack: ExitStack, source: str, address: str, model: Path, engine: str, threads: int
+) -> Callable[[Callable[[], bool]], object]:
+    from .play import Player
+
+    recording, depth = (stack.enter_context(Recording(Path(source))) for _ in range(2))
+    publisher = stack.enter_context(_WithClouds(address, depth))
+    player = Player(recording, publisher, keep_stamps=True)  # by its time a message finds the frame it is of
+    return lambda stop: player.run(stop, loop=True)
+
+
+def _has_messages(path: Path) -> bool:
+    """Whether messages were recorded beside the frames."""
+    if path.suffix != ".mcap" or not path.is_file():
+        return False
+    with Recording(path) as recording:
+        return any(message.parts[0] != b"topology" for message in recording.published())
+
+
+class _WithClouds(Publisher):
+    """Adds to each mesh of a recording the cloud of its frame; clouds are too large to be recorded."""
+
+    def __init__(self, address: str, recording: Recording) -> None:
+        super().__init__(address, topology=topology())
+        self._recording, self._clouds = recording, Clouds()
+        self._frames = iter(recording)
+        self._frame: DepthFrame | None = None
+        self._tracked: set[int] = set()
+
+    def publish(self, parts: list[bytes]) -> bool:
+        """Hand over one message, and the cloud that belongs to it; from lap to lap the daemon does not stop."""
+        kind = parts[0].partition(b".")[0]
+        if kind == b"status" and getattr(decode(parts), "state", "") == "stopping":
+            return True
+        sent = super().publish(parts)
+        if kind in (b"joints", b"mesh") and self.wants(f"cloud.{self._recording.camera}"):
+            message = decode(parts)
+            if isinstance(message, JointsMessage):
+                self._tracked = {hand.id for hand in message.hands if hand.state == "tracked"}
+            elif isinstance(message, MeshMessage):
+                self._add_cloud(message)
+        return sent
+
+    def _add_cloud(self, mesh: MeshMessage) -> None:
+        frame = self._frame_at(mesh.t_capture_ns)
+        if frame is not None:
+            header = Header(mesh.camera, mesh.seq, mesh.t_capture_ns, mesh.t_capture_unix_ns, mesh.t_publish_ns)
+            meshes = [(hand.id, hand.vertices_m if hand.id in self._tracked else None) for hand in mesh.hands]
+            super().publish(self._clouds.message_of(header, frame, meshes))
+
+    def _frame_at(self, t_ns: int) -> DepthFrame | None:
+        """The frame captured then; frames are read forwards, and from the start again for an earlier one."""
+        if self._frame is not None and self._frame.t_ns > t_ns:
+            self._frames, self._frame = iter(self._recording), None
+        try:
+            while self._frame is None or self._frame.t_ns < t_ns:
+                self._frame = next(self._frames)
+        except (StopIteration, RecordingError):
+            self._frames, self._frame = iter(self._recording), None
+        return self._frame if self._frame is not None and self._frame.t_ns == t_ns else None

@@ -1,0 +1,161 @@
+"""The metrics as a scraper sees them."""
+
+from __future__ import annotations
+
+import math
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.engines import open_engine
+from edge_hand.edge.http_server import TIMEOUT_S, ServeError
+from edge_hand.edge.loop import Loop
+from edge_hand.edge.metrics import CONTENT_TYPE, Metrics
+from edge_hand.edge.publish import Publisher
+from edge_hand.edge.tracker import STAGES, Tracker
+
+FRAMES = 5
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read().decode()
+
+
+def scraped(metrics: Metrics) -> str:
+    with urllib.request.urlopen(metrics.url, timeout=5) as answer:
+        assert answer.headers["Content-Type"] == CONTENT_TYPE
+        return answer.read().decode()
+
+
+@contextmanager
+def a_loop() -> Iterator[tuple[Loop, Metrics]]:
+    """A loop that has seen some frames, with its metrics."""
+    with SyntheticCamera(0, "424x240@30", fps=0) as camera, Publisher("tcp://127.0.0.1:*") as publisher:
+        minders: list[Metrics] = []
+        loop = Loop(camera, Tracker(open_engine()), publisher, minders=minders)
+        metrics = Metrics("127.0.0.1:0", lambda: loop)
+        minders.append(metrics)
+        loop.say("starting")
+        for seq in (*range(FRAMES - 1), FRAMES + 1):  # two are skipped
+            loop.handle(camera.frame(seq))
+        try:
+            yield loop, metrics
+        finally:
+            metrics.close()
+
+
+def test_prometheus_own_parser_reads_what_the_loop_counted() -> None:
+    parser = pytest.importorskip("prometheus_client.parser", reason="needs prometheus_client")
+    with a_loop() as (loop, metrics):
+        text = scraped(metrics)
+        families = {family.name: family for family in parser.text_string_to_metric_families(text)}
+        stalled = {"tracked": 0.0, "stalled": 1.0}
+        loop.say("stalled", "no frame")
+        after = {family.name: family for family in parser.text_string_to_metric_families(scraped(metrics))}
+        expected = sum(1 for track in loop.tracker.tracks if track.published)
+    assert all(sample.labels["camera"] == "synthetic-0" for f in families.values() for sample in f.samples)
+
+    def value(name: str, **labels: str) -> float:
+        family = families[name.removesuffix("_total").removesuffix("_sum").removesuffix("_count")]
+        (found,) = [s.value for s in family.samples if s.name == name and labels.items() <= s.labels.items()]
+        return found
+
+    assert value("edge_hand_frames_total") == FRAMES and families["edge_hand_frames"].type == "counter"
+    assert value("edge_hand_frames_dropped_total") == 2
+    assert value("edge_hand_hands") == expected == 1
+    assert value("edge_hand_state", state="tracked") == 1 and value("edge_hand_state", state="lost") == 0
+    assert {s.labels["state"]: s.value for s in after["edge_hand_state"].samples}.items() >= stalled.items()
+    for stage in STAGES:
+        quantiles = [value("edge_hand_stage_seconds", stage=stage, quantile=q) for q in ("0.5", "0.9", "0.99")]
+        assert quantiles == sorted(quantiles) and all(math.isfinite(q) for q in quantiles)
+        assert value("edge_hand_stage_seconds_count", stage=stage) == FRAMES
+    assert 1e-4 < value("edge_hand_stage_seconds", stage="engine", quantile="0.5") < 10
+    (info,) = families["edge_hand_info"].samples
+    assert info.labels["model"].startswith("dgn-nano") and "onnxruntime" in info.labels["engine"]
+
+
+def test_before_the_first_frame_there_is_something_to_read() -> None:
+    metrics = Metrics("0", lambda: pytest.fail("there is no loop yet"))
+    try:
+        text = scraped(metrics)
+    finally:
+        metrics.close()
+    assert "edge_hand_frames_total{} 0\n" in text and 'edge_hand_state{state="starting"} 1\n' in text
+
+
+def test_a_frame_costs_the_loop_next_to_nothing() -> None:
+    with a_loop() as (_, metrics):
+        took = []
+        for _ in range(300):
+            begun = time.perf_counter()
+            metrics.frame()
+            took.append(time.perf_counter() - begun)
+    assert sorted(took)[100] < 100e-6
+
+
+def test_a_client_that_says_nothing_keeps_nobody_waiting() -> None:
+    with a_loop() as (_, metrics):
+        host, port = metrics.url.removeprefix("http://").partition("/")[0].split(":")
+        silent = [socket.create_connection((host, int(port))) for _ in range(4)]
+        begun = time.monotonic()
+        assert "edge_hand_fps" in scraped(metrics)
+        assert time.monotonic() - begun < TIMEOUT_S / 2
+        for connection in silent:
+            connection.close()
+
+
+def test_other_paths_are_not_found() -> None:
+    with a_loop() as (_, metrics), pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(metrics.url + "/etc/passwd", timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("nonsense", "--metrics nonsense: expected HOST:PORT, for example 127.0.0.1:9100"),
+        ("127.0.0.1:99999", "--metrics 127.0.0.1:99999: expected HOST:PORT, for example 127.0.0.1:9100"),
+        (
+            "example.org:9100",
+            "--metrics example.org: expected a numeric address of this machine, for example",
+        ),
+        ("0.0.0.0:9100", "--metrics 0.0.0.0: anyone who can reach this address could read it; take 127.0.0.1 "),
+    ],
+)
+def test_an_address_that_cannot_be_or_is_open_to_others_is_refused(address: str, says: str) -> None:
+    with pytest.raises(ServeError) as caught:
+        Metrics(address, lambda: pytest.fail("not called"))
+    assert str(caught.value).startswith(says)
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ServeError, match=f"^--metrics 127.0.0.1:{port}: address already in use; take another"):
+            Metrics(f"{port}", lambda: pytest.fail("not called"))
+
+
+@pytest.mark.slow
+def test_run_serves_its_metrics_where_it_says() -> None:
+    command = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--camera", "synthetic", "--mode", "424x240@30"]
+    command += ["--no-view", "--bind", "tcp://127.0.0.1:*", "--metrics", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        try:
+            said = next(line for line in process.stdout if line.startswith("metrics at "))
+            url = said.removeprefix("metrics at ").strip()
+            end = time.monotonic() + 30
+            while 'edge_hand_state{camera="synthetic-0",state="tracked"} 1' not in (text := read(url)):
+                assert time.monotonic() < end, text
+                time.sleep(0.1)
+        finally:
+            process.terminate()

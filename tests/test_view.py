@@ -1,0 +1,359 @@
+"""The live view: what it knows of cameras that come and go, what it sends, and the page in a real browser."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
+from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.cli import main
+from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.loop import Loop, topology
+from edge_hand.edge.model_card import DEFAULT_MODEL
+from edge_hand.edge.publish import Publisher
+from edge_hand.edge.tracker import Tracker
+from edge_hand.edge.view import served
+from edge_hand.edge.view_board import FRESH_S, GONE_S, Board
+from edge_hand.edge.view_packet import POINT_M, Packets
+from edge_hand.edge.view_source import published
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.frames import HandPose
+from edge_hand.hand.wire import (
+    HandCloud,
+    Header,
+    WireHand,
+    decode,
+    encode_cloud,
+    encode_joints,
+    encode_mesh,
+    encode_status,
+)
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+ADDRESS = "tcp://127.0.0.1:5555"
+
+
+# --- the board and its packets
+
+
+def a_hand(number: int = 1, state: str = "tracked") -> WireHand:
+    rng = np.random.default_rng(number)
+    zeros = np.zeros(26)
+    pose = HandPose(
+        "left", 1.0, state, 0.8, np.eye(4), zeros, zeros[:6], zeros[:7], rng.normal(size=(21, 3)),
+        rng.normal(size=(30, 3)), zeros[:21], 2.0,
+    )  # fmt: skip
+    return WireHand(number, 0.0, pose, None)
+
+
+def told(board: Board, now_s: float, *kinds: str, seq: int = 5, camera: str = "front", **status: Any) -> None:
+    """Give the board messages of one frame."""
+    header, hands = Header(camera, seq, 10**9, 2, 10**9 + 8_000_000), [a_hand()]
+    status = {"state": "tracked", "message": ""} | status
+    numbers = {"fps": 90.0, "frames": 7, "dropped": 1, "bad_frames": 0, "engine": "e", "model": "m", "uptime_s": 9}
+    parts = {
+        "joints": lambda: encode_joints(header, hands, stages_us={"crop": 500.0, "engine": 900.0}, dropped=1),
+        "mesh": lambda: encode_mesh(header, hands),
+        "cloud": lambda: encode_cloud(header, np.eye(3), [HandCloud(1, np.ones((4, 3)))]),
+        "status": lambda: encode_status(header, **numbers, **status),
+        "topology": lambda: topology(),
+    }
+    for kind in kinds:
+        board.take(ADDRESS, decode(parts[kind]()), now_s)
+
+
+def unpacked(packet: bytes) -> tuple[dict[str, Any], Callable[[str, list[int]], np.ndarray]]:
+    """As the page reads it."""
+    total, length = struct.unpack_from("<II", packet)
+    assert total == len(packet) - 4
+    body = json.loads(packet[8 : 8 + length])
+    return body, lambda kind, place: np.frombuffer(packet, kind, place[1], 8 + length + place[0])
+
+
+def events(board: Board) -> list[str]:
+    return [text for _, text in board.events()][::-1]
+
+
+def test_a_packet_carries_the_hand_its_depth_and_the_numbers() -> None:
+    board = Board({"front": np.diag([1.0, 1, 1, 1]) + 0.0})
+    told(board, 100.0, "status", "joints", "mesh", "cloud", "topology")
+    packets = Packets()
+    body, array = unpacked(packets.packet(board.views(100.01), board.topology, now_s=100.01, events=board.events()))
+    (camera,) = body["cameras"]
+    assert (camera["camera"], camera["state"], camera["fps"], camera["dropped"], camera["here"]) == (
+        *("front", "tracked", 90.0, 1),
+        True,
+    )
+    assert camera["stages_ms"] == {"crop": 0.5, "engine": 0.9} and camera["latency_ms"] == 8.0
+    assert camera["age_ms"] == pytest.approx(18.0)
+    (hand,) = camera["hands"]
+    np.testing.assert_allclose(array("<f4", hand["joints"]).reshape(21, 3), a_hand().pose.joints_m, atol=1e-6)
+    mesh = array("<i2", hand["mesh"]).reshape(-1, 3) * POINT_M
+    np.testing.assert_allclose(mesh, a_hand().pose.vertices_m, atol=POINT_M)
+    np.testing.assert_allclose(array("<i2", hand["points"]) * POINT_M, 1, atol=POINT_M)
+    np.testing.assert_allclose(array("<i2", camera["scene"]) * POINT_M, np.eye(3).ravel(), atol=POINT_M)
+    assert len(camera["T"]) == 16 and array("<u2", body["faces"]).max() == decode(topology()).vertices - 1
+    again, _ = unpacked(packets.packet(board.views(100.02), board.topology, now_s=100.02))
+    assert "faces" not in again and "scene" not in again["cameras"][0], "what the page has is sent again"
+
+
+def test_an_old_hand_is_not_shown() -> None:
+    board = Board()
+    told(board, 100.0, "status", "joints", "mesh", "cloud")
+    assert board.views(100.0 + FRESH_S / 2)[0].joints is not None
+    view = board.views(100.01 + FRESH_S)[0]
+    assert (view.joints, view.mesh, view.cloud) == (None, None, None) and view.here
+
+
+def test_a_stalled_camera_shows_no_hand_and_why() -> None:
+    board = Board()
+    told(board, 100.0, "status", "joints")
+    told(board, 100.1, "status", state="stalled", message="no frame for 0.5 s")
+    (view,) = board.views(100.1)
+    assert view.joints is None and view.fare.as_dict(100.1)["message"] == "no frame for 0.5 s"
+    told(board, 100.2, "status", "joints", seq=6)
+    assert board.views(100.2)[0].joints is not None
+    assert events(board) == [
+        "front joined from tcp://127.0.0.1:5555",
+        "front stalled: no frame for 0.5 s",
+        "front is back: tracked",
+    ]
+
+
+def test_daemons_that_leave_are_seen_to_leave_and_to_come_back() -> None:
+    board = Board()
+    told(board, 100.0, "status", "joints")
+    told(board, 101.0, "status", state="stopping")
+    assert not board.views(101.0)[0].here
+    told(board, 105.0, "status", "joints")
+    assert board.views(105.0)[0].here
+    assert not board.views(105.1 + GONE_S)[0].here
+    assert [text.split(" from")[0] for text in events(board)] == [
+        "front joined",
+        "front left: it was stopped",
+        "front joined",
+        "front fell silent",
+    ]
+
+
+def test_cameras_of_one_name_at_two_addresses_are_two() -> None:
+    board = Board()
+    told(board, 100.0, "status", "joints")
+    header = Header("front", 1, 1, 2, 3)
+    board.take("tcp://127.0.0.1:5556", decode(encode_joints(header, [], stages_us={}, dropped=0)), 100.0)
+    assert [view.fare.address[-1] for view in board.views(100.0)] == ["5", "6"]
+
+
+# --- the page
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return open_engine()
+
+
+@contextmanager
+def daemon(engine: Engine, bind: str = "tcp://127.0.0.1:*", seed: int = 0) -> Iterator[Publisher]:
+    """A daemon with the synthetic camera, in a thread."""
+    over = threading.Event()
+    with (
+        SyntheticCamera(seed, "424x240@30") as camera,
+        Publisher(bind, topology=topology()) as publisher,
+    ):
+        thread = threading.Thread(target=Loop(camera, Tracker(engine), publisher).run, args=(over.is_set,))
+        thread.start()
+        try:
+            yield publisher
+        finally:
+            over.set()
+            thread.join()
+
+
+def first_packets(url: str, until: Callable[[dict[str, Any]], bool], most: int = 600) -> dict[str, Any]:
+    """Read the stream until a packet's JSON is as wanted."""
+    with urllib.request.urlopen(url + "stream", timeout=20) as stream:
+        for _ in range(most):
+            (length,) = struct.unpack("<I", stream.read(4))
+            body, _ = unpacked(struct.pack("<I", length) + stream.read(length))
+            if until(body):
+                return body
+    raise AssertionError(f"no packet was as wanted; the last: {body}")
+
+
+def has_all_of_a_hand(body: dict[str, Any]) -> bool:
+    return any({"joints", "mesh", "points"} <= set(h) for camera in body["cameras"] for h in camera["hands"])
+
+
+def test_the_stream_shows_a_running_daemon_and_meshes_are_asked_for_only_while_it_is_read(engine: Engine) -> None:
+    with daemon(engine) as publisher, served([publisher.address], port=0) as server:
+        end = time.monotonic() + 20
+        while not publisher.wants("joints.synthetic-0") and time.monotonic() < end:
+            time.sleep(0.02)
+        assert not publisher.wants("mesh.synthetic-0") and not publisher.wants("cloud.synthetic-0")
+        body = first_packets(server.url, has_all_of_a_hand)
+        assert body["cameras"][0]["address"] == publisher.address
+        while publisher.wants("cloud.synthetic-0") and time.monotonic() < end:
+            time.sleep(0.02)
+        assert not publisher.wants("mesh.synthetic-0"), "nobody looks any more"
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_a_recording_is_shown_with_or_without_messages_in_it(engine: Engine, tmp_path: Path, messages: bool) -> None:
+    from edge_hand.edge.recorder import Recorder
+    from edge_hand.edge.recording import RecordingWriter
+
+    path = tmp_path / "hand.mcap"
+    with SyntheticCamera(0, "424x240@30", fps=0) as camera, Publisher("tcp://127.0.0.1:*") as publisher:
+        frames = [camera.frame(seq) for seq in range(12)]
+        with Recorder(RecordingWriter(path), lambda _: None, patient=True) as recorder:
+            loop = Loop(camera, Tracker(engine), publisher, sink=recorder)
+            for frame in frames:
+                (loop.handle if messages else recorder.frame)(frame)
+    with published(str(path), DEFAULT_MODEL) as address, served([address], port=0) as server:
+        body = first_packets(server.url, has_all_of_a_hand)
+    says = body["cameras"][0]["message"] or ""
+    assert body["cameras"][0]["camera"] == "synthetic-0" and (messages or "played" not in says)
+
+
+def test_only_pages_of_this_machine_may_read_it() -> None:
+    with served([ADDRESS], port=0) as server:
+        for host, code in (("localhost:1", 200), ("127.0.0.1", 200), ("evil.example", 403), ("", 403)):
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+            connection.request("GET", "/", headers={"Host": host})
+            answer = connection.getresponse()
+            assert answer.status == code, host
+            assert "default-src 'self'" in (answer.getheader("Content-Security-Policy") or "")
+            assert answer.getheader("Access-Control-Allow-Origin") is None
+            connection.close()
+        for path in ("/../view.py", "/view.py", "/page/view.html", "/nothing", "//etc/passwd"):
+            connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+            connection.request("GET", path)
+            assert connection.getresponse().status == 404, path
+            connection.close()
+
+
+def test_the_page_needs_nothing_from_elsewhere() -> None:
+    import edge_hand.edge.view as view
+
+    assert {"view.html", "view.css", "view.js", "draw.js", "stream.js"} <= view.FILES
+    for name in view.FILES:
+        text = (view.PAGE / name).read_text().replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text and "https:" not in text and "//cdn" not in text, name
+
+
+@pytest.mark.slow
+def test_the_command_serves_the_page_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    rig = Rig("cell", "2026-01-01T00:00:00Z", "test", (a_camera("front"), a_camera("side")), (), Quality("board"))
+    save_rig(rig, tmp_path / "rig.json")
+    command = [sys.executable, "-m", "edge_hand.edge.cli", "view", "--port", "0", "--address", f"ipc://{tmp_path}/d"]
+    with subprocess.Popen([*command, "--rig", str(tmp_path / "rig.json")], stdout=subprocess.PIPE, text=True) as ran:
+        assert ran.stdout is not None
+        url, _, said = ran.stdout.readline().partition(" ")
+        assert said == f"shows ipc://{tmp_path}/d; Ctrl-C ends it\n"
+        with urllib.request.urlopen(url, timeout=10) as page:
+            assert b"<canvas" in page.read()
+        body = first_packets(url, lambda _: True)
+        assert body["silent"] == [f"ipc://{tmp_path}/d"]
+        ran.terminate()
+        assert ran.wait(10) == 0
+
+
+def a_camera(serial: str) -> RigCamera:
+    return RigCamera(serial, "depth", Intrinsics(640, 480, 380, 380, 320, 240), np.eye(4), 1e-6 * np.eye(6))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--host", "0.0.0.0"], "edge-hand: --host 0.0.0.0: anyone who can reach this address could read it; take"),
+        (["--rig", "nowhere.json"], "edge-hand: nowhere.json"),
+        (["--source", "nowhere.mcap"], "edge-hand: nowhere.mcap does not exist"),
+        (["--address", "nonsense"], "edge-hand: cannot subscribe at 'nonsense'"),
+    ],
+)
+def test_what_cannot_be_shown_is_one_line(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["edge-hand", "view", "--port", "0", *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    said = capsys.readouterr().err
+    assert left.value.code == 1 and said.startswith(says) and said.count("\n") == 1, said
+
+
+# --- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if importlib.util.find_spec("playwright") is None or CHROMIUM is None:
+        pytest.skip("needs a browser: pip install playwright, and chromium on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+def hand_pixels(page: Any) -> dict[str, int]:
+    """How many pixels of the scene have the green of a tracked hand, and the blue of its depth."""
+    from PIL import Image
+
+    shot = Image.open(io.BytesIO(page.locator("#stage").screenshot())).convert("RGB")
+    r, g, b = np.asarray(shot).astype(int).transpose(2, 0, 1)[:, 60:]
+    return {"green": int(((g > 80) & (g > 1.4 * r) & (g > 1.25 * b)).sum()), "blue": int((b > r + 60).sum())}
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_hand_its_numbers_and_daemons_that_leave(
+    browser: Any, engine: Engine, tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport={"width": 900, "height": 600})
+    troubles: list[str] = []
+    page.on("console", lambda message: message.type == "error" and troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda r: r.url.startswith("http://127.0.0.1") or troubles.append(r.url))
+    address = f"ipc://{tmp_path}/daemon"
+    with served([address], port=0) as server:
+        page.goto(server.url)
+        page.wait_for_function("document.querySelector('#notice').textContent.includes('waiting for ipc')")
+        with daemon(engine, address):
+            page.wait_for_selector(".tag.good", timeout=60_000)  # the label of a tracked hand
+            page.wait_for_selector(".stages .time", timeout=20_000)
+            text = page.inner_text("#cameras")
+            for word in ("synthetic-0", "tracked", "fps", "latency", "dropped", "age", "engine", "refit", address):
+                assert word in text, text
+            page.wait_for_function("parseFloat(document.querySelector('.numbers div').textContent) > 0")  # fps
+            seen = hand_pixels(page)
+            assert seen["green"] > 1500 and seen["blue"] > 100, seen
+            for part in ("mesh", "bones", "points"):
+                page.uncheck(f"input[value={part}]")
+            page.wait_for_timeout(1000)
+            bare = hand_pixels(page)
+            assert bare["green"] < seen["green"] / 3 and bare["blue"] < seen["blue"], (seen, bare)
+            page.check("input[value=mesh]")
+        page.wait_for_selector(".card .state.bad", timeout=20_000)
+        assert "gone" in page.inner_text("#cameras") and "synthetic-0 left" in page.inner_text("#events")
+        assert hand_pixels(page)["green"] < 200, "a hand is shown that nobody sees"
+        assert troubles == []
+    page.wait_for_selector("#link.bad", timeout=20_000)  # the view itself is gone too
+    assert "unknown" in page.inner_text("#cameras")
+    page.close()

@@ -1,0 +1,310 @@
+"""The networks this device has accepted: numbered versions that never change, and which of them is in use.
+
+    STORE/0001/adapted-1.onnx, .json         a version: its models, each with its card,
+               adapted-1-int8.onnx, .json    where it comes from and the hashes of all files (version.json),
+               gate.json, version.json       and the report of the gate that let it in
+    STORE/current.json                       {"use": 2, "before": [0, 1], "proven": [1]}; 0 is the network that ships
+
+Versions are written under another name and renamed, the pointer is replaced whole: a power cut leaves the old state or
+the new one. `edge-hand run` serves with the current version if it is not told otherwise.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
+
+FORMAT = 1
+SHIPPED = 0  # the number of the network that ships
+REMEMBERED = 50  # steps back at most
+
+
+class StoreError(Exception):
+    """A store of networks that cannot be used, or a version that is not there; one line."""
+
+
+class Version(NamedTuple):
+    """An accepted network. model is its file for CPUs, the int8 one if there is one; made_from says in a few words what
+    it learned from; over is the number of the network it was better than; report is the gate's; baseline holds the
+    health measures (`health.py`) it had there."""
+
+    number: int
+    folder: Path
+    model: Path
+    made_utc: str
+    made_from: str
+    over: int
+    report: dict[str, Any]
+    baseline: dict[str, Any]
+
+
+class Pointer(NamedTuple):
+    """The number in use, those in use before it, the latest last, and those that have proven themselves in a daemon."""
+
+    use: int = SHIPPED
+    before: tuple[int, ...] = ()
+    proven: tuple[int, ...] = ()
+
+
+def default_store() -> Path:
+    """$EDGE_HAND_STORE; else below $STATE_DIRECTORY, which systemd sets, or the user's data."""
+    if given := os.environ.get("EDGE_HAND_STORE"):
+        return Path(given)
+    if state := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
+        return Path(state, "models")
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share", "edge-hand", "models")
+
+
+def own_model(store: Path | None = None) -> tuple[Path, str]:
+    """The model this device is to serve with and one line about it, empty for the one that ships. A version that cannot
+    be used is passed over, and the line says so: a daemon goes on seeing hands."""
+    store = store or default_store()
+    try:
+        version = current(store)
+        if version is None:
+            return DEFAULT_MODEL, ""
+        check(version)
+        return version.model, f"model: version {version.number} of this device, from {version.made_from}"
+    except (StoreError, ModelError) as error:
+        return DEFAULT_MODEL, f"model: {DEFAULT_MODEL.stem} as shipped, since {error}"
+
+
+def versions(store: Path) -> list[Version]:
+    """All versions, the oldest first. Raises StoreError."""
+    try:
+        folders = sorted(f for f in store.iterdir() if f.is_dir() and f.name.isdecimal())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StoreError(f"store {store}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    return [load_version(folder) for folder in folders]
+
+
+def load_version(folder: Path) -> Version:
+    """Raises StoreError."""
+    try:
+        about = json.loads((folder / "version.json").read_bytes())
+        report = json.loads((folder / "gate.json").read_bytes())
+        if about["format"] != FORMAT:
+            raise StoreError(f"{folder}: format {about['format']}; this edge-hand reads format {FORMAT}")
+        model = folder / str(about["model"])
+        return Version(
+            int(folder.name), folder, model, str(about["made_utc"]), str(about["made_from"]), int(about["over"]),
+            dict(report), dict(about["baseline"]),
+        )  # fmt: skip
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{folder}: version.json or gate.json is damaged") from None
+
+
+def version(store: Path, number: int) -> Version:
+    """The version of this number. Raises StoreError."""
+    folder = store / f"{number:04d}"
+    if not folder.is_dir():
+        have = ", ".join(str(v.number) for v in versions(store)) or "none"
+        raise StoreError(f"store {store}: no version {number}; it has {have}")
+    return load_version(folder)
+
+
+def check(version: Version) -> None:
+    """Raise StoreError or ModelError unless every file of the version is as it was when it was accepted."""
+    hashes = json.loads((version.folder / "version.json").read_bytes())["sha256"]
+    for name, expected in hashes.items():
+        path = version.folder / name
+        if not path.is_file() or sha256(path) != expected:
+            raise StoreError(f"{path} is not the file that was accepted; `edge-hand models use shipped`, or another")
+    load_card(version.model)
+
+
+def add(
+    store: Path,
+    models: Sequence[Path],
+    made_from: str,
+    report: dict[str, Any],
+    baseline: dict[str, Any] | None = None,
+    over: int | None = None,
+) -> Version:
+    """Keep a network as a new version: models are its .onnx files with their cards, the one that CPUs run first; over
+    is the number of the network it was better than, None the one in use.
+
+    It is not in use until `use` says so. Files are named after the version. Raises StoreError, ModelError.
+    """
+    try:
+        store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _locked(store):
+            number = max([v.number for v in versions(store)], default=0) + 1
+            fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=store))
+            try:
+                names = [_copy(model, fresh, number) for model in models]
+                _write(fresh / "gate.json", report)
+                hashes = {f.name: sha256(f) for f in sorted(fresh.iterdir())}
+                made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+                about = {
+                    "format": FORMAT, "model": names[0], "made_utc": made, "made_from": made_from,
+                    "over": _pointer(store).use if over is None else over, "baseline": baseline or {}, "sha256": hashes,
+                }  # fmt: skip
+                _write(fresh / "version.json", about)
+                for file in fresh.iterdir():
+                    file.chmod(0o444)
+                os.rename(fresh, store / f"{number:04d}")
+                _sync(store)
+            except BaseException:
+                shutil.rmtree(fresh, ignore_errors=True)
+                raise
+            return load_version(store / f"{number:04d}")
+    except OSError as error:
+        raise StoreError(f"store {store}: cannot be written ({(error.strerror or str(error)).lower()})") from None
+
+
+def in_use(store: Path) -> int:
+    """The number in use. Raises StoreError."""
+    return _pointer(store).use
+
+
+def current(store: Path) -> Version | None:
+    """The version in use; None for the network that ships. Raises StoreError."""
+    number = in_use(store)
+    return None if number == SHIPPED else version(store, number)
+
+
+def use(store: Path, number: int) -> Version | None:
+    """Put a version in use, SHIPPED for the network that ships. Raises StoreError, ModelError."""
+    found = None if number == SHIPPED else version(store, number)
+    if found is not None:
+        check(found)
+    return _point(store, number, found)
+
+
+def step_back(store: Path) -> Version | None:
+    """What `rollback` would put in use; None is the network that ships. Raises StoreError, ModelError."""
+    before = _pointer(store).before
+    if not before:
+        raise StoreError(f"store {store}: nothing was in use before; `edge-hand models use shipped` or a number")
+    found = None if before[-1] == SHIPPED else version(store, before[-1])
+    if found is not None:
+        check(found)
+    return found
+
+
+def rollback(store: Path, bad: int | None = None) -> Version | None:
+    """Go back to what was in use before; None is the network that ships. With bad given, only if that one is in use
+    now: of several daemons the first goes back, the others find it done. Raises StoreError, ModelError."""
+    with _locked(store):
+        now = _pointer(store)
+        if bad is not None and now.use != bad:
+            return current(store)
+        found = step_back(store)
+        _write(store / "current.json", Pointer(now.before[-1], now.before[:-1], now.proven)._asdict())
+        return found
+
+
+def prove(store: Path, number: int) -> None:
+    """Note that a daemon watched this version's health long enough. Raises StoreError."""
+    with _locked(store):
+        now = _pointer(store)
+        _write(store / "current.json", now._replace(proven=tuple(sorted({*now.proven, number})))._asdict())
+
+
+def is_proven(store: Path, number: int) -> bool:
+    """Raises StoreError."""
+    return number in _pointer(store).proven
+
+
+def model_of(found: Version | None) -> Path:
+    """The file to serve with."""
+    return DEFAULT_MODEL if found is None else found.model
+
+
+def number_of(store: Path, digest: str) -> int | None:
+    """The version that has a model of this sha256, going by the cards; SHIPPED for one that ships, None for neither."""
+    for each in versions(store):
+        if digest in _digests(each.folder.glob("*.onnx")):
+            return each.number
+    return SHIPPED if digest in _digests(DEFAULT_MODEL.parent.glob("dgn*.onnx")) else None
+
+
+def _digests(models: Iterable[Path]) -> set[str]:
+    try:
+        return {str(json.loads(card_path(model).read_bytes())["sha256"]) for model in models}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"a card cannot be read ({error})") from None
+
+
+def _point(store: Path, number: int, found: Version | None) -> Version | None:
+    with _locked(store):
+        now = _pointer(store)
+        if now.use != number:
+            before = (*now.before, now.use)[-REMEMBERED:]
+            _write(store / "current.json", Pointer(number, before, now.proven)._asdict())
+    return found
+
+
+def _pointer(store: Path) -> Pointer:
+    path = store / "current.json"
+    try:
+        values = json.loads(path.read_bytes())
+        before, proven = (tuple(int(n) for n in values[name]) for name in ("before", "proven"))
+        return Pointer(int(values["use"]), before, proven)
+    except FileNotFoundError:
+        return Pointer()
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+    except (ValueError, KeyError, TypeError):
+        raise StoreError(f"{path} is damaged; remove it to go on with the network that ships") from None
+
+
+def _copy(model: Path, folder: Path, number: int) -> str:
+    """Copy a model and its card under the version's name; the name."""
+    card = load_card(model)
+    name = f"adapted-{number}" + ("" if card.precision == "fp32" else f"-{card.precision}")
+    copy = folder / f"{name}.onnx"
+    if copy.exists():
+        raise StoreError(f"{model}: a second model in {card.precision}")
+    shutil.copyfile(model, copy)
+    _write(card_path(copy), json.loads(card_path(model).read_bytes()) | {"name": name})
+    load_card(copy)
+    _sync(copy)
+    return copy.name
+
+
+def _write(path: Path, values: Any) -> None:
+    """JSON, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as file:
+        file.write(json.dumps(values, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    """See to it that a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    """One writer at a time. Raises StoreError."""
+    try:
+        store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (store / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise StoreError(f"store {store}: cannot be written ({(error.strerror or str(error)).lower()})") from None

@@ -1,0 +1,54 @@
+"""Put an accepted network in use: the daemons of this machine change between frames, then the store's pointer moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .control import ControlError, ask, sockets
+from .model_store import SHIPPED, StoreError, Version, check, current, model_of, rollback, step_back, use, version
+
+
+def put_in_use(store: Path, number: int, say: Callable[[str], None]) -> Version | None:
+    """Serve with a version from now on, SHIPPED for the network that ships; None is that one. If a daemon refuses it,
+    nothing changes. say hears a line a daemon. Raises StoreError, ModelError."""
+    found = None if number == SHIPPED else version(store, number)
+    if found is not None:
+        check(found)
+    _ask_daemons(store, found, say)
+    return use(store, number)
+
+
+def take_back(store: Path, say: Callable[[str], None]) -> Version | None:
+    """As `put_in_use` with what was in use before; of the store's history that was the last step."""
+    _ask_daemons(store, step_back(store), say)
+    return rollback(store)
+
+
+def name_of(found: Version | None) -> str:
+    return "the shipped network" if found is None else f"version {found.number}"
+
+
+def _ask_daemons(store: Path, wanted: Version | None, say: Callable[[str], None]) -> None:
+    """If one refuses, those that took it go back to what is in use. Raises StoreError."""
+    try:
+        daemons = sockets()
+    except ControlError as error:
+        say(f"a running daemon could not be asked: {error}")
+        return
+    took: list[Path] = []
+    for daemon in daemons:
+        try:
+            reply = ask(daemon, "use", model_of(wanted))
+            refusal = "" if reply.ok else reply.message
+        except ControlError as error:
+            refusal = str(error)
+        if refusal:
+            before = model_of(current(store))
+            for other in took:
+                ask(other, "use", before)
+            raise StoreError(f"models: {name_of(wanted)} is not put in use, a daemon refused it: {refusal}")
+        took.append(daemon)
+        say(f"{reply.camera}: {reply.message}")
+    if not daemons:
+        say("no daemon runs; the next `edge-hand run` takes it")

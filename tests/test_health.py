@@ -1,0 +1,200 @@
+"""A network that sees worse than the one before it is taken back while the loop runs, and one as good stays."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from edge_hand.edge import health
+from edge_hand.edge.cameras import open_camera
+from edge_hand.edge.engines import open_engine
+from edge_hand.edge.finder import open_finder
+from edge_hand.edge.health import Health, baseline_of, fallen, watch_health
+from edge_hand.edge.loop import Loop, topology
+from edge_hand.edge.model_card import MODELS, load_card, sha256
+from edge_hand.edge.model_store import SHIPPED, add, in_use, is_proven, use
+from edge_hand.edge.publish import Publisher
+from edge_hand.edge.recording import Recording, RecordingWriter
+from edge_hand.edge.reload import Reloader
+from edge_hand.edge.swap import SwapEngine
+from edge_hand.edge.tracker import Tracker
+from onnx import numpy_helper
+
+FLOAT = MODELS / "dgn-nano.onnx"
+DEMO = MODELS.parent / "demo" / "hand.mcap"
+
+
+def worsened(out: Path, share: float) -> Path:
+    """The shipped network, its weights off by noise of this share of their spread."""
+    proto, rng = onnx.load(FLOAT), np.random.default_rng(0)
+    for tensor in proto.graph.initializer:
+        weights = numpy_helper.to_array(tensor)
+        if weights.ndim > 1 and weights.dtype in (np.float16, np.float32):
+            noise = rng.normal(0, share * weights.astype(np.float64).std(), weights.shape)
+            tensor.CopyFrom(numpy_helper.from_array((weights + noise).astype(weights.dtype), tensor.name))
+    onnx.save(proto, out)
+    replace(load_card(FLOAT), name=out.stem, sha256=sha256(out)).write(out)
+    return out
+
+
+class Blind:
+    """The shipped network, which sees no hand any more."""
+
+    def __init__(self) -> None:
+        self.inner = open_engine("onnxruntime", FLOAT)
+        self.card, self.name = replace(self.inner.card, name="blind", sha256="b" * 64), "blind engine"
+
+    def run(self, image: Any) -> list[Any]:
+        *others, presence = self.inner.run(image)
+        return [*others, presence - 30]
+
+
+class Daemon:
+    """What `edge-hand run` puts together, on a second of the demo recording, over and over, as fast as it goes."""
+
+    def __init__(self, tmp_path: Path, store: Path, model: Path = FLOAT, fps: float = 0.0) -> None:
+        second = tmp_path / "second.mcap"
+        if not second.exists():
+            with Recording(DEMO) as recording, RecordingWriter(second, compress_level=1) as writer:
+                for frame in islice(recording, 30):
+                    writer.write(frame)
+        self.said: list[str] = []
+        self.engine = SwapEngine(open_engine("onnxruntime", model), self.said.append)
+        self.tracker = Tracker(self.engine)
+        settings = {"model": model, "engine": "onnxruntime", "threads": 1}
+        self.reloader = Reloader(settings, lambda: settings, self.engine, self.said.append)
+        self.camera = open_camera("replay", str(second), fps=fps, loop=True)
+        self.publisher = Publisher(f"ipc://{tmp_path}/s", topology=topology()).__enter__()
+        self.health = watch_health(self.tracker, self.engine, self.reloader, self.said.append, store)
+        self.loop = Loop(self.camera, self.tracker, self.publisher, None, [self.health])
+
+    def run(self, frames: int, until: str = "\0") -> None:
+        most = self.loop.totals.frames + frames
+
+        def done() -> bool:
+            self.reloader.apply(self.tracker)
+            return self.loop.totals.frames >= most or any(until in line for line in self.said)
+
+        self.loop.run(done)
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.camera.__exit__(None, None, None)
+        self.publisher.__exit__(None, None, None)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("BLOCK", 5), ("WINDOW", 6), ("WATCHED", 8)):
+        monkeypatch.setattr(health, name, value)
+
+
+def wait_for(what: Any, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert what()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_network_made_worse_on_purpose_is_taken_back_with_the_stores_pointer(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    bad = add(store, [worsened(tmp_path / "worse.onnx", 0.3)], "nowhere", {})
+    with Daemon(tmp_path, store) as daemon:
+        daemon.run(35)
+        use(store, bad.number)
+        daemon.engine.propose(lambda: open_engine("onnxruntime", bad.model), lambda engine: "")
+        daemon.run(1)
+        assert daemon.engine.card == load_card(bad.model) and daemon.health.watching
+        daemon.run(120, until="back to")
+        assert daemon.engine.card == load_card(FLOAT) and not daemon.health.watching
+        wait_for(lambda: in_use(store) == SHIPPED)
+        wait_for(lambda: len(daemon.said) == 3)
+        back = daemon.said[1]
+        assert back.startswith("engine: back to dgn-nano on ") and "its health fell: " in back and ", before " in back
+        assert daemon.said[2].startswith("store: version 1 is no longer in use, dgn-nano-int8 is: its health fell")
+        daemon.run(35)
+        assert len(daemon.said) == 3, "what was gone back to is not judged again"
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_network_as_good_as_the_one_before_stays_and_has_proven_itself(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    good = add(store, [worsened(tmp_path / "good.onnx", 0.005)], "somewhere", {})
+    with Daemon(tmp_path, store) as daemon:
+        daemon.run(35)
+        use(store, good.number)
+        daemon.engine.propose(lambda: open_engine("onnxruntime", good.model), lambda engine: "")
+        daemon.run(45)
+        wait_for(lambda: is_proven(store, good.number))
+        assert daemon.engine.card == load_card(good.model) and in_use(store) == good.number
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_network_that_sees_no_hand_at_all_is_noticed_since_the_finder_still_does(tmp_path: Path) -> None:
+    with Daemon(tmp_path, tmp_path / "models", fps=60.0) as daemon:  # the finder looks every 60 ms
+        daemon.run(35)
+        daemon.engine.propose(Blind, lambda engine: "")
+        daemon.run(90, until="back to")
+        assert daemon.engine.card == load_card(FLOAT)
+        assert "share of frames in which a hand in view is measured 0." in daemon.said[1]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_daemon_that_began_with_a_bad_version_opens_the_one_before(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    with Daemon(tmp_path, store) as healthy:
+        healthy.run(35)
+        saved = healthy.health.baseline()
+    bad = add(store, [worsened(tmp_path / "worse.onnx", 0.3)], "nowhere", {}, saved)
+    use(store, bad.number)
+    with Daemon(tmp_path, store, bad.model) as daemon:
+        daemon.run(120, until="no longer in use")
+        wait_for(lambda: in_use(store) == SHIPPED)
+        wait_for(lambda: daemon.reloader.model.stem == "dgn-nano-int8")
+        daemon.run(1)
+        assert daemon.engine.card.name == "dgn-nano-int8"
+
+
+def test_only_what_falls_by_more_than_its_margin_and_its_scatter_counts() -> None:
+    def blocks(fit_mm: float, scatter: float, seen: float = 1.0) -> Any:
+        return baseline_of([(seen, 0.7, fit_mm + scatter * (-1) ** i, 2.0) for i in range(10)])
+
+    before = blocks(4.0, 0.1)
+    assert fallen(before, blocks(4.5, 0.1)) == "", "within the margin"
+    assert fallen(before, blocks(5.5, 0.1)) == "mm from depth to mesh 5.50, before 4.00"
+    assert fallen(before, blocks(5.5, 2.0)) == "", "no clearer than the scatter"
+    assert fallen(before, blocks(2.0, 0.1)) == "", "better"
+    assert fallen(before, blocks(4.0, 0.1, seen=0.5)).startswith("share of frames in which")
+    nothing = baseline_of([(0.0, np.nan, np.nan, np.nan)] * 10)
+    assert fallen(before, nothing) == "share of frames in which a hand in view is measured 0.00, before 1.00"
+
+
+def test_a_finder_that_a_reload_brings_is_listened_to_again() -> None:
+    tracker = Tracker(open_engine("onnxruntime", FLOAT))
+    watch = Health(tracker, lambda why: None)
+    tracker.finder = fresh = open_finder()
+    watch.frame()
+    assert tracker.finder is not fresh and tracker.finder.threshold == fresh.threshold
+
+
+def test_a_frame_costs_next_to_nothing() -> None:
+    with open_camera("replay", str(DEMO), fps=0.0) as camera:
+        frames = [camera.read(5) for _ in range(40)]
+    tracker = Tracker(open_engine("onnxruntime", FLOAT))
+    watch = Health(tracker, lambda why: None)
+    times = []
+    for frame in frames:
+        tracker.process(frame)
+        begun = time.perf_counter()
+        watch.frame()
+        times.append(time.perf_counter() - begun)
+    assert np.median(times) < 60e-6, "10 on an idle core"

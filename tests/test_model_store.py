@@ -1,0 +1,223 @@
+"""Accepted networks are numbered and never change; which one is in use can be changed and taken back."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from edge_hand.edge.cli import cli
+from edge_hand.edge.control import ControlSocket, Reply, Request
+from edge_hand.edge.engines import open_engine
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.edge.model_store import (
+    SHIPPED,
+    StoreError,
+    add,
+    check,
+    current,
+    default_store,
+    in_use,
+    number_of,
+    own_model,
+    rollback,
+    use,
+    versions,
+)
+from edge_hand.edge.model_use import put_in_use
+from edge_hand.edge.probe import crops
+
+FLOAT = MODELS / "dgn-nano.onnx"
+BOTH = [DEFAULT_MODEL, FLOAT]
+DEMO = MODELS.parent / "demo" / "hand.mcap"
+REPORT = {"measures": {"fit_p50_mm": {"old": 4.52, "new": 3.98}, "synthetic_mm": {"old": 11.3, "new": 11.4}}}
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGE_HAND_STORE", str(tmp_path / "models"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))  # no daemon of this machine
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    return tmp_path / "models"
+
+
+def outputs(model: Path) -> list[bytes]:
+    engine = open_engine("onnxruntime", model)
+    return [array.tobytes() for image in crops(64) for array in engine.run(image)]
+
+
+def test_versions_are_numbered_and_keep_their_models_cards_and_report(store: Path) -> None:
+    first, second = add(store, BOTH, "monday.mcap", REPORT), add(store, [FLOAT], "tuesday.mcap", {})
+    assert [v.number for v in versions(store)] == [1, 2] and first.model.name == "adapted-1-int8.onnx"
+    assert sorted(f.name for f in first.folder.glob("*.onnx")) == ["adapted-1-int8.onnx", "adapted-1.onnx"]
+    assert load_card(first.model).name == "adapted-1-int8" and load_card(second.model).precision == "fp32"
+    assert first.report == REPORT and first.made_from == "monday.mcap" and first.over == SHIPPED
+    assert in_use(store) == SHIPPED and current(store) is None, "a version serves only when it is told to"
+
+
+def test_rollback_gives_the_same_bytes_and_touches_no_file(store: Path) -> None:
+    version = add(store, [FLOAT], "monday.mcap", {})
+    model, _ = own_model(store)
+    before, files = (
+        outputs(model),
+        {f: sha256(f) for f in (*MODELS.iterdir(), *version.folder.iterdir()) if f.is_file()},
+    )
+    use(store, 1)
+    adapted = outputs(own_model(store)[0])
+    assert adapted != before
+    rollback(store)
+    assert outputs(own_model(store)[0]) == before and own_model(store)[0] == DEFAULT_MODEL
+    use(store, 1)
+    assert outputs(own_model(store)[0]) == adapted
+    assert files == {f: sha256(f) for f in files}
+
+
+def test_rollback_goes_back_step_by_step_and_then_says_that_there_is_nothing(store: Path) -> None:
+    for name in ("a", "b"):
+        add(store, [FLOAT], name, {})
+    use(store, 1)
+    use(store, 2)
+    use(store, 2)  # again: no step
+    back = rollback(store)
+    assert back is not None and back.number == 1
+    assert rollback(store) is None and in_use(store) == SHIPPED
+    with pytest.raises(StoreError, match="nothing was in use before"):
+        rollback(store)
+
+
+def test_of_several_daemons_one_takes_a_version_back_and_the_others_find_it_done(store: Path) -> None:
+    for name in ("a", "b"):
+        add(store, [FLOAT], name, {})
+    use(store, 1)
+    use(store, 2)
+    for _ in range(3):
+        back = rollback(store, bad=2)
+        assert back is not None and back.number == 1 == in_use(store)
+
+
+def test_a_changed_file_is_never_put_in_use_and_the_daemon_says_so_and_serves_as_shipped(store: Path) -> None:
+    version = add(store, [FLOAT], "a", {})
+    use(store, 1)
+    version.model.chmod(0o644)
+    damaged = bytearray(version.model.read_bytes())
+    damaged[1000] ^= 1
+    version.model.write_bytes(damaged)
+    with pytest.raises(StoreError, match="is not the file that was accepted"):
+        check(version)
+    with pytest.raises(StoreError):
+        use(store, 1)
+    model, line = own_model(store)
+    assert model == DEFAULT_MODEL and line.startswith("model: dgn-nano-int8 as shipped, since ") and "\n" not in line
+
+
+def test_a_version_that_cannot_be_written_leaves_nothing(store: Path, tmp_path: Path) -> None:
+    other = tmp_path / "broken.onnx"
+    other.write_bytes(FLOAT.read_bytes()[:-1])
+    other.with_suffix(".json").write_text(FLOAT.with_suffix(".json").read_text())
+    with pytest.raises(ModelError):
+        add(store, [FLOAT, other], "a", {})
+    assert [f.name for f in store.iterdir()] == [".lock"] and versions(store) == []
+
+
+def test_two_at_a_time_get_two_numbers(store: Path) -> None:
+    threads = [threading.Thread(target=add, args=(store, [FLOAT], str(i), {})) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [v.number for v in versions(store)] == [1, 2, 3, 4]
+
+
+def test_a_model_is_known_by_its_bytes(store: Path) -> None:
+    version = add(store, BOTH, "a", {})
+    assert number_of(store, load_card(DEFAULT_MODEL).sha256) == version.number
+    assert number_of(store.with_name("empty"), load_card(DEFAULT_MODEL).sha256) == SHIPPED
+    assert number_of(store, "0" * 64) is None
+
+
+@pytest.mark.parametrize("text", ["{", '{"use": "two", "before": [], "proven": []}', "[]"])
+def test_a_damaged_pointer_is_one_line_and_the_daemon_serves_as_shipped(store: Path, text: str) -> None:
+    store.mkdir()
+    (store / "current.json").write_text(text)
+    with pytest.raises(StoreError, match=r"current\.json is damaged; remove it"):
+        current(store)
+    assert own_model(store)[0] == DEFAULT_MODEL
+
+
+def test_the_store_lies_where_systemd_or_the_user_keeps_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EDGE_HAND_STORE", "STATE_DIRECTORY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert default_store() == Path("/data/edge-hand/models")
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/edge-hand:/other")
+    assert default_store() == Path("/var/lib/edge-hand/models")
+    monkeypatch.setenv("EDGE_HAND_STORE", "/mine")
+    assert default_store() == Path("/mine")
+
+
+def test_list_use_and_rollback_as_a_user_types_them(store: Path, tmp_path: Path) -> None:
+    add(store, BOTH, "monday.mcap", REPORT)
+    run = CliRunner().invoke
+
+    def lines(*words: str) -> list[str]:
+        done = run(cli, ["models", *words])
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()
+
+    listed = lines("list", "--json", str(tmp_path / "list.json"))
+    assert listed[1] == "*  shipped" and "monday.mcap" in listed[2] and "4.5 -> 4.0 mm" in listed[2]
+    assert json.loads((tmp_path / "list.json").read_text())["versions"][0]["number"] == 1
+    assert lines("use", "1")[-1] == f"version 1 is in use: {store / '0001' / 'adapted-1-int8.onnx'}"
+    assert lines("list")[2].startswith("*  1 ")
+    assert lines("rollback")[-1].startswith("the shipped network is in use: ")
+    assert lines("use", "1") and lines("use", "shipped") and in_use(store) == SHIPPED
+    for words in (["use", "7"], ["use", "last"], ["use", "-1"]):
+        assert run(cli, ["models", *words]).exit_code != 0
+
+
+def test_running_daemons_are_asked_first_and_a_refusal_changes_nothing(store: Path, tmp_path: Path) -> None:
+    add(store, [FLOAT], "a", {})
+    served: dict[str, list[str]] = {"left": [], "right": []}
+
+    def daemon(name: str, refuses: bool) -> ControlSocket:
+        def answer(request: Request) -> Reply:
+            served[name].append(Path(request.model).name)
+            refused = refuses and "adapted" in request.model
+            return Reply(not refused, name, "it makes no hand" if refused else "serves from the next frame on")
+
+        return ControlSocket(name, answer)
+
+    said: list[str] = []
+    refused = pytest.raises(StoreError, match="version 1 is not put in use, a daemon refused it: it makes no hand")
+    with daemon("left", False), daemon("right", True), refused:
+        put_in_use(store, 1, said.append)
+    assert in_use(store) == SHIPPED and said == ["left: serves from the next frame on"]
+    assert served == {"left": ["adapted-1.onnx", DEFAULT_MODEL.name], "right": ["adapted-1.onnx"]}
+    with daemon("left", False):
+        put_in_use(store, 1, said.append)
+    assert in_use(store) == 1 and served["left"][-1] == "adapted-1.onnx"
+
+
+def test_run_serves_with_the_accepted_network_and_says_so(store: Path, tmp_path: Path) -> None:
+    add(store, [FLOAT], "monday.mcap", {})
+    use(store, 1)
+
+    def run(*words: str) -> str:
+        command = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--camera", "replay", "--source", str(DEMO)]
+        command += ["--bind", f"ipc://{tmp_path}/s", "--engine", "onnxruntime", "--frames", "3", "--no-view", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ), check=True)
+        return done.stdout
+
+    own, shipped = run(), run("--model", "dgn-nano")
+    assert "model: version 1 of this device, from monday.mcap\n" in own and "adapted-1.onnx)" in own
+    assert "of this device" not in shipped and "dgn-nano.onnx)" in shipped
+
+
+def test_the_health_saved_with_a_version_is_read_back(store: Path) -> None:
+    version = add(store, [FLOAT], "a", {}, {"fit_mm": {"mean": 4.0, "sd": 0.5, "blocks": 9.0}})
+    assert versions(store)[0].baseline == version.baseline == {"fit_mm": {"mean": 4.0, "sd": 0.5, "blocks": 9.0}}

@@ -1,4 +1,4 @@
-"""The commands that make and measure models: eval, bench, train, export."""
+"""The commands that make and measure models: eval, train, export."""
 
 from __future__ import annotations
 
@@ -9,35 +9,9 @@ from typing import Any
 
 import click
 
-from .cli_options import camera_options, engine_options, eval_options, json_option, train_options
+from .cli_options import engine_options, eval_options, json_option, train_options
 from .model_card import find_model
 from .shell import CommandError, make_folders, need_trainer, write_json
-
-
-@click.command()
-@camera_options
-@engine_options
-@click.option("--frames", type=click.IntRange(1), help="Measure so many frames.")
-@click.option("--flat-out/--at-rate", default=True, help="As fast as possible, or at the recorded rate.")
-@json_option
-def bench(
-    camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int, frames: int | None,
-    flat_out: bool, json_path: Path | None,
-) -> None:  # fmt: skip
-    """Time every stage of the pipeline: p50, p95, p99 and frames a second.
-
-    \b
-    edge-hand bench --camera replay --source recording.mcap --threads 1 --json bench.json
-    """
-    from .bench import bench as measure
-    from .bench import table
-
-    make_folders(json_path and json_path.parent)
-    result = measure(
-        camera, source, mode=mode, engine=engine, model=model, threads=threads, frames=frames, flat_out=flat_out
-    )
-    click.echo(table(result))
-    write_json(result, json_path)
 
 
 @click.command(name="eval")

@@ -25,6 +25,10 @@ QUANTIZED = {"Conv", "Relu", "MaxPool"}  # with additions and resizing too it wa
 FLOAT = ("image_stem.1", "image_head.1", "mesh_head")
 
 
+class QuantizeError(Exception):
+    """A network that cannot be had in 8 bits, in one line."""
+
+
 class _Inputs(CalibrationDataReader):  # type: ignore[misc]
     """What the network sees, one input at a time."""
 
@@ -43,7 +47,10 @@ def quantize(model: Path, out: Path) -> None:
 
 def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wanted: Callable[[str], bool]) -> None:
     """Write a float model with those nodes in 8 bits whose kind is one of QUANTIZED and whose name is wanted; scales
-    come from what they give for the inputs, arrays for the model's input `name`."""
+    come from what they give for the inputs, arrays for the model's input `name`. Raises QuantizeError."""
+    arrays = list(inputs)
+    if not arrays:
+        raise QuantizeError(f"quantize {model}: 8 bits need crops to take the scales from, and there are none")
     plain = out.with_name(out.stem + ".plain.onnx")
     logger = logging.getLogger()
     level = logger.level
@@ -57,7 +64,7 @@ def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wan
         names = [node.name for node in nodes if node.op_type in QUANTIZED and wanted(node.name)]
         logger.setLevel(logging.ERROR)  # it advises what was done above
         quantize_static(
-            plain, out, _Inputs(name, inputs), quant_format=QuantFormat.QDQ, per_channel=True,
+            plain, out, _Inputs(name, arrays), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=names,
             op_types_to_quantize=sorted(QUANTIZED), calibrate_method=CalibrationMethod.MinMax,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge.engines import engine_kinds, open_engine, predict
+from edge_hand.edge.engines import engine_kinds, onnxruntime, open_engine, predict
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.hand.frames import HandCrop
 from edge_hand.hand.template import template
@@ -51,6 +51,22 @@ def test_the_shipped_model_opens_with_every_spelling_of_its_engine() -> None:
         assert engine.name.startswith("onnxruntime ") and engine.name.endswith(", 1 thread")
         assert engine.card == load_card(DEFAULT_MODEL)
     assert open_engine(threads=2).name.endswith(", 2 threads")
+    assert open_engine(threads=0).name.endswith(", 1 thread")
+
+
+def test_threads_that_sleep_give_the_same_as_those_that_spin() -> None:
+    card, image = load_card(DEFAULT_MODEL), a_crop().image[None, None]
+    spinning, sleeping = (onnxruntime.open_engine(DEFAULT_MODEL, card, 2, spin=spin) for spin in (True, False))
+    assert sleeping.name == spinning.name + " that sleep"
+    for ours, theirs in zip(spinning.run(image), sleeping.run(image), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_engine_reads_a_copy_so_that_the_caller_s_picture_may_change() -> None:
+    engine, image = open_engine(), a_crop().image[None, None].copy()
+    first = engine.run(image)[0]
+    image[:] = 1
+    np.testing.assert_array_equal(open_engine().run(a_crop().image[None, None])[0], first)
 
 
 @pytest.mark.parametrize("shipped", sorted(MODELS.glob("dgn-*.onnx")), ids=lambda path: path.stem)
@@ -154,3 +170,33 @@ def test_a_result_is_not_overwritten_by_the_next_run() -> None:
     kept = first.vertices_uvd.copy()
     predict(engine, a_crop(1))
     np.testing.assert_array_equal(first.vertices_uvd, kept)
+
+
+def test_a_model_of_another_hand_is_refused(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install 'edge-hand[train]')")
+    shapes = {"vertices_uvd": [1, 778, 3], "log_error": [1, 778]}
+    values = [onnx.helper.make_tensor(name, 1, shape, np.zeros(shape, np.float32)) for name, shape in shapes.items()]
+    ports = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", [f"{name}_"], [name]) for name in shapes],
+        "other", [onnx.helper.make_tensor_value_info("image", 1, [1, 1, 64, 64])], ports,
+    )  # fmt: skip
+    for value in values:
+        value.name += "_"
+    graph.initializer.extend(values)
+    path = tmp_path / "mano.onnx"
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    card = json.loads(DEFAULT_MODEL.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps(card | {"sha256": sha256(path), "outputs": shapes}))
+    ours = len(template().vertices_m)
+    for kind in ("auto", "onnxruntime"):
+        assert refusal(path, kind) == f"model {path}: it is of another hand, with 778 vertices; ours has {ours}"
+
+
+def test_an_engine_that_was_built_for_one_machine_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hand.engine").write_bytes(b"plan")
+    assert refusal(tmp_path / "hand.engine") == (
+        f"model {tmp_path}/hand.engine: an engine that was built for one machine; "
+        "give the .onnx, and each builds its own"
+    )

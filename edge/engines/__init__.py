@@ -2,14 +2,17 @@
 
 A backend `<kind>.py` has `open_engine(model: Path, card: ModelCard, threads: int) -> Engine`; its SDK is imported
 inside it. One that `auto` may prefer also has `unavailable() -> str`, why this machine cannot run it, and
-`suited(model: Path) -> Path`, which file of a network it runs.
+`suited(model: Path) -> Path`, which file of a network it runs. One for CPUs, which `..tune` tries, has `unavailable`,
+`version() -> str` and `choices(threads: int) -> list[dict]`, the further options of its open_engine.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import logging
 import pkgutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -18,12 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...hand.frames import HandCrop, HandPrediction
+from ...hand.template import template
 from ..model_card import DEFAULT_MODEL, ModelCard, ModelError, load_card
 
 Array = NDArray[Any]
 PREFERRED = ("tensorrt",)  # by auto, where they can run
 ANYWHERE = "onnxruntime"
+BUILT = (".plan", ".engine", ".trt", ".blob")  # what other programs call engines for one device
 SWAP_LIMIT_MM = 1.0  # mean distance of vertices between a better engine and onnxruntime on the same file
+TUNED_LIMIT_MM = 2.0  # the same between what the tuning found and the float network: what an export in 8 bits may have
+SETTLE_S = 3.0  # before the tuning begins: the first frames come first, and what ends at once need not know
+LEAVE_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -75,24 +83,32 @@ def choose(model: Path) -> Choice:
 
 def open_engine(
     kind: str = "auto", model: Path = DEFAULT_MODEL, threads: int = 1, *, net: str | None = "dgn",
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None, tune: bool = False,
 ) -> Engine:  # fmt: skip
     """Open a model with one kind of engine. Raises ModelError.
 
     auto is onnxruntime, which runs anywhere; where there is a better one, a `swap.SwapEngine` serves with onnxruntime
-    until the better one is built and proven. say hears in one line what was chosen and why, and later of changes, from
-    whatever thread. net is the kind of network that the caller can use, None any.
+    until the better one is built and proven. With tune, for those that run for long, a machine without a GPU may change
+    to what its self-tuning found (`..tune`). say hears in one line what was chosen and why, and later of changes, from
+    whatever thread. threads 0 leaves their number to the tuning, else it is 1. net is the kind of network that the
+    caller can use, None any.
     """
     kinds = engine_kinds()
     if kind != "auto" and kind not in kinds:
         raise ModelError(f"engine {kind!r}: there is no such engine; possible are auto, {', '.join(kinds)}")
+    if model.suffix in BUILT:
+        raise ModelError(
+            f"model {model}: an engine that was built for one machine; give the .onnx, and each builds its own"
+        )
     card = load_card(model)
     if net and card.kind != net:
         raise ModelError(f"model {model}: its kind is {card.kind!r}; this needs {net}")
     if kind != "auto":
-        return _open(kind, model, threads)
-    chosen, first = choose(model), _open(ANYWHERE, model, threads)
+        return _checked(_open(kind, model, threads), model)
+    chosen, first = choose(model), _checked(_open(ANYWHERE, model, threads), model)
     say = say or (lambda line: _log.info("%s", line))
+    if chosen.kind == ANYWHERE and tune:
+        return _tuned(chosen, threads, first, say)
     say(f"engine: {chosen.explain(first.name)}")
     if chosen.kind == ANYWHERE:
         return first
@@ -101,6 +117,53 @@ def open_engine(
     serving = SwapEngine(first, say)
     file = chosen.model
     serving.offer(lambda: _open(chosen.kind, file, threads), lambda: _open(ANYWHERE, file, threads), SWAP_LIMIT_MM)
+    return serving
+
+
+def _checked(engine: Engine, model: Path) -> Engine:
+    """Refuse a mesh that is not our hand's: the tracker would bend it as if it were."""
+    vertices, ours = engine.card.outputs.get("vertices_uvd"), len(template().vertices_m)
+    if engine.card.kind == "dgn" and vertices is not None and vertices[-2:] != [ours, 3]:
+        raise ModelError(f"model {model}: it is of another hand, with {vertices[-2]} vertices; ours has {ours}")
+    return engine
+
+
+def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], None]) -> Engine:
+    """The best engine on a CPU: what an earlier tuning found, else first, while the tuning goes on behind it."""
+    from .. import tune
+    from ..swap import SwapEngine
+
+    model = chosen.model
+    kept, start = tune.kept(model, threads), tune.first(model, threads)
+    note = f"self-tuned: {kept.line}" if kept else "self-tuning in a while, once on this machine"
+    say(f"engine: {chosen._replace(passed_over=(*chosen.passed_over, note)).explain(first.name)}")
+    if kept and kept.setting == start:
+        return first
+    over = threading.Event()
+
+    def tell(line: str) -> None:
+        if not over.is_set():
+            say(line)
+
+    def better() -> Engine:
+        if not kept and over.wait(SETTLE_S):
+            raise ModelError("self-tuning did not begin")
+        found = kept or tune.tune(model, threads)
+        if found.setting == start or over.is_set():
+            raise ModelError(found.line)
+        if not kept:
+            tell(f"engine: self-tuned: {found.line}")
+        return found.setting.open()
+
+    def leave() -> None:
+        """A thread that is inside an engine while the interpreter ends would abort it."""
+        over.set()
+        tune.stop()
+        serving.wait(LEAVE_S)
+
+    serving = SwapEngine(first, tell)
+    atexit.register(leave)
+    serving.offer(better, lambda: _open(ANYWHERE, tune.files(model)[-1], 1), TUNED_LIMIT_MM)
     return serving
 
 

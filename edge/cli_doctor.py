@@ -1,0 +1,58 @@
+"""The command that says what is wrong with this machine, and what to type."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from .cli_options import json_option
+from .config import ConfigError
+from .shell import make_folders, write_json
+
+if TYPE_CHECKING:
+    from .doctor import Setup
+
+
+@click.command()
+@click.option("--config", "config_path", type=Path, help="The settings to look at, as for `edge-hand run`.")
+@click.option("--instance", metavar="NAME", help="And the camera of them.")
+@json_option
+@click.pass_context
+def doctor(context: click.Context, config_path: Path | None, instance: str | None, json_path: Path | None) -> None:
+    """Look at cameras, GPU, clocks, models, address and settings; say what mends them. Exit code 1 if any is bad.
+
+    \b
+    edge-hand doctor
+    edge-hand doctor --json doctor.json
+    """
+    from .board import device
+    from .doctor import examine, lines
+
+    make_folders(json_path and json_path.parent)
+    findings = examine(setup_of(context, config_path, instance))
+    click.echo(lines(findings))
+    write_json({"findings": [finding._asdict() for finding in findings], "device": device()}, json_path)
+    if any(finding.level == "bad" for finding in findings):
+        sys.exit(1)
+
+
+def setup_of(context: click.Context, config: Path | None, instance: str | None) -> Setup:
+    """What `edge-hand run` would take from its settings and the environment."""
+    from .doctor import Setup
+    from .publish import ADDRESS
+
+    assert context.parent is not None
+    run = context.parent.command.commands["run"]  # type: ignore[attr-defined]
+    given = (("--config", config and str(config)), ("--instance", instance))
+    try:
+        with run.make_context("run", [part for name, value in given if value for part in (name, value)]) as parsed:
+            values = parsed.params
+            file = parsed.meta.get("edge_hand.config")
+            return Setup(values["bind"], values["keys"], values["model"], file)
+    except ConfigError as error:
+        return Setup(ADDRESS, problem=str(error))
+    except click.ClickException as error:
+        return Setup(ADDRESS, problem=error.format_message())

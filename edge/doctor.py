@@ -1,0 +1,386 @@
+"""What on this machine keeps hands from being tracked, or tracked fast, and the command that mends it.
+
+Each check looks at one thing and finds what it finds; none changes anything, none raises. Files are read under a root.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from . import board
+from .board import ROOT, read
+from .cameras import CameraError
+from .engines.tensorrt import BELOW, LEAST
+from .engines.tensorrt.driver import CudaError, Gpu, probe
+from .engines.tensorrt.plan import cache_folder
+from .keys import KeysError, clients, load_server
+from .model_card import MODELS, ModelError, load_card
+from .service import SOURCE
+from .usb import usb_cameras
+
+Level = Literal["ok", "warn", "bad"]
+NVIDIA = "0x10de"
+USB3_MBPS = 5000
+HOT_C = 85.0
+PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgpack", "openvino", "pyrealsense2", "tensorrt", "pycuda", "mediapipe")
+RULES = "etc/udev/rules.d/99-edge-hand.rules"
+
+
+class Finding(NamedTuple):
+    """One thing that was looked at. mend is the command, or the act, that puts it right."""
+
+    level: Level
+    about: str
+    said: str
+    mend: str = ""
+
+
+class Setup(NamedTuple):
+    """What `edge-hand run` would use here: its address, keys and model; problem is why that cannot be told."""
+
+    bind: str
+    keys: Path | None = None
+    model: Path | None = None
+    config: Path | None = None
+    problem: str = ""
+
+
+def examine(setup: Setup, root: Path = ROOT, models: Path = MODELS, cache: Path | None = None) -> list[Finding]:
+    """Everything, in the order in which it is read."""
+    parts: list[list[Finding]] = [
+        machine(root), cameras(root), rights(root), gpu(root), clocks(root), engine_cache(cache or cache_folder()),
+        the_models(models, setup.model), the_config(setup), port(setup.bind), the_keys(setup.keys), packages(),
+    ]  # fmt: skip
+    return [finding for part in parts for finding in part]
+
+
+def machine(root: Path = ROOT) -> list[Finding]:
+    cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
+    what = ", ".join(part for part in (board.board_name(root), board.cpu_name(root), f"{cores} cores") if part)
+    if load > cores + 0.5:
+        return [Finding("warn", "machine", f"{what}; busy: {load:.1f} programs want to run", "top: see what they are")]
+    return [Finding("ok", "machine", what)]
+
+
+# --- cameras
+
+
+def cameras(root: Path = ROOT) -> list[Finding]:
+    """What is plugged in, how fast its link is, and whether this user and the SDK can open it."""
+    plugged = usb_cameras(root)
+    has_sdk = importlib.util.find_spec("pyrealsense2") is not None
+    if not plugged:
+        return [
+            Finding(
+                "warn", "camera", "no RealSense is on USB", "plug one in; without: edge-hand run --camera synthetic"
+            )
+        ]
+    found = []
+    for camera in plugged:
+        about = f"camera {camera.name}"
+        if not has_sdk:
+            found.append(Finding("bad", about, "pyrealsense2 is not installed", "pip install 'edge-hand[realsense]'"))
+        if camera.node.exists() and not os.access(camera.node, os.R_OK | os.W_OK):
+            found.append(Finding("bad", about, f"this user may not open {camera.node}", _udev_mend()))
+        if camera.mbps < USB3_MBPS:
+            said = f"its link is USB 2 ({camera.mbps} Mb/s): the fast modes are missing"
+            found.append(Finding("warn", about, said, "use a USB 3 port and the cable that came with it"))
+        else:
+            found.append(Finding("ok", about, f"USB 3, {camera.mbps} Mb/s"))
+        if camera.saving:
+            said = "USB's power saving may put it to sleep"
+            found.append(Finding("warn", about, said, _udev_mend()))
+    if has_sdk and root == ROOT:
+        found += _sdk(len(plugged))
+    return found
+
+
+def _sdk(plugged: int) -> list[Finding]:
+    """What librealsense itself says of the cameras."""
+    from .cameras.realsense import list_cameras
+
+    try:
+        listed = list_cameras()
+    except CameraError as error:
+        return [Finding("bad", "librealsense", str(error), "pip install --force-reinstall pyrealsense2")]
+    if len(listed) < plugged:
+        return [
+            Finding("bad", "librealsense", f"it sees {len(listed)} of {plugged} cameras", "unplug and plug in again")
+        ]
+    return [Finding("ok", "librealsense", str(info)) for info in listed]
+
+
+# --- rights
+
+
+def rights(root: Path = ROOT) -> list[Finding]:
+    """The udev rules, and the groups they give the cameras to."""
+    found = []
+    rules = root / RULES
+    ours = (SOURCE / "99-edge-hand.rules").read_text().strip()
+    others = [path.name for path in (root / "etc/udev/rules.d").glob("*realsense*")]
+    if read(rules) == ours:
+        found.append(Finding("ok", "udev", f"{rules} is in place"))
+    elif rules.exists():
+        found.append(Finding("warn", "udev", f"{rules} is another version's", _udev_mend()))
+    elif others:
+        found.append(Finding("ok", "udev", f"librealsense's rules are in place ({', '.join(others)})"))
+    else:
+        found.append(Finding("warn", "udev", "no rules: cameras belong to root, and may fall asleep", _udev_mend()))
+    if os.geteuid() == 0:
+        return [*found, Finding("ok", "groups", "this is root, who may open everything")]
+    wanted = _groups(root, ("plugdev", "video"))
+    missing = [name for name, number in wanted.items() if number not in (*os.getgroups(), os.getegid())]
+    if missing:
+        mend = f"sudo usermod -aG {','.join(missing)} {os.environ.get('USER', '$USER')}, then log in again"
+        return [*found, Finding("warn", "groups", f"this user is not in {', '.join(missing)}", mend)]
+    return [*found, Finding("ok", "groups", f"in {', '.join(wanted) or 'all that there are'}")]
+
+
+def _groups(root: Path, names: tuple[str, ...]) -> dict[str, int]:
+    lines = (line.split(":") for line in read(root / "etc/group").splitlines())
+    return {fields[0]: int(fields[2]) for fields in lines if len(fields) > 2 and fields[0] in names}
+
+
+def _udev_mend() -> str:
+    program = shutil.which("edge-hand") or "edge-hand"
+    return (
+        f"{program} service print 99-edge-hand.rules | sudo tee /{RULES} && "
+        "sudo udevadm control --reload && sudo udevadm trigger"
+    )
+
+
+# --- GPU
+
+
+def gpu(root: Path = ROOT, ask: Callable[[], Gpu] = probe) -> list[Finding]:
+    """Driver, TensorRT and PyCUDA, and whether they fit together. A machine without a GPU is well."""
+    try:
+        seen = ask()
+    except CudaError as error:
+        if has_nvidia(root):
+            mend = "sudo apt install nvidia-l4t-cuda" if is_jetson(root) else "sudo ubuntu-drivers install, then reboot"
+            return [Finding("bad", "GPU", f"there is one from NVIDIA, but {error}", mend)]
+        return [Finding("ok", "GPU", "none; the CPU engines serve")]
+    found = [Finding("ok", "GPU", f"{seen.name}, compute {seen.capability}, driver {seen.driver}")]
+    trt = next(
+        (name for name in ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11") if _version(name)), None
+    )
+    home = "sudo apt install tensorrt python3-libnvinfer" if is_jetson(root) else "pip install 'edge-hand[jetson]'"
+    if trt is None and importlib.util.find_spec("tensorrt") is None:
+        return [*found, Finding("warn", "TensorRT", "it is not installed: the CPU serves instead of the GPU", home)]
+    found += tensorrt_fits(_version(trt or "tensorrt"), cuda_of_tensorrt(), seen)
+    if importlib.util.find_spec("pycuda") is None:
+        found.append(Finding("bad", "PyCUDA", "it is not installed: TensorRT cannot be used", "pip install pycuda"))
+    else:
+        found.append(Finding("ok", "PyCUDA", _version("pycuda")))
+    return found
+
+
+def tensorrt_fits(version: str, cuda: int | None, seen: Gpu) -> list[Finding]:
+    """Whether this edge-hand can use that TensorRT, and the driver can run what it was built for. version "" is
+    unknown; cuda is the CUDA major version that the installed wheel is for."""
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if numbers and not LEAST <= numbers < BELOW:
+        said = f"version {version}; this edge-hand needs 10.3 or newer, below 12"
+        return [Finding("bad", "TensorRT", said, "pip install 'tensorrt>=10.3,<12'")]
+    speaks = re.match(r"CUDA (\d+)", seen.driver)
+    if cuda and speaks and cuda > int(speaks[1]):
+        said = f"{version} is built for CUDA {cuda}; the driver speaks {seen.driver}"
+        return [Finding("bad", "TensorRT", said, f"a newer driver, or pip install tensorrt_cu{speaks[1]}")]
+    return [Finding("ok", "TensorRT", version or "of the system")]
+
+
+def cuda_of_tensorrt() -> int | None:
+    """The CUDA major version of the installed TensorRT wheel; None where it is the system's."""
+    for major in (13, 12, 11):
+        if _version(f"tensorrt_cu{major}") or _version(f"tensorrt_cu{major}_libs"):
+            return major
+    return None
+
+
+def has_nvidia(root: Path = ROOT) -> bool:
+    """Whether there is an NVIDIA GPU, on PCI or in the device tree, whatever the driver."""
+    pci = (root / "sys/bus/pci/devices").glob("*")
+    cards = [slot for slot in pci if read(slot / "vendor") == NVIDIA and read(slot / "class").startswith("0x03")]
+    return bool(cards) or is_jetson(root)
+
+
+def is_jetson(root: Path = ROOT) -> bool:
+    return "nvidia,tegra" in read(root / "proc/device-tree/compatible")
+
+
+# --- speed
+
+
+def clocks(root: Path = ROOT) -> list[Finding]:
+    """Power mode, frequency governor and temperature."""
+    found = []
+    mode, governors = board.power_mode(root), board.governors(root)
+    jetson = is_jetson(root)
+    number = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status"))
+    if number and int(number[1]) != 0:
+        said = f"nvpmodel {mode}: cores or clocks are held back"
+        found.append(Finding("warn", "power mode", said, "sudo nvpmodel -m 0"))
+    elif mode:
+        found.append(Finding("ok", "power mode", mode))
+    slow = [name for name in governors if name in ("powersave", "conservative")]
+    driver = read(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver")
+    if slow and not (driver in ("intel_pstate", "amd-pstate-epp") and slow == ["powersave"]):  # there it is the usual
+        mend = "sudo jetson_clocks" if jetson else (
+            "echo performance | sudo tee /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+        )  # fmt: skip
+        found.append(Finding("warn", "clocks", f"governor {slow[0]}: each frame begins at a low clock", mend))
+    elif governors:
+        found.append(Finding("ok", "clocks", ", ".join(f"{name} on {n} cores" for name, n in governors.items())))
+    else:
+        found.append(Finding("ok", "clocks", "set by the hardware or the host"))
+    hottest = max((int(t) for t in _temperatures(root)), default=0) / 1000
+    if hottest >= HOT_C:
+        found.append(
+            Finding("warn", "temperature", f"{hottest:.0f} C: clocks will fall", "cool it: a fan, or more air")
+        )
+    return found
+
+
+def _temperatures(root: Path) -> list[str]:
+    zones = (read(zone / "temp") for zone in (root / "sys/class/thermal").glob("thermal_zone*"))
+    return [text for text in zones if text.isdecimal()]
+
+
+# --- files
+
+
+def engine_cache(folder: Path) -> list[Finding]:
+    """Plans and tunings: whether they can be kept, how large they are, which are of no use any more."""
+    above = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
+        mend = f"sudo install -d -o {os.geteuid()} {folder}, or set EDGE_HAND_CACHE"
+        said = f"{folder} cannot be written: every start builds and tunes anew"
+        return [Finding("warn", "engine cache", said, mend)]
+    try:
+        files = sorted(file for file in folder.glob("*") if file.suffix in (".plan", ".timings", ".tune", ".part"))
+        size = sum(file.stat().st_size for file in files)
+    except OSError:
+        files, size = [], 0
+    stale = [file for file in files if file.suffix == ".part" or (file.suffix == ".plan" and _stale(file))]
+    said = f"{folder}: {len(files)} files, {size / 1e6:.1f} MB"
+    if stale:
+        names = " ".join(str(file) for file in stale[:8])
+        return [Finding("warn", "engine cache", f"{said}; {len(stale)} of no use to this installation", f"rm {names}")]
+    return [Finding("ok", "engine cache", said)]
+
+
+def _stale(plan: Path) -> bool:
+    """Whether a plan is of a TensorRT that is gone, or torn; one of a model that does not ship may be the user's."""
+    try:
+        with plan.open("rb") as file:
+            key = json.loads(file.readline(8192))["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True
+    here = _version("tensorrt")
+    return bool(here and key.get("tensorrt") and key["tensorrt"] != here)
+
+
+def the_models(folder: Path = MODELS, wanted: Path | None = None) -> list[Finding]:
+    """The models that ship, and the one that is set: bytes that their cards vouch for."""
+    found, well = [], []
+    for model in sorted({*folder.glob("*.onnx"), *([wanted] if wanted else [])}):
+        try:
+            load_card(model)
+            well.append(model.stem)
+        except ModelError as error:
+            ours = model.parent == folder
+            mend = "pip install --force-reinstall --no-deps edge-hand" if ours else "edge-hand export writes both"
+            found.append(Finding("bad", "model", str(error).removeprefix("model "), mend))
+    if not well and not found:
+        found.append(
+            Finding("bad", "model", f"{folder} holds none", "pip install --force-reinstall --no-deps edge-hand")
+        )
+    return [*found, *([Finding("ok", "models", ", ".join(well))] if well else [])]
+
+
+def the_config(setup: Setup) -> list[Finding]:
+    if setup.problem:
+        return [Finding("bad", "config", setup.problem.removeprefix("config "), "edge-hand config --show")]
+    return [Finding("ok", "config", str(setup.config or "no file; the defaults"))]
+
+
+def port(bind: str) -> list[Finding]:
+    """Whether the address is free to publish at."""
+    url = urlsplit(bind)
+    try:
+        host, number = url.hostname or "", url.port
+    except ValueError:
+        host, number = url.hostname or "", None  # tcp://127.0.0.1:*, or no address at all
+    if url.scheme == "ipc" or number is None:
+        return _ipc(bind) if url.scheme == "ipc" else [Finding("ok", "address", bind)]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as test:
+        test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            test.bind(("" if host == "*" else host, number))
+        except OSError as error:
+            said = f"{bind}: {(error.strerror or str(error)).lower()}"
+            mend = f"edge-hand watch --address {bind} shows if it is one of ours; else --bind tcp://{host}:{number + 1}"
+            return [Finding("warn", "address", said, mend)]
+    return [Finding("ok", "address", f"{bind} is free")]
+
+
+def _ipc(bind: str) -> list[Finding]:
+    path = Path(bind.removeprefix("ipc://"))
+    if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+        return [Finding("bad", "address", f"{path} is no socket, and would be lost", "take another --bind")]
+    if not path.parent.is_dir():
+        return [Finding("bad", "address", f"the folder of {path} does not exist", f"mkdir -p {path.parent}")]
+    return [Finding("ok", "address", bind)]
+
+
+def the_keys(folder: Path | None) -> list[Finding]:
+    """Modes and owners of the daemon's keys."""
+    if folder is None:
+        return [Finding("ok", "keys", "none are set: this machine's own programs can listen, no others")]
+    try:
+        load_server(folder)
+        names = sorted(clients(folder).values())
+    except KeysError as error:
+        said, _, mend = str(error).rpartition(": ")
+        return [Finding("bad", "keys", said or mend, mend if said else "")]
+    return [
+        Finding("ok", "keys", f"{folder}, for {', '.join(names) or 'nobody yet: edge-hand keys add ' + str(folder)}")
+    ]
+
+
+def packages() -> list[Finding]:
+    """Versions of what is installed."""
+    versions = {name: _version(name) for name in PACKAGES}
+    return [Finding("ok", "packages", ", ".join(f"{name} {version}" for name, version in versions.items() if version))]
+
+
+def lines(findings: list[Finding]) -> str:
+    """A line a finding, and below it what mends it."""
+    text = []
+    for finding in findings:
+        text.append(f"{'[' + finding.level + ']':<7}{finding.about}: {finding.said}")
+        if finding.mend:
+            text.append(f"       -> {finding.mend}")
+    counts: dict[str, Any] = {level: sum(f.level == level for f in findings) for level in ("ok", "warn", "bad")}
+    return "\n".join([*text, f"{counts['ok']} well, {counts['warn']} to look at, {counts['bad']} bad"])
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

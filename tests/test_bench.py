@@ -1,0 +1,328 @@
+"""The bench: what it counts is what happened, at the sensor's rate and flat out, beside another tracker or alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from edge_hand.edge.bench import BenchError, compare
+from edge_hand.edge.bench.chart import draw, write_chart
+from edge_hand.edge.bench.compare import MediaPipe, judge
+from edge_hand.edge.bench.frames import Memory, take_in
+from edge_hand.edge.bench.measure import Source, bench, over_time, ready
+from edge_hand.edge.bench.picture import colour_hand
+from edge_hand.edge.bench.report import BEGIN, END, merge, merge_into, table
+from edge_hand.edge.bench.startup import startup_s
+from edge_hand.edge.bench.usage import Usage, memory_mb
+from edge_hand.edge.cameras import EndOfStream, FrameTimeout
+from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.cli import cli
+from edge_hand.edge.engines import open_engine
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS
+from edge_hand.edge.swap import SwapEngine
+from edge_hand.hand.frames import DepthFrame
+
+MODE = "320x240@60"
+FLOAT = MODELS / "dgn-nano.onnx"
+
+
+@pytest.fixture(scope="module")
+def held() -> tuple[SyntheticCamera, list[DepthFrame]]:
+    with SyntheticCamera(0, "160x120@50", fps=0) as camera:
+        return camera, take_in(camera, 4)
+
+
+@pytest.fixture(scope="module")
+def result() -> dict[str, Any]:
+    """One real measurement, for all that look at one."""
+    return bench(
+        Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=1, frames=30, seconds=0.5,
+        startup=False,
+    )  # fmt: skip
+
+
+# --- frames
+
+
+def test_held_frames_end_or_go_back_and_forth(held: tuple[SyntheticCamera, list[DepthFrame]]) -> None:
+    camera, frames = held
+    once = Memory(camera, frames)
+    assert [once.read().seq for _ in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(EndOfStream):
+        once.read()
+    around = Memory(camera, frames, cycle=True)
+    shown = [around.read() for _ in range(8)]
+    assert [frame.seq for frame in shown] == list(range(8))
+    for frame, k in zip(shown, (0, 1, 2, 3, 2, 1, 0, 1), strict=True):
+        assert frame.depth is frames[k].depth
+
+
+def test_at_the_sensor_s_rate_a_late_reader_loses_frames(held: tuple[SyntheticCamera, list[DepthFrame]]) -> None:
+    camera, frames = held
+    memory = Memory(camera, frames, hz=50.0, cycle=True)
+    first = memory.read()
+    time.sleep(0.07)
+    late = memory.read()
+    assert late.seq >= 3
+    assert late.t_ns - first.t_ns == late.seq * 20_000_000
+    following = memory.read()
+    assert following.seq > late.seq and time.monotonic_ns() >= following.t_ns
+
+
+def test_a_frame_that_is_due_later_is_a_timeout(held: tuple[SyntheticCamera, list[DepthFrame]]) -> None:
+    memory = Memory(*held, hz=1.0, cycle=True)
+    memory.read()
+    with pytest.raises(FrameTimeout):
+        memory.read(0.01)
+
+
+# --- what is measured
+
+
+def test_a_bench_counts_what_happened(result: dict[str, Any]) -> None:
+    assert result["frames"] == 30 and result["dropped"] == 0
+    for part in (result, result["at_rate"]):
+        assert set(part["stages_us"]) == {"capture", "find", "crop", "engine", "refit", "publish", "total"}
+        for stage in part["stages_us"].values():
+            assert 0 <= stage["p50"] <= stage["p95"] <= stage["p99"]
+        assert part["stages_us"]["engine"]["p50"] < part["stages_us"]["total"]["p50"]
+        assert part["subscriber"]["joints"] + part["subscriber"]["missing"] >= part["frames"]
+        assert part["memory_mb"]["end"]["rss"] > 20 and part["cpu_percent"] > 0 and part["cpu_ms"]["p50"] > 0
+    paced = result["at_rate"]
+    assert paced["fps"] < 75 and paced["frames"] + paced["dropped"] >= 20
+    assert result["model"]["precision"] == "int8" and result["versions"]["onnxruntime"]
+    assert result["device"]["cpu"] and result["device"]["cores_allowed"] == len(os.sched_getaffinity(0))
+    json.dumps(result)
+
+
+def test_the_table_says_it_in_words(result: dict[str, Any]) -> None:
+    text = table(result)
+    for part in (
+        "stage",
+        "total",
+        "30 frames",
+        "at 60 Hz: capture to publish p50",
+        "% of a core",
+        "memory",
+        "dgn-nano-int8",
+    ):
+        assert part in text
+
+
+def test_the_bench_waits_for_the_engine_that_serves_in_the_end() -> None:
+    def late() -> Any:
+        time.sleep(0.3)
+        return open_engine("onnxruntime", FLOAT)
+
+    serving = SwapEngine(open_engine("onnxruntime", DEFAULT_MODEL))
+    serving.offer(late, lambda: open_engine("onnxruntime", FLOAT), 1.0)
+    assert ready(serving).card.name == "dgn-nano"
+    assert not serving.rollback()  # its probation is over
+
+
+def test_nothing_to_measure_is_one_line() -> None:
+    with pytest.raises(BenchError, match=r"^bench: nothing to measure$"):
+        bench(Source("synthetic"), engine="auto", model=DEFAULT_MODEL, threads=1, flat_out=False, at_rate=False)
+
+
+def test_memory_and_cpu_are_this_process_s() -> None:
+    before = memory_mb()
+    with Usage() as usage:
+        block = np.ones(100 << 17)  # 100 MB, more than the allocator keeps
+        until = time.process_time() + 0.1
+        while time.process_time() < until:
+            pass
+    use = usage.result()
+    assert use["memory_mb"]["growth"] > 50 and before["rss"] > 20 and block[0] == 1
+    assert 1 < use["cpu_percent"] <= 100 * len(os.sched_getaffinity(0))
+    assert use["watts"] is None or use["watts"] > 0
+
+
+def test_a_fresh_daemon_is_timed_to_its_first_message() -> None:
+    arguments = ["--camera", "synthetic", "--mode", "160x120@30", "--engine", "onnxruntime", "--finder", "geometry"]
+    assert 0.1 < startup_s(arguments) < 30
+
+
+def test_a_daemon_that_does_not_start_says_why() -> None:
+    with pytest.raises(BenchError, match=r"^bench: a fresh daemon ended at once \(edge-hand: camera 'none': "):
+        startup_s(["--camera", "none"])
+
+
+# --- the picture
+
+
+def test_the_course_of_the_latency_keeps_its_worst_frame() -> None:
+    total = np.full(1000, 1000.0)
+    total[777] = 9000.0
+    course = over_time(np.arange(1000) / 100, total, 50)
+    assert len(course["s"]) == 50 and course["s"][-1] == 9.99
+    assert course["worst_ms"].count(9.0) == 1 and set(course["median_ms"]) == {1.0}
+
+
+def test_the_picture_is_an_svg_with_both_lines_and_the_period(result: dict[str, Any], tmp_path: Path) -> None:
+    write_chart(result, tmp_path / "latency.svg")
+    root = ET.parse(tmp_path / "latency.svg").getroot()
+    space = "{http://www.w3.org/2000/svg}"
+    lines = root.findall(f"{space}polyline")
+    assert len(lines) == 2
+    steps = len(result["at_rate"]["over_time"]["s"])
+    assert all(len(line.attrib["points"].split()) == steps for line in lines)
+    assert "a frame every 16.7 ms" in {text.text for text in root.findall(f"{space}text")}
+    inside = [float(y) for line in lines for y in re.findall(r",([\d.]+)", line.attrib["points"])]
+    assert min(inside) > 0 and max(inside) < 300
+
+
+def test_a_name_of_the_cpu_cannot_break_the_picture(result: dict[str, Any]) -> None:
+    ET.fromstring(draw({**result, "device": {**result["device"], "cpu": "<a & b>"}}))
+
+
+# --- beside MediaPipe
+
+
+def test_the_picture_for_others_shows_a_hand_in_skin_colour() -> None:
+    picture = colour_hand(160, 120)
+    assert picture.shape == (120, 160, 3) and picture.dtype == np.uint8
+    skin = picture[..., 0] > picture[..., 2] + 10
+    assert 0.04 < skin.mean() < 0.3 and not skin[:, 0].any() and not skin[0].any()
+
+
+def test_the_ratio_is_of_the_medians_and_of_processor_time() -> None:
+    class Other:
+        name, ms, cpu_ms = "other", [4.0, 6.0, 50.0], [7.0, 8.0, 9.0]
+
+        def turn(self) -> None:
+            pass
+
+    verdict = judge([1000.0, 1500.0, 9000.0], [1.0, 2.0, 30.0], Other())
+    assert verdict["p50_ms"] == 6.0 and verdict["ours_p50_ms"] == 1.5
+    assert verdict["times_faster"] == 4.0 and verdict["times_less_cpu"] == 4.0
+
+
+WORKER = """
+import json, sys
+asked = json.loads(sys.stdin.buffer.readline())
+assert len(sys.stdin.buffer.read(asked["width"] * asked["height"] * 3)) == 640 * 480 * 3
+print(json.dumps({"version": "0.10.21", "followed": %s, "score": 0.9}), flush=True)
+for line in sys.stdin.buffer:
+    print(json.dumps({"ms": [5.0] * int(line), "cpu_ms": [4.0] * int(line)}), flush=True)
+"""
+
+
+def test_another_tracker_takes_its_turns_between_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER % True)
+    monkeypatch.setattr(compare, "WORKER", worker)
+    with MediaPipe(Path(sys.executable)) as peer:
+        found = bench(
+            Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=1, frames=90,
+            at_rate=False, startup=False, peer=peer,
+        )  # fmt: skip
+    assert found["frames"] == 90 and found["compare"]["frames"] == 30  # a turn after 40, 80 and 90
+    assert found["compare"]["p50_ms"] == 5.0 and found["compare"]["name"].startswith("MediaPipe Hands 0.10.21, full")
+    assert "times faster" in table(found)
+
+
+def test_a_tracker_that_does_not_follow_the_hand_is_no_yardstick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = tmp_path / "worker.py"
+    worker.write_text(WORKER % False)
+    monkeypatch.setattr(compare, "WORKER", worker)
+    with pytest.raises(BenchError, match="does not follow the hand of the picture"), MediaPipe(Path(sys.executable)):
+        pass
+
+
+def test_a_python_without_mediapipe_is_one_line() -> None:
+    with (
+        pytest.raises(BenchError, match=r"cannot run MediaPipe: ModuleNotFoundError: No module named 'mediapipe'$"),
+        MediaPipe(Path(sys.executable)),
+    ):
+        pass
+    with pytest.raises(BenchError, match=r"--compare-python /none: no such file"), MediaPipe(Path("/none")):
+        pass
+
+
+@pytest.mark.slow
+def test_mediapipe_itself_follows_our_hand() -> None:
+    python = os.environ.get("EDGE_HAND_MEDIAPIPE_PYTHON")
+    if not python:
+        pytest.skip("EDGE_HAND_MEDIAPIPE_PYTHON does not name a Python that has mediapipe==0.10.21")
+    with MediaPipe(Path(python)) as peer:
+        peer.turn()
+        assert peer.about["score"] > 0.8 and len(peer.ms) == 10 and min(peer.cpu_ms) > 0
+
+
+# --- tables of devices
+
+
+def test_results_of_several_devices_make_one_table(result: dict[str, Any], tmp_path: Path) -> None:
+    other = json.loads(json.dumps(result))
+    other["device"]["board"], other["fps"], other["at_rate"]["watts"] = "NVIDIA Jetson Orin Nano", 1e6, 7.25
+    other["startup_s"], other["compare"] = 1.5, {"times_faster": 5.0}
+    for name, one in (("here", result), ("orin", other)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(one))
+    text = merge([tmp_path / "here.json", tmp_path / "orin.json"])
+    head, rule, first, second = text.splitlines()
+    assert head.count("|") == rule.count("|") == first.count("|") == second.count("|")
+    assert first.startswith("| NVIDIA Jetson Orin Nano") and "| 7.2 |" in first and "| 1.50 | 5.0 |" in first
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    merge_into(page, text)
+    merge_into(page, text)
+    assert page.read_text() == f"before\n{BEGIN}\n{text}\n{END}\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("{", "it is not JSON"),
+        ("[]", "not a result of edge-hand bench --json (no stages_us)"),
+        ('{"stages_us": 1}', "not a result of edge-hand bench --json (no fps)"),
+    ],
+)
+def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, text: str, why: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(BenchError, match=re.escape(f"bench merge {path}: {why}")):
+        merge([path])
+
+
+def test_a_page_without_a_place_for_the_table_is_one_line(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(BenchError, match="has no place for the table"):
+        merge_into(page, "table")
+
+
+# --- the command
+
+
+def test_mistakes_on_the_command_line_are_told_before_the_work() -> None:
+    for arguments, why in (
+        (["--compare", "mediapipe", "--at-rate"], "--compare measures flat out"),
+        (["--plot", "x.png"], "the picture is an SVG"),
+    ):
+        done = CliRunner().invoke(cli, ["bench", *arguments])
+        assert done.exit_code == 2 and why in done.output
+
+
+@pytest.mark.slow
+def test_a_new_user_s_bench_writes_all_there_is(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edge_hand.edge.cli", "bench", "--mode", MODE, "--frames", "40", "--engine",
+               "onnxruntime", "--json", "b.json", "--plot", "b.svg"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done
+    assert "start to first message" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "b.svg"]
+    again = subprocess.run([*command[:4], "merge", "b.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and again.stdout.count("\n") == 3

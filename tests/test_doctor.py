@@ -1,0 +1,314 @@
+"""The doctor: each ailment of a machine, made of files, is found and comes with what mends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from edge_hand.edge import board, doctor
+from edge_hand.edge.doctor import Finding, Setup, examine, lines
+from edge_hand.edge.engines.tensorrt.driver import CudaError, Gpu
+from edge_hand.edge.keys import add_client, make_server
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS
+from edge_hand.edge.service import SOURCE
+from edge_hand.edge.usb import usb_cameras
+
+ORIN = Gpu("Orin", "8.7", "CUDA 12.6, # R36 (release)", True)
+
+
+def put(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def plug_in(root: Path, speed: str = "5000", control: str = "on", product: str = "Intel(R) RealSense(TM) 435") -> Path:
+    """A camera on USB, as sysfs has it."""
+    device = "sys/bus/usb/devices/2-1"
+    return put(root, {
+        f"{device}/idVendor": "8086\n", f"{device}/idProduct": "0b07\n", f"{device}/product": product + "\n",
+        f"{device}/speed": speed + "\n", f"{device}/busnum": "2\n", f"{device}/devnum": "5\n",
+        f"{device}/power/control": control + "\n", "dev/bus/usb/002/005": "",
+        "sys/bus/usb/devices/1-1/idVendor": "046d\n", "sys/bus/usb/devices/1-1/product": "Mouse\n",
+    })  # fmt: skip
+
+
+def of(findings: list[Finding], about: str) -> list[Finding]:
+    return [finding for finding in findings if finding.about.startswith(about)]
+
+
+def one(findings: list[Finding], about: str) -> Finding:
+    (found,) = of(findings, about)
+    return found
+
+
+# --- what a board is and takes
+
+
+def test_a_jetson_is_known_by_its_device_tree(tmp_path: Path) -> None:
+    put(tmp_path, {
+        "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0",
+        "proc/cpuinfo": "processor : 0\nCPU part\t: 0xd42\n\nprocessor : 1\nCPU part\t: 0xd42\n",
+        "var/lib/nvpmodel/status": "pmode:0001",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n...\n< POWER_MODEL ID=1 NAME=7W >\n",
+    })  # fmt: skip
+    assert board.board_name(tmp_path) == "NVIDIA Jetson Orin Nano Developer Kit"
+    assert board.cpu_name(tmp_path) == "Arm parts 0xd42"
+    assert board.power_mode(tmp_path) == "7W"
+
+
+def test_a_pc_is_known_by_its_maker_and_silent_names_are_left_out(tmp_path: Path) -> None:
+    dmi = "sys/class/dmi/id"
+    put(tmp_path, {
+        f"{dmi}/sys_vendor": "LENOVO\n", f"{dmi}/product_name": "To Be Filled By O.E.M.\n",
+        "proc/cpuinfo": "model name\t: Some CPU @ 2 GHz\n", "proc/meminfo": "MemTotal:  8388608 kB\n",
+        "sys/firmware/acpi/platform_profile": "balanced\n",
+    })  # fmt: skip
+    found = board.device(tmp_path)
+    assert (found["board"], found["cpu"], found["power_mode"]) == ("LENOVO", "Some CPU @ 2 GHz", "balanced")
+    assert found["memory_mb"] == 8192
+
+
+def test_a_jetson_s_watts_are_those_that_go_into_the_module(tmp_path: Path) -> None:
+    chip = "sys/class/hwmon/hwmon3"
+    put(tmp_path, {
+        f"{chip}/name": "ina3221\n", f"{chip}/in1_label": "VDD_IN\n", f"{chip}/in1_input": "5000\n",
+        f"{chip}/curr1_input": "1400\n", f"{chip}/in2_label": "VDD_CPU\n", f"{chip}/in2_input": "5000\n",
+        f"{chip}/curr2_input": "200\n",
+    })  # fmt: skip
+    assert board.power(tmp_path) == (7.0, "VDD_IN")
+
+
+def test_an_older_jetson_s_watts_are_read_too(tmp_path: Path) -> None:
+    chip = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
+    put(tmp_path, {f"{chip}/rail_name_0": "POM_5V_IN\n", f"{chip}/in_power0_input": "2500\n"})
+    assert board.power(tmp_path) == (2.5, "POM_5V_IN")
+
+
+def test_a_pc_s_watts_come_from_its_energy_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zone = "sys/class/powercap/intel-rapl:0"
+    put(tmp_path, {f"{zone}/energy_uj": "999000000", f"{zone}/max_energy_range_uj": "1000000000",
+                   "sys/class/powercap/intel-rapl:0:0/energy_uj": "5"})  # fmt: skip
+
+    def half_a_second(seconds: float) -> None:
+        (tmp_path / zone / "energy_uj").write_text("4000000")  # 5 J on, it has wrapped
+
+    now = iter([10.0, 10.5])
+    monkeypatch.setattr(board.time, "sleep", half_a_second)
+    monkeypatch.setattr(board.time, "perf_counter", lambda: next(now))
+    assert board.power(tmp_path) == (10.0, "CPU package (RAPL)")
+
+
+def test_a_board_without_a_sensor_says_so(tmp_path: Path) -> None:
+    assert board.power(tmp_path) == (None, "this board has no power sensor")
+
+
+# --- cameras
+
+
+def test_a_well_connected_camera_is_well(tmp_path: Path) -> None:
+    plug_in(tmp_path)
+    (camera,) = usb_cameras(tmp_path)
+    assert (camera.name, camera.mbps, camera.saving) == ("Intel(R) RealSense(TM) 435", 5000, False)
+    assert camera.node == tmp_path / "dev/bus/usb/002/005"
+    assert Finding("ok", f"camera {camera.name}", "USB 3, 5000 Mb/s") in doctor.cameras(tmp_path)
+
+
+def test_a_camera_is_known_by_its_number_where_it_has_no_name(tmp_path: Path) -> None:
+    assert [camera.name for camera in usb_cameras(plug_in(tmp_path, product=""))] == ["camera"]
+
+
+def test_a_usb_2_link_and_power_saving_are_found(tmp_path: Path) -> None:
+    slow, asleep = of(doctor.cameras(plug_in(tmp_path, speed="480", control="auto")), "camera")
+    assert slow.level == "warn" and "USB 2 (480 Mb/s)" in slow.said and "cable" in slow.mend
+    assert asleep.level == "warn" and "udevadm" in asleep.mend
+
+
+def test_no_camera_is_no_failure(tmp_path: Path) -> None:
+    (found,) = doctor.cameras(tmp_path)
+    assert found.level == "warn" and "--camera synthetic" in found.mend
+
+
+def test_a_plugged_in_camera_without_its_sdk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    found = doctor.cameras(plug_in(tmp_path))[0]
+    assert (found.level, found.mend) == ("bad", "pip install 'edge-hand[realsense]'")
+
+
+def test_udev_rules_are_compared_with_ours(tmp_path: Path) -> None:
+    assert one(doctor.rights(tmp_path), "udev").level == "warn"
+    rules = put(tmp_path, {doctor.RULES: "older"}) / doctor.RULES
+    assert "another version" in one(doctor.rights(tmp_path), "udev").said
+    shutil.copy(SOURCE / "99-edge-hand.rules", rules)
+    assert one(doctor.rights(tmp_path), "udev").level == "ok"
+
+
+def test_a_user_outside_the_camera_s_groups_is_told_how_to_join(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path, {"etc/group": "video:x:44444:\nplugdev:x:55555:someone\n"})
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    found = one(doctor.rights(tmp_path), "groups")
+    assert found.level == "warn" and "usermod -aG video,plugdev" in found.mend
+
+
+# --- GPU
+
+
+def no_gpu() -> Gpu:
+    raise CudaError("no CUDA driver (libcuda.so.1 not found)")
+
+
+def test_a_machine_without_a_gpu_is_well(tmp_path: Path) -> None:
+    assert doctor.gpu(tmp_path, no_gpu) == [Finding("ok", "GPU", "none; the CPU engines serve")]
+
+
+def test_a_gpu_without_its_driver_is_bad(tmp_path: Path) -> None:
+    slot = "sys/bus/pci/devices/0000:01:00.0"
+    put(tmp_path, {f"{slot}/vendor": "0x10de\n", f"{slot}/class": "0x030000\n"})
+    (found,) = doctor.gpu(tmp_path, no_gpu)
+    assert found.level == "bad" and "no CUDA driver" in found.said and found.mend
+
+
+def test_a_gpu_that_nothing_uses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: "")
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    put(tmp_path, {"proc/device-tree/compatible": "nvidia,p3768\0nvidia,tegra234\0"})
+    found = one(doctor.gpu(tmp_path, lambda: ORIN), "TensorRT")
+    assert found.level == "warn" and found.mend.startswith("sudo apt install tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "level", "said"),
+    [
+        ("10.3.0", None, "ok", "10.3.0"),
+        ("10.16.1", 12, "ok", "10.16.1"),
+        ("", None, "ok", "of the system"),
+        ("8.6.1", None, "bad", "needs 10.3 or newer"),
+        ("12.0.0", None, "bad", "below 12"),
+        ("10.16.1", 13, "bad", "is built for CUDA 13; the driver speaks CUDA 12.6"),
+    ],
+)
+def test_tensorrt_must_fit_us_and_the_driver(version: str, cuda: int | None, level: str, said: str) -> None:
+    (found,) = doctor.tensorrt_fits(version, cuda, ORIN)
+    assert found.level == level and said in found.said and bool(found.mend) == (level == "bad")
+
+
+# --- speed
+
+
+def test_a_held_back_jetson_is_told_what_frees_it(tmp_path: Path) -> None:
+    put(tmp_path, {
+        "proc/device-tree/compatible": "nvidia,tegra234", "var/lib/nvpmodel/status": "pmode:0001",
+        "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
+        "sys/class/thermal/thermal_zone0/temp": "91000\n",
+    })  # fmt: skip
+    found = doctor.clocks(tmp_path)
+    assert [one(found, about).mend for about in ("power mode", "clocks")] == [
+        "sudo nvpmodel -m 0",
+        "sudo jetson_clocks",
+    ]
+    assert one(found, "temperature").said.startswith("91 C")
+
+
+def test_full_clocks_are_well(tmp_path: Path) -> None:
+    put(tmp_path, {f"sys/devices/system/cpu/cpu{k}/cpufreq/scaling_governor": "performance\n" for k in range(4)})
+    assert one(doctor.clocks(tmp_path), "clocks") == Finding("ok", "clocks", "performance on 4 cores")
+
+
+# --- files, address, keys
+
+
+def test_a_cache_that_cannot_be_written_is_told() -> None:
+    (found,) = doctor.engine_cache(Path("/dev/null/cache"))
+    assert found.level == "warn" and "EDGE_HAND_CACHE" in found.mend
+
+
+def test_leavings_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda name: "10.16.1")
+    put(tmp_path, {
+        "a.plan": json.dumps({"key": {"tensorrt": "10.16.1"}}) + "\nbytes",
+        "b.plan": json.dumps({"key": {"tensorrt": "10.3"}}),
+        "c.plan": "torn", "d.part": "", "e.tune": "{}", "other.txt": "",
+    })  # fmt: skip
+    (found,) = doctor.engine_cache(tmp_path)
+    assert found.level == "warn" and "5 files" in found.said and "3 of no use" in found.said
+    assert found.mend == f"rm {tmp_path / 'b.plan'} {tmp_path / 'c.plan'} {tmp_path / 'd.part'}"
+
+
+def test_a_damaged_model_is_bad_and_the_others_are_named(tmp_path: Path) -> None:
+    for name in ("dgn-nano.onnx", "dgn-nano.json", "finder.onnx", "finder.json"):
+        shutil.copy(MODELS / name, tmp_path)
+    (tmp_path / "finder.onnx").write_bytes(b"x")
+    bad, well = doctor.the_models(tmp_path)
+    assert bad.level == "bad" and "not the ones its card vouches for" in bad.said
+    assert well == Finding("ok", "models", "dgn-nano")
+    assert doctor.the_models(tmp_path / "none")[0].level == "bad"
+
+
+def test_the_model_that_is_set_is_looked_at_too(tmp_path: Path) -> None:
+    (bad, _) = doctor.the_models(MODELS, tmp_path / "mine.onnx")
+    assert "no such file" in bad.said
+
+
+def test_an_address_in_use_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        (found,) = doctor.port(f"tcp://127.0.0.1:{number}")
+        assert found.level == "warn" and "address already in use" in found.said and "--bind tcp" in found.mend
+    assert doctor.port("tcp://127.0.0.1:*")[0].level == "ok"
+
+
+def test_an_ipc_path_must_be_free_for_a_socket(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert doctor.port(f"ipc://{tmp_path}/hands")[0].level == "ok"
+    assert "would be lost" in doctor.port(f"ipc://{tmp_path}/file")[0].said
+    assert doctor.port(f"ipc://{tmp_path}/none/hands")[0].mend.startswith("mkdir -p ")
+
+
+def test_keys_that_others_can_read_are_bad(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    make_server(folder)
+    add_client(folder, "robot", tmp_path / "robot.key_secret")
+    assert one(doctor.the_keys(folder), "keys") == Finding("ok", "keys", f"{folder}, for robot")
+    (folder / "server.key_secret").chmod(0o644)
+    found = one(doctor.the_keys(folder), "keys")
+    assert found.level == "bad" and found.mend == f"chmod 600 {folder / 'server.key_secret'}"
+
+
+# --- all together
+
+
+def test_every_ailment_comes_with_what_mends_it(tmp_path: Path) -> None:
+    plug_in(tmp_path, speed="480", control="auto")
+    setup = Setup("tcp://127.0.0.1:*", tmp_path / "no-keys", DEFAULT_MODEL, problem="config c.toml: 'hnds' is unknown")
+    found = examine(setup, tmp_path, cache=Path("/dev/null/cache"))
+    assert {finding.level for finding in found} == {"ok", "warn", "bad"}
+    assert all(bool(finding.mend) == (finding.level != "ok") for finding in found)
+    text = lines(found)
+    assert "[bad]  config: c.toml: 'hnds' is unknown\n       -> edge-hand config --show" in text
+    assert text.splitlines()[-1] == f"{sum(f.level == 'ok' for f in found)} well, " + (
+        f"{sum(f.level == 'warn' for f in found)} to look at, {sum(f.level == 'bad' for f in found)} bad"
+    )
+
+
+def test_the_command_ends_with_1_if_something_is_bad(tmp_path: Path) -> None:
+    wrong = tmp_path / "c.toml"
+    wrong.write_text("hnds = 1\n")
+    command = [sys.executable, "-m", "edge_hand.edge.cli", "doctor", "--json", str(tmp_path / "d.json")]
+    well = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (well.returncode, well.stderr) == (0, "") and "models: dgn-nano" in well.stdout
+    ill = subprocess.run([*command, "--config", str(wrong)], capture_output=True, text=True, timeout=60, check=False)
+    assert (ill.returncode, ill.stderr) == (1, "") and "'hnds' is unknown; did you mean hands?" in ill.stdout
+    found = json.loads((tmp_path / "d.json").read_text())
+    assert "bad" in {finding["level"] for finding in found["findings"]} and found["device"]["cpu"]

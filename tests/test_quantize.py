@@ -1,0 +1,21 @@
+"""8 bits for CPUs need to see what the network will see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx", reason="onnx is not installed (pip install 'edge-hand[train]')")
+pytest.importorskip("torch", reason="torch is not installed (pip install 'edge-hand[train]')")
+
+from edge_hand.edge.model_card import MODELS
+from edge_hand.exporters.quantize import QuantizeError, quantize_where
+
+
+def test_8_bits_without_calibration_data_are_one_line(tmp_path: Path) -> None:
+    model = MODELS / "dgn-nano.onnx"
+    with pytest.raises(QuantizeError) as caught:
+        quantize_where(model, tmp_path / "out.onnx", "image", [], lambda name: True)
+    assert str(caught.value) == f"quantize {model}: 8 bits need crops to take the scales from, and there are none"
+    assert list(tmp_path.iterdir()) == []

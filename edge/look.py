@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,20 +20,24 @@ Array = NDArray[Any]
 MOST_ERROR_MM = 26.0
 LEAST_PRESENCE = -1.5  # log-odds
 LEAST_HAND_PIXELS = 40  # of 1024
-BELIEF = np.array([2.014, 0.577, 0.401, -0.807, -0.238])  # of `evidence`; counted by `trainer/judge.py`
+BELIEF = np.array([0.994, 0.559, 0.370, -0.649, -0.070])  # of `evidence`; counted by `trainer/judge.py`
 POINTS = 96  # of the hand's depth points, at most so many are looked at
 GAUGE_POINTS = 40
 
 
 class Look(NamedTuple):
-    """One crop seen by the network. error_mm is the mean error it expects of its vertices, centre_m (3,) the mean of
-    the joints in the camera frame."""
+    """One crop seen by the network. error_mm is the mean error it expects of its vertices, pixels (N,) which of every
+    other pixel of the crop show the hand, centre_m (3,) the mean of the joints in the camera frame."""
 
     crop: HandCrop
     prediction: HandPrediction
     error_mm: float
-    hand_pixels: int
+    pixels: Array
     centre_m: Array
+
+    @property
+    def hand_pixels(self) -> int:
+        return len(self.pixels)
 
     @property
     def is_hand(self) -> bool:
@@ -57,7 +62,8 @@ class Eye:
     def __init__(self, engine: Engine, stages_us: dict[str, float]) -> None:
         self.engine, self.stages_us = engine, stages_us
         self.joint_vertices = vertices_of_joints()  # (21, V)
-        self._centre_weights = self.joint_vertices.mean(0)
+        self._centre_weights = self.joint_vertices.mean(0).astype(np.float32)
+        self._error_weights = self.joint_vertices.astype(np.float32)
 
     def look(self, frame: DepthFrame, centre_m: Array, mirrored: bool, size: float = 1.0) -> Look:
         """Look at a place (3,) m; size is the hand's, 1 on average, so that the network sees one of average size."""
@@ -69,14 +75,14 @@ class Eye:
         self.stages_us["crop"] += (cropped - begun) * 1e6
         self.stages_us["engine"] += (time.perf_counter() - cropped) * 1e6
         error_mm = float(prediction.error.mean()) * crop.cube_m * 500
-        hand_pixels = int(np.count_nonzero(prediction.hand & (crop.image[::2, ::2] < 1)))
+        pixels = (prediction.hand & (crop.image[::2, ::2] < 1)).ravel().nonzero()[0]
         # The mean of the points is the point of the mean only nearly, and near enough to aim a crop.
         middle = points_from_uvd(self._centre_weights @ prediction.vertices_uvd, crop.distance_m, crop.cube_m)
-        return Look(crop, prediction, error_mm, hand_pixels, camera_from_crop(crop, middle))
+        return Look(crop, prediction, error_mm, pixels, camera_from_crop(crop, middle))
 
     def joint_error_m(self, look: Look) -> Array:
         """The error (21,) m the network expects of the joints: that of the skin around them."""
-        return self.joint_vertices @ look.prediction.error * (look.crop.cube_m / 2)
+        return self._error_weights @ look.prediction.error * (look.crop.cube_m / 2)
 
 
 def evidence(look: Look, finder_score: float) -> Array:
@@ -98,14 +104,12 @@ def vertices_m(look: Look) -> Array:
 
 def hand_points(look: Look, most: int = POINTS) -> Array:
     """Up to `most` of the depth points (N, 3) m taken for hand, evenly over the picture, in the crop's frame."""
-    crop, size = look.crop, look.crop.image.shape[0]
-    depth = crop.image[::2, ::2]
-    at = np.flatnonzero(look.prediction.hand & (depth < 1))
+    crop, at = look.crop, look.pixels
     if len(at) > most:
         at = at[(np.arange(most) * ((len(at) - 1) / (most - 1))).astype(np.intp)]
     uvd = np.empty((len(at), 3))
-    uvd[:, :2] = _places(size)[at]
-    uvd[:, 2] = depth.ravel()[at]
+    uvd[:, :2] = _places(crop.image.shape[0])[at]
+    uvd[:, 2] = crop.image[::2, ::2].ravel()[at]
     return points_from_uvd(uvd, crop.distance_m, crop.cube_m)
 
 
@@ -123,16 +127,17 @@ def fit_mm(points_m: Array, mesh_m: Array) -> float:
     """
     if len(points_m) == 0:
         return float("nan")
-    points = points_m[:: -(-len(points_m) // GAUGE_POINTS)].astype(np.float32)
-    mesh = mesh_m[::2].astype(np.float32)
-    centre = mesh[0]  # so that squares of small numbers are subtracted
-    points, mesh = points - centre, mesh - centre
-    lifted = np.empty((4, len(mesh)), np.float32)  # |p - v|^2 = |p|^2 + (-2 p, 1) . (v, |v|^2)
-    lifted[:3], lifted[3] = mesh.T, np.einsum("ij,ij->i", mesh, mesh)
+    centre = mesh_m[0]  # so that squares of small numbers are subtracted
+    points = points_m[:: -(-len(points_m) // GAUGE_POINTS)] - centre
+    lifted = np.empty((4, -(-len(mesh_m) // 2)), np.float32)  # |p - v|^2 = |p|^2 + (-2 p, 1) . (v, |v|^2)
+    mesh = np.subtract(mesh_m[::2].T, centre[:, None], out=lifted[:3])
+    np.add.reduce(mesh * mesh, out=lifted[3])
     toward = np.ones((len(points), 4), np.float32)
     toward[:, :3] = -2 * points
-    squared = np.einsum("ij,ij->i", points, points) + (toward @ lifted).min(1)
-    return float(np.sqrt(np.median(np.maximum(squared, 0))) * 1e3)
+    squared = np.add.reduce(points * points, 1) + (toward @ lifted).min(1)
+    squared.sort()
+    least, most = squared[(len(squared) - 1) // 2], squared[len(squared) // 2]
+    return 500 * (math.sqrt(max(least, 0.0)) + math.sqrt(max(most, 0.0)))
 
 
 def vertices_of_joints() -> Array:

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .cli_hand import hand, verify
+from .watch_cli import watch
+
 if TYPE_CHECKING:
     from .board import BoardResult
 
@@ -23,7 +26,14 @@ def calibrate() -> None:
     \b
     edge-hand calibrate print --target a4 board.pdf
     edge-hand calibrate board --source cam0.mp4 --source cam1.mp4 --out rig.json
+    edge-hand calibrate hand --source cam0.mcap --source cam1.mcap --out rig.json
+    edge-hand calibrate verify --rig rig.json --source cam0.mcap --source cam1.mcap
     """
+
+
+calibrate.add_command(hand)
+calibrate.add_command(verify)
+calibrate.add_command(watch)
 
 
 @calibrate.command(name="print")

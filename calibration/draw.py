@@ -25,13 +25,13 @@ def draw_result(result: BoardResult, path: Path) -> None:
     canvas = Image.new("RGB", (3 * SIZE, SIZE), "white")
     pen = ImageDraw.Draw(canvas)
     boards = result.solution.scene.T_ref_board[:, :3, 3]
-    _plan(pen, result.rig, boards, 0, (0, 2), "from above, m: x right, z up")
-    _plan(pen, result.rig, boards, SIZE, (2, 1), "from the side, m: z right, y down")
+    plan(pen, result.rig, boards, 0, (0, 2), "from above, m: x right, z up")
+    plan(pen, result.rig, boards, SIZE, (2, 1), "from the side, m: z right, y down")
     _residuals(pen, result, 2 * SIZE)
     canvas.save(path, "PNG")
 
 
-def _plan(pen: Any, rig: Rig, boards: Array, left: int, axes: tuple[int, int], title: str) -> None:
+def plan(pen: Any, rig: Rig, boards: Array, left: int, axes: tuple[int, int], title: str) -> None:
     """Cameras as wedges, boards as dots, in two axes of the reference frame."""
     places = np.stack([camera.T_ref_cam[:3, 3] for camera in rig.cameras])
     points = np.concatenate([places, boards])[:, axes]

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.camera import Intrinsics
+from ..hand.fields import one_line
 
 Array = NDArray[Any]
 Verdict = Literal["pass", "fail", "unverified"]
@@ -35,8 +36,14 @@ CONVENTIONS = {
 }
 
 
+MOST = 1e9  # of any number in an array: no metre, pixel or variance is as large
+
+
 class RigError(Exception):
-    """A rig file cannot be used; one line."""
+    """A rig file cannot be used; one printable line, whatever stands in the file."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
 
 
 @dataclass(frozen=True)
@@ -280,7 +287,7 @@ def _values(kind: Any, item: Any, where: str) -> dict[str, Any]:
 def _typed(kind: type, value: Any, where: str) -> Any:
     """The value if it is of this kind; an int is a float, a bool is no number, a number is finite."""
     good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
-    if not good or (kind is float and not np.isfinite(value)):
+    if not good or (kind is float and not abs(value) < 1e300):  # an int may be larger than any float
         raise RigError(f"{where}: {value!r} is not a finite {kind.__name__}" if kind is float else
                        f"{where}: {value!r} is not a {kind.__name__}")  # fmt: skip
     return float(value) if kind is float else value
@@ -289,8 +296,8 @@ def _typed(kind: type, value: Any, where: str) -> Any:
 def _array(value: Any, shape: tuple[int, ...], where: str) -> Array:
     try:
         array = np.array(value, np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise RigError(f"{where}: not {'x'.join(map(str, shape))} numbers") from None
-    if array.shape != shape or not np.isfinite(array).all():
+    if array.shape != shape or not (np.abs(array) < MOST).all():
         raise RigError(f"{where}: not {'x'.join(map(str, shape))} finite numbers")
     return array

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "hand": (),
     "edge": ("hand",),
     "calibration": ("hand", "edge"),
-    "trainer": ("hand", "edge"),
+    "trainer": ("hand", "edge", "calibration"),
     "exporters": ("hand", "trainer", "edge.engines", "edge.finder", "edge.model_card", "edge.probe"),
 }
 HEAVY = {"torch", "numba", "onnx", "scipy", "cv2"}

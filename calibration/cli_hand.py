@@ -1,0 +1,210 @@
+"""`edge-hand calibrate hand` and `verify`: a moving hand in front of recordings, cameras or daemons."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from .hand import HandResult
+    from .observe import Sight
+
+SOURCES = "A recording, a folder of depth pictures, or KIND:SERIAL for a camera; one a camera."
+WIDTH = 150  # of the line on the screen
+ADDRESSES = "A running daemon, tcp://HOST:PORT; one a camera, on any host."
+
+
+def _options(command: Any) -> Any:
+    """What both commands take to find their cameras."""
+    for option in reversed(
+        (
+            click.option("--source", "sources", multiple=True, help=SOURCES),
+            click.option("--address", "addresses", multiple=True, help=ADDRESSES),
+            click.option("--keys", type=Path, help="The client's keys, if the daemons run with --keys."),
+            click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 300), help="At most."),
+            click.option("--json", "json_path", type=Path, help="Also write the numbers here."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_options
+@click.option("--out", type=Path, required=True, help="The rig file to write.")
+@click.option("--picture", type=Path, help="Also draw the rig and the residuals into this PNG.")
+@click.option("--force", is_flag=True, help="Go on with a motion that will not do; the verdict is fail.")
+def hand(
+    sources: tuple[str, ...], addresses: tuple[str, ...], keys: Path | None, seconds: float, json_path: Path | None,
+    out: Path, picture: Path | None, force: bool,
+) -> None:  # fmt: skip
+    """Calibrate with a moving hand and no board. The first camera is the reference.
+
+    Move one open hand through the whole volume, near and far, and turn it, for 10 to 20 seconds.
+
+    \b
+    edge-hand calibrate hand --source left.mcap --source right.mcap --out rig.json --picture rig.png
+    edge-hand calibrate hand --address tcp://hostA:5555 --address tcp://hostB:5555 --out rig.json
+    """
+    from .hand import calibrate
+    from .rig import save_rig
+
+    sights = _gather(sources, addresses, keys, seconds, live=True)
+    with _one_line():
+        result = calibrate(out.stem, sights, force=force, say=_say)
+        save_rig(result.rig, out)
+        if picture is not None:
+            from .draw_hand import draw_hand
+
+            draw_hand(result, picture)
+        if json_path is not None:
+            _write_json(json_path, summary(result))
+    for line in report(result):
+        click.echo(line)
+    click.echo(f"{out} is written")
+
+
+@click.command()
+@_options
+@click.option("--rig", "rig_path", type=Path, required=True, help="The rig file to check.")
+def verify(
+    sources: tuple[str, ...], addresses: tuple[str, ...], keys: Path | None, seconds: float, json_path: Path | None,
+    rig_path: Path,
+) -> None:  # fmt: skip
+    """Check a rig with new frames of a moving hand. Exit code 0 if it holds, 3 if not, 4 if they do not say.
+
+    \b
+    edge-hand calibrate verify --rig rig.json --source left.mcap --source right.mcap
+    """
+    from .rig import load_rig
+    from .verify import as_json
+    from .verify import report as words
+    from .verify import verify as check
+
+    with _one_line():
+        rig = load_rig(rig_path)
+    sights = _gather(sources, addresses, keys, seconds, live=False)
+    with _one_line():
+        result = check(rig, sights)
+        if json_path is not None:
+            _write_json(json_path, as_json(result))
+    for line in words(result):
+        click.echo(line)
+    raise SystemExit({"pass": 0, "fail": 3, "unverified": 4}[result.verdict])
+
+
+def report(result: HandResult) -> Sequence[str]:
+    """The result in words: a line a camera, how well it fits, what is wrong."""
+    rig, q = result.rig, result.rig.quality
+    lines = []
+    for camera in rig.cameras[1:]:
+        x, y, z = camera.T_ref_cam[:3, 3]
+        lines.append(
+            f"{camera.serial}: at {x:+.3f} {y:+.3f} {z:+.3f} m, sigma {q.sigma_volume_mm[camera.serial]:.2f} mm in the "
+            f"volume, clock {1e3 * camera.time.offset_s:+.1f} +- {1e3 * camera.time.sigma_s:.1f} ms, "
+            f"depth {_depth_mm(camera.depth.offset_per_m, q.volume_centre_m[2]):+.1f} mm"
+        )
+    lines.append(
+        f"joints agree to {q.rms['joints_mm']:.1f} mm, depth points to {q.rms['depth_mm']:.1f} mm "
+        f"({result.clouds.matches} of {len(result.clouds.moments)} moments)"
+    )
+    lines.append(
+        f"halves differ by {q.split_half_deg:.2f} deg, {q.split_half_mm:.1f} mm; one half's rig leaves the other's "
+        f"points {q.rms['heldout_p50_mm']:.1f} mm apart (95 of 100: {q.rms['heldout_p95_mm']:.1f})"
+    )
+    lines += [
+        f"{pair.a} - {pair.b}: {pair.overlap} moments, alone {pair.loop_deg:.2f} deg, {pair.loop_mm:.1f} mm off the rig"
+        for pair in rig.pairs
+        if pair.loop_mm is not None
+    ]
+    lines += [f"warning: {warning}" for warning in q.warnings]
+    return [*lines, f"verdict: {q.verdict}"]
+
+
+def summary(result: HandResult) -> dict[str, Any]:
+    """For a program to read; mm, degrees, seconds."""
+    q, motion = result.rig.quality, result.motion
+    return {
+        "verdict": q.verdict, "warnings": list(q.warnings), "rms": q.rms, "sigma_volume_mm": q.sigma_volume_mm,
+        "split_half_deg": q.split_half_deg, "split_half_mm": q.split_half_mm,
+        "offsets_s": {camera.serial: camera.time.offset_s for camera in result.rig.cameras},
+        "motion": {
+            "spread_m": motion.spread_m.tolist(), "turn_rad": motion.turn_rad.tolist(), "seconds": motion.seconds,
+            "speed_m_s": motion.speed_m_s, "seen": motion.seen.tolist(), "shared_s": motion.shared_s.tolist(),
+        },
+    }  # fmt: skip
+
+
+def _gather(
+    sources: tuple[str, ...], addresses: tuple[str, ...], keys: Path | None, seconds: float, *, live: bool
+) -> list[Sight]:
+    """What all cameras saw. Raises CalibrateError."""
+    from .gate import lacks, measure
+    from .gather import listen
+    from .progress import line
+
+    if bool(sources) == bool(addresses) or len(sources) + len(addresses) < 2:
+        raise _error("a rig needs two or more --source, or two or more --address")
+    shown = [-10.0]
+
+    def watch(sights: list[Sight]) -> bool:
+        motion, names = measure(sights), [sight.serial for sight in sights]
+        elapsed_s = max(float(s.times_s[-1] - s.times_s[0]) for s in sights if len(s.times_s))
+        terminal = sys.stderr.isatty()
+        if elapsed_s - shown[0] >= (0.0 if terminal else 2.0):
+            shown[0] = elapsed_s
+            text = line(motion, names, elapsed_s)
+            click.echo(f"\r{text[:WIDTH]:{WIDTH}s}" if terminal else text, err=True, nl=not terminal)
+        return live and elapsed_s >= 10 and not lacks(motion, names)
+
+    from .look_at import look_at
+
+    with _one_line():
+        found = listen(addresses, seconds, keys, watch) if addresses else look_at(sources, seconds, watch)
+    if sys.stderr.isatty():
+        click.echo(err=True)
+    return found
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(data, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def _depth_mm(offset_per_m: float, z_m: float) -> float:
+    """What an offset of the inverse depth is at a distance."""
+    return -1e3 * offset_per_m * z_m**2
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Inside it, what a user may get wrong becomes a CalibrateError."""
+    from ..edge.cameras import CameraError
+    from ..edge.client import SubscribeError
+    from ..edge.keys import KeysError
+    from .observe import ObserveError
+    from .rig import RigError
+
+    try:
+        yield
+    except (CameraError, SubscribeError, KeysError, ObserveError, RigError, OSError) as error:
+        raise _error(error) from None
+
+
+def _error(error: Exception | str) -> Exception:
+    from .cli import CalibrateError
+
+    if isinstance(error, OSError) and error.filename:
+        return CalibrateError(f"{error.filename}: {(error.strerror or str(error)).lower()}")
+    return CalibrateError(" ".join(str(error).split()))
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)

@@ -1,0 +1,118 @@
+"""The loop of `edge-hand fuse`: messages of the cameras in, messages of the camera `rig` out."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import get_args
+
+from ..edge.publish import Publisher
+from ..hand.messages import StatusState
+from ..hand.wire import Header, WireHand, encode_joints, encode_mesh, encode_status
+from .fuse import Fuser
+from .listen import Heard, Listener
+from .rig import Rig
+from .views import Views
+
+CAMERA = "rig"
+STALL_NS = 500_000_000
+HEARTBEAT_NS = 1_000_000_000
+IDLE_S = 0.1
+
+
+class FuseLoop:
+    """`handle` what was heard; run() does so until stop() says so. say gets a line whenever a camera comes or goes."""
+
+    def __init__(self, rig: Rig, publisher: Publisher, smooth: bool = True, say: Callable[[str], None] = print) -> None:
+        self.rig, self.publisher, self.say = rig, publisher, say
+        self.views, self.fuser = Views(rig), Fuser(rig, smooth)
+        self.frames = self.tracked = self.late = 0
+        self.stages_us = {"wait": 0.0, "fuse": 0.0, "publish": 0.0}
+        self._begun_ns = time.monotonic_ns()
+        self._recent: deque[int] = deque(maxlen=60)
+        self._header = Header(CAMERA, -1, self._begun_ns, time.time_ns(), self._begun_ns)
+        self._state: StatusState = "starting"
+        self._told: tuple[str, frozenset[str], frozenset[str]] | None = None
+        self._status_ns = self._frame_ns = self._begun_ns
+
+    def run(self, listener: Listener, stop: Callable[[], bool]) -> None:
+        self._publish_status("starting", self._begun_ns)
+        try:
+            while not stop():
+                waiting = self.views.wait_ns * 1e-9 / 3
+                heard = listener.take(waiting if self.views.waiting else IDLE_S)
+                self.handle(heard, time.monotonic_ns())
+        finally:
+            self._publish_status("stopping", time.monotonic_ns())
+
+    def handle(self, heard: list[Heard], now_ns: int) -> None:
+        """Take messages; publish the fused hands if it is time to, and the status when it changes or once a second."""
+        self.publisher.poll_subscriptions()
+        for came_ns, message in heard:
+            self.views.take(message, came_ns)
+        t_ns = self.views.due(now_ns)
+        if t_ns is not None:
+            self._step(t_ns, now_ns)
+        state = self._state
+        if now_ns - self._frame_ns > STALL_NS and self._state != "starting":
+            state = "stalled"
+        self._heartbeat(state, now_ns)
+
+    def summary(self) -> str:
+        seconds = (time.monotonic_ns() - self._begun_ns) * 1e-9
+        return f"{self.frames} moments in {seconds:.1f} s, a hand in {self.tracked}"
+
+    def _step(self, t_ns: int, now_ns: int) -> None:
+        begun = time.monotonic_ns()
+        hands = self.fuser.step(t_ns, self.views.at(t_ns))
+        fused = time.monotonic_ns()
+        unix_ns, captured_ns = self.views.capture(t_ns)
+        self._header = Header(CAMERA, self.frames, captured_ns, unix_ns, time.monotonic_ns())
+        self.stages_us["wait"], self.stages_us["fuse"] = (begun - captured_ns) * 1e-3, (fused - begun) * 1e-3
+        wire = [WireHand(h.id, h.age_ms, h.pose, h.joints_raw_m, h.visible, h.motion) for h in hands]
+        if self.publisher.wants(f"joints.{CAMERA}"):
+            self.publisher.publish(encode_joints(self._header, wire, stages_us=self.stages_us, dropped=self.late))
+        if self.publisher.wants(f"mesh.{CAMERA}"):
+            self.publisher.publish(encode_mesh(self._header, wire))
+        self.stages_us["publish"] = (time.monotonic_ns() - fused) * 1e-3
+        self.frames += 1
+        states = {hand.pose.state for hand in hands}
+        self.tracked += "tracked" in states
+        self._recent.append(now_ns)
+        self._frame_ns = now_ns
+        self._state = "tracked" if "tracked" in states else "predicted" if states else "lost"
+
+    def _heartbeat(self, state: StatusState, now_ns: int) -> None:
+        told = state, frozenset(self.views.silent(now_ns)), frozenset(self.views.unknown)
+        new = told != self._told
+        if new and (self._told is None or told[1:] != self._told[1:]):
+            self.say(self._words(now_ns))
+        if new or now_ns - self._status_ns > HEARTBEAT_NS:
+            self._told = told
+            self._publish_status(state, now_ns)
+
+    def _words(self, now_ns: int) -> str:
+        """Which cameras are there, in one line."""
+        silent, known = self.views.silent(now_ns), len(self.rig.cameras)
+        text = f"{known - len(silent)} of {known} cameras"
+        if silent:
+            gone = [f"{s} not heard yet" if ago is None else f"{s} silent for {ago:.1f} s" for s, ago in silent.items()]
+            text += ": " + ", ".join(gone)
+        if self.views.unknown:
+            text += f"; not in the rig file: {', '.join(sorted(self.views.unknown))}"
+        return text
+
+    def _publish_status(self, state: StatusState, now_ns: int) -> None:
+        assert state in get_args(StatusState)
+        self._status_ns = now_ns
+        h = self._header
+        header = Header(CAMERA, h.seq, h.t_capture_ns, h.t_capture_unix_ns, now_ns)
+        recent = [t for t in self._recent if t > now_ns - 2_000_000_000]
+        fps = (len(recent) - 1) * 1e9 / max(recent[-1] - recent[0], 1) if len(recent) > 1 else 0.0
+        self.publisher.publish(
+            encode_status(
+                header, state=state, fps=fps, frames=self.frames, dropped=self.late, bad_frames=0, engine="fusion",
+                model=self.rig.name, uptime_s=(now_ns - self._begun_ns) * 1e-9, message=self._words(now_ns),
+            )
+        )  # fmt: skip

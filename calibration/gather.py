@@ -1,0 +1,202 @@
+"""From depth frames, or from daemons over the wire, to what each camera saw of the hand.
+
+Over the wire only joints, small clouds and times travel, so the cameras may hang on several hosts; times are then those
+of the hosts' wall clocks, and whatever these are apart is part of the time offsets.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..edge.client import subscribe
+from ..edge.cloud import points_near
+from ..edge.engines import Engine, open_engine
+from ..edge.refit import Refit
+from ..edge.track import TrackedHand
+from ..edge.tracker import Tracker
+from ..hand.camera import Intrinsics
+from ..hand.crop import MIRROR
+from ..hand.frames import DepthFrame
+from ..hand.kinematics import Shape
+from ..hand.messages import CloudMessage, HandJoints, JointsMessage, WireError
+from .observe import JOINTS, Cloud, ObserveError, Sight
+
+Array = NDArray[Any]
+
+CLOUD_POINTS = 2000
+FEWEST_POINTS = 50
+SILENCE_S = 5.0  # without a message, after which a daemon counts as gone
+NOTHING = np.full((JOINTS, 3), np.nan)
+
+
+class Collected:
+    """What one camera saw so far; filled frame by frame."""
+
+    def __init__(self, stream: str = "depth") -> None:
+        self.stream, self.serial = stream, ""
+        self.intrinsics: Intrinsics | None = None
+        self.times_s: list[float] = []
+        self.joints_m: list[Array] = []
+        self.clouds: list[Cloud] = []
+
+    def add(self, t_s: float, joints_m: Array | None, cloud: Cloud | None) -> None:
+        """One frame; joints None if it shows no hand. Frames that go back in time are left out."""
+        if self.times_s and t_s <= self.times_s[-1]:
+            return
+        self.joints_m.append(NOTHING if joints_m is None else np.asarray(joints_m, np.float64))
+        self.times_s.append(t_s)
+        if cloud is not None and len(cloud.points_m) >= FEWEST_POINTS:
+            self.clouds.append(cloud)
+
+    def sight(self) -> Sight:
+        """All that was seen. Raises ObserveError if no frame came, or nobody said what the camera's lens is."""
+        if not self.times_s:
+            raise ObserveError(f"{self.serial or 'a camera'} gave no frame")
+        if self.intrinsics is None:
+            raise ObserveError(
+                f"{self.serial}: its daemon does not send clouds with intrinsics: update edge-hand there"
+            )
+        count = len(self.times_s)  # it may grow meanwhile
+        times, joints = np.array(self.times_s[:count]), np.array(self.joints_m[:count])
+        return Sight(self.serial, self.stream, self.intrinsics, times, joints, tuple(self.clouds))
+
+
+class Looker:
+    """Tracks the hand in one camera's frames and keeps what was seen."""
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self.tracker = Tracker(open_engine() if engine is None else engine)
+        self.collected = Collected()
+        self._id: int | None = None
+
+    def look(self, frame: DepthFrame) -> TrackedHand | None:
+        """Track one frame; the hand that was measured, of several the one that was followed before."""
+        self.collected.serial, self.collected.intrinsics = frame.camera, frame.intrinsics
+        hands = [hand for hand in self.tracker.process(frame) if hand.joints_raw_m is not None]
+        hand = next((h for h in hands if h.id == self._id), max(hands, key=lambda h: h.pose.score, default=None))
+        t_s = frame.t_ns * 1e-9
+        if hand is None:
+            self.collected.add(t_s, None, None)
+            return None
+        self._id = hand.id
+        mesh = hand.pose.vertices_m
+        self.collected.add(
+            t_s, hand.joints_raw_m, Cloud(t_s, points_near(frame, mesh, CLOUD_POINTS), mesh.astype(np.float32))
+        )
+        return hand
+
+
+def watch_frames(frames: Iterable[DepthFrame], engine: Engine | None = None) -> Sight:
+    """Track one camera's frames to their end."""
+    looker = Looker(engine)
+    for frame in frames:
+        looker.look(frame)
+    return looker.collected.sight()
+
+
+class Listener:
+    """Subscribes to one daemon in a thread and collects what its camera saw; use with `with`."""
+
+    def __init__(self, address: str, keys: Path | None = None) -> None:
+        self.address, self.collected, self.error = address, Collected(), ""
+        self._subscription = subscribe(address, ("joints", "cloud"), latest=False, timeout_s=0.5, keys=keys)
+        self._waiting: dict[int, JointsMessage] = {}
+        self._refit, self._stop, self._id = Refit(), threading.Event(), -1
+        self._thread = threading.Thread(target=self._listen, name=f"listen {address}", daemon=True)
+
+    def __enter__(self) -> Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._subscription.close()
+
+    def _listen(self) -> None:
+        heard = time.monotonic()
+        while not self._stop.is_set():
+            try:
+                message = next(self._subscription)
+            except TimeoutError:
+                if time.monotonic() - heard > SILENCE_S:
+                    self.error = (
+                        f"no message from {self.address} for {SILENCE_S:g} s; is `edge-hand run` running there?"
+                    )
+                continue
+            except WireError as error:
+                self.error = f"{self.address}: {error}"
+                continue
+            heard = time.monotonic()
+            if isinstance(message, JointsMessage):
+                self._waiting[message.seq] = message
+                while len(self._waiting) > 10:  # its cloud was lost: the joints still count
+                    self._take(self._waiting.pop(next(iter(self._waiting))), None)
+            elif isinstance(message, CloudMessage):
+                self.collected.intrinsics = message.intrinsics or self.collected.intrinsics
+                joints = self._waiting.pop(message.seq, None)
+                if joints is not None:
+                    self._take(joints, message)
+
+    def _take(self, joints: JointsMessage, cloud: CloudMessage | None) -> None:
+        name = self.collected.serial
+        if name and name != joints.camera:
+            self.error = f"{self.address} publishes {name} and {joints.camera}: give one address a camera"
+            return
+        self.collected.serial = joints.camera
+        t_s = joints.t_capture_unix_ns * 1e-9
+        hands = [hand for hand in joints.hands if hand.joints_raw_m is not None]
+        hand = next((h for h in hands if h.id == self._id), max(hands, key=lambda h: h.score, default=None))
+        if hand is None:
+            self.collected.add(t_s, None, None)
+            return
+        self._id = hand.id
+        points = next((c.points_m for c in cloud.hands if c.id == hand.id), None) if cloud else None
+        seen = None if points is None else Cloud(t_s, points, mesh_of(hand, self._refit))
+        self.collected.add(t_s, hand.joints_raw_m, seen)
+
+
+def listen(
+    addresses: Sequence[str], seconds: float, keys: Path | None, watch: Callable[[list[Sight]], bool]
+) -> list[Sight]:
+    """Collect from daemons for so long, one camera each; watch is called twice a second with what is there so far and
+    ends it by True. Raises ObserveError if one is silent."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(Listener(address, keys)) for address in addresses]
+        begun = time.monotonic()
+        while time.monotonic() - begun < seconds:
+            time.sleep(0.5)
+            wrong = [listener.error for listener in listeners if listener.error]
+            if wrong:
+                raise ObserveError(wrong[0])
+            ready = [x.collected.sight() for x in listeners if x.collected.times_s and x.collected.intrinsics]
+            if len(ready) == len(listeners) and watch(ready):
+                break
+    return [listener.collected.sight() for listener in listeners]
+
+
+def mesh_of(hand: HandJoints, refit: Refit) -> Array:
+    """The mesh (V, 3) m that a joints message implies."""
+    T, left = np.asarray(hand.T_camera_wrist, np.float64), _is_left(hand)
+    shape = Shape(np.asarray(hand.alpha, np.float64), np.asarray(hand.beta, np.float64))
+    mirror = np.diag([*MIRROR, 1.0])
+    _, mesh = refit.pose(mirror @ T @ mirror if left else T, np.asarray(hand.angles_rad, np.float64), shape)
+    return (mesh * MIRROR if left else mesh).astype(np.float32)
+
+
+def _is_left(hand: HandJoints) -> bool:
+    """By its side, or if that is not known, by how thumb and fingers lie in the wrist's frame: a right hand's thumb is
+    at -x."""
+    if hand.side != "unknown":
+        return hand.side == "left"
+    T = np.asarray(hand.T_camera_wrist, np.float64)
+    thumb, little = (T[:3, :3].T @ (np.asarray(hand.joints_m[i], np.float64) - T[:3, 3]) for i in (2, 17))
+    return bool(thumb[0] > little[0])

@@ -1,0 +1,80 @@
+"""Several daemons heard at once: a thread an address, one queue of messages with the time each came."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from ..edge.client import subscribe
+from ..hand.messages import Message, WireError
+
+POLL_S = 0.2
+MOST = 4096  # messages kept; beyond them the oldest are lost
+
+
+class Heard(NamedTuple):
+    """A message and when it came, this host's CLOCK_MONOTONIC."""
+
+    now_ns: int
+    message: Message
+
+
+class Listener:
+    """`with Listener(addresses) as listener`, then `take()`. Raises SubscribeError or KeysError on entry.
+
+    trouble is the last message that was not the contract's.
+    """
+
+    def __init__(self, addresses: Sequence[str], topics: Sequence[str], keys: Path | None = None) -> None:
+        self.addresses, self.topics, self.keys = tuple(addresses), tuple(topics), keys
+        self.trouble = ""
+        self.lost = 0
+        self._queue: queue.Queue[Heard] = queue.Queue(MOST)
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Listener:
+        for address in self.addresses:
+            subscribe(address, self.topics, keys=self.keys).close()  # a wrong address is told here, not in a thread
+        for address in self.addresses:
+            thread = threading.Thread(target=self._listen, args=(address,), name=f"listen {address}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def take(self, timeout_s: float) -> list[Heard]:
+        """All messages that are there, in order; waits for the first one so long, and gives none then."""
+        heard: list[Heard] = []
+        try:
+            heard.append(self._queue.get(timeout=max(timeout_s, 0)) if timeout_s > 0 else self._queue.get_nowait())
+            while True:
+                heard.append(self._queue.get_nowait())
+        except queue.Empty:
+            return heard
+
+    def _listen(self, address: str) -> None:
+        with subscribe(address, self.topics, latest=False, timeout_s=POLL_S, keys=self.keys) as messages:
+            while not self._stop.is_set():
+                try:
+                    message = next(messages)
+                except TimeoutError:
+                    continue
+                except WireError as error:
+                    self.trouble = f"{address}: {error}"
+                    continue
+                if self._queue.full():
+                    self.lost += 1
+                    self._queue.get()
+                self._queue.put(Heard(time.monotonic_ns(), message))

@@ -1,0 +1,60 @@
+"""Cameras and recordings in this process: every frame of each is tracked, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
+from ..edge.engines import open_engine
+from .gather import Looker
+from .observe import Sight
+
+
+def open_source(text: str) -> tuple[Camera, bool]:
+    """A recording, a folder of depth pictures, or KIND:SERIAL; and whether it is live. Raises CameraError."""
+    if Path(text).exists():
+        return open_camera("replay", text, deterministic=True), False
+    kind, mark, serial = text.partition(":")
+    if mark:
+        return open_camera(kind, serial or None), True
+    raise CameraError(f"{text} does not exist; a source is a recording, a folder of depth pictures or KIND:SERIAL")
+
+
+def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]], bool]) -> list[Sight]:
+    """Track all sources, a frame of each in turn: recordings up to so many seconds, cameras until watch says enough.
+
+    watch is called about twice a second of the frames' own time.
+    """
+    engine = open_engine()
+    with ExitStack() as stack:
+        opened = [open_source(text) for text in sources]
+        cameras = [stack.enter_context(camera) for camera, _ in opened]
+        live = any(is_live for _, is_live in opened)
+        lookers = [Looker(engine) for _ in cameras]
+        running, shown_s = list(range(len(cameras))), 0.0
+        while running:
+            # The one that is furthest behind in its own time goes next, so that all end together.
+            n = min(running, key=lambda i: _elapsed_s(lookers[i]))
+            try:
+                lookers[n].look(cameras[n].read())
+            except EndOfStream:
+                running.remove(n)
+                continue
+            except (BadFrame, FrameTimeout):
+                continue
+            if _elapsed_s(lookers[n]) > seconds:
+                running.remove(n)
+            now_s = min(_elapsed_s(looker) for looker in lookers)
+            if now_s >= shown_s + 0.5:
+                shown_s = now_s
+                enough = watch([looker.collected.sight() for looker in lookers])
+                if enough and live:
+                    break
+    return [looker.collected.sight() for looker in lookers]
+
+
+def _elapsed_s(looker: Looker) -> float:
+    times = looker.collected.times_s
+    return times[-1] - times[0] if times else 0.0

@@ -1,0 +1,216 @@
+"""Does a rig still hold? New frames of a moving hand say so: in mm of depth, apart from how the rig was made.
+
+Two questions: how far is A's hand from what B measures under the rig, and where would the cameras be if the rig were
+found anew from these frames. The first finds bent depth and wrong files, the second says which camera moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import icp
+from .distances import REGIONS, Distances, distances, region_of
+from .gate import lacks, measure
+from .hand import Halves, covariances, solve_halves
+from .joint import fit_joints
+from .observe import ObserveError, Sight
+from .rig import Rig, RigError, Verdict
+from .uncertainty import Difference, Volume, pose_difference, volume_sigma_mm
+
+Array = NDArray[Any]
+
+LIMIT_P50_MM, LIMIT_P95_MM = 2.5, 8.0
+LIMIT_MOVED_MM = 3.0  # in the volume, and more than so many sigma of rig and check together:
+LIMIT_SIGMAS = 2.5
+LIMIT_CLOCK_S = 0.004
+FEWEST_MOMENTS = 20
+LIMIT_MET = 0.05  # of the points looked up, that find the other camera's skin
+LOST_MM = 40.0  # the rig is so far off that its depth points cannot meet
+
+
+class CameraCheck(NamedTuple):
+    """How far a camera is from where the rig has it, with the sigma of that, and its clock's change."""
+
+    serial: str
+    moved: Difference
+    sigma_mm: float
+    clock_s: float
+
+
+class PairCheck(NamedTuple):
+    """One pair, mm: medians and 95th percentiles of cloud and mesh, by region (near, middle, far) of the cloud."""
+
+    a: str
+    b: str
+    cloud_p50_mm: float
+    cloud_p95_mm: float
+    mesh_p50_mm: float
+    mesh_p95_mm: float
+    met: float
+    regions: dict[str, tuple[float, float, int]]
+
+
+class Check(NamedTuple):
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    cameras: tuple[CameraCheck, ...]
+    pairs: tuple[PairCheck, ...]
+    halves: Halves
+    moments: int
+
+
+def in_order(rig: Rig, sights: Sequence[Sight]) -> list[Sight]:
+    """The sights in the rig's order. Raises RigError for a camera that the rig does not know as it is, ObserveError
+    for one that is missing."""
+    for sight in sights:
+        rig.check(sight.serial, sight.intrinsics)
+    known = {sight.serial: sight for sight in sights}
+    missing = [camera.serial for camera in rig.cameras if camera.serial not in known]
+    if missing:
+        raise ObserveError(f"rig {rig.name} has {', '.join(missing)} too: give a source of every camera")
+    return [known[camera.serial] for camera in rig.cameras]
+
+
+def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, seed: int = 0) -> Check:
+    """Check a rig with frames it was not made from. Raises RigError or ObserveError if that cannot be."""
+    sights = in_order(rig, sights)
+    names = [sight.serial for sight in sights]
+    volume = Volume(rig.quality.volume_centre_m, rig.quality.volume_edge_m)
+    T_rig = np.stack([camera.T_ref_cam for camera in rig.cameras])
+    clocks = np.array([camera.time.offset_s for camera in rig.cameras])
+    bends = np.array([camera.depth.offset_per_m for camera in rig.cameras])
+    joints = fit_joints(sights, np.random.default_rng(seed))
+    notes = lacks(measure(sights, joints.offsets_s), names)
+    far = [pose_difference(a, b, volume).volume_mm for a, b in zip(joints.T_ref_cam, T_rig, strict=True)]
+    lost = max(far) > LOST_MM
+    chosen = icp.choose_moments(sights, joints.path, joints.T_ref_cam, joints.offsets_s, moments)
+    if len(chosen) < 4:
+        raise ObserveError(f"the cameras share only {len(chosen)} moments with enough of the hand's depth points")
+    fresh = icp.fit_clouds(chosen, joints.T_ref_cam, joints.offsets_s, depth_per_m=bends)
+    under = T_rig, fresh.offsets_s, bends  # the clocks' change is another matter
+    cloud, mesh = distances(chosen, *under), distances(chosen, *under, mesh=True)
+    sigma = covariances(fresh)
+    cameras = []
+    for c, camera in enumerate(rig.cameras):
+        together = sigma[c, :6, :6] + camera.covariance
+        cameras.append(
+            CameraCheck(
+                camera.serial,
+                pose_difference(fresh.T_ref_cam[c], T_rig[c], volume),
+                volume_sigma_mm(together, volume),
+                float(fresh.offsets_s[c] - clocks[c]),
+            )
+        )
+    pairs = [_pair(names, a, b, cloud, mesh, volume) for a, b in combinations(range(len(names)), 2)]
+    halves = solve_halves(fresh)
+    reasons = _reasons(cameras, pairs, lost)
+    notes += [
+        f"{camera.serial}: its clock is off by {1e3 * camera.clock_s:+.1f} ms from the rig's"
+        for camera in cameras
+        if abs(camera.clock_s) > LIMIT_CLOCK_S
+    ]
+    unsure = [c for c in cameras if c.sigma_mm > LIMIT_MOVED_MM]
+    notes += [f"{c.serial}: these frames say where it is to {c.sigma_mm:.1f} mm only" for c in unsure]
+    verdict: Verdict = "fail" if reasons else "unverified" if unsure or len(chosen) < FEWEST_MOMENTS else "pass"
+    return Check(verdict, tuple(reasons), tuple(notes), tuple(cameras), tuple(pairs), halves, len(chosen))
+
+
+def _pair(names: Sequence[str], a: int, b: int, cloud: Distances, mesh: Distances, volume: Volume) -> PairCheck:
+    own, own_mesh = cloud.of_pair(a, b), mesh.of_pair(a, b)
+    region = region_of(cloud.places_m, volume.centre_m, volume.edge_m)
+    regions = {}
+    for i, name in enumerate(REGIONS):
+        here = own & (region == i)
+        if here.sum() >= 100:
+            regions[name] = (cloud.percentile_mm(50, here), cloud.percentile_mm(95, here), int(here.sum()))
+    return PairCheck(
+        names[a], names[b],
+        cloud.percentile_mm(50, own), cloud.percentile_mm(95, own),
+        mesh.percentile_mm(50, own_mesh), mesh.percentile_mm(95, own_mesh),
+        cloud.met(a, b), regions,
+    )  # fmt: skip
+
+
+def _reasons(cameras: Sequence[CameraCheck], pairs: Sequence[PairCheck], lost: bool) -> list[str]:
+    """Why it fails, worst first; nothing if it holds."""
+    found = []
+    beyond = [c for c in cameras if c.moved.volume_mm > max(LIMIT_MOVED_MM, LIMIT_SIGMAS * c.sigma_mm)]
+    # All cameras are seen from the first: if it moved, all the others seem to have moved alike.
+    if len(beyond) == len(cameras) - 1 and len(cameras) > 2:
+        found.append(f"all cameras moved against {cameras[0].serial}: it moved itself, or this is another rig")
+    elif beyond and len(cameras) == 2:
+        found.append(f"{cameras[0].serial} or {cameras[1].serial} moved")
+    for camera in sorted(beyond, key=lambda c: -c.moved.volume_mm):
+        found.append(
+            f"{camera.serial} is {camera.moved.volume_mm:.1f} mm, {camera.moved.deg:.2f} deg from where the rig has it "
+            f"(sigma {camera.sigma_mm:.1f} mm, limit {LIMIT_MOVED_MM:g})"
+        )
+    if lost:
+        found.append("the rig is not that of these cameras, or they were set up anew: calibrate again")
+    for pair in pairs:
+        if np.isfinite(pair.met) and pair.met < LIMIT_MET:
+            found.append(f"under the rig {pair.a} and {pair.b} nowhere see the same skin")
+        elif pair.cloud_p50_mm > LIMIT_P50_MM or pair.cloud_p95_mm > LIMIT_P95_MM:
+            found.append(
+                f"{pair.a} and {pair.b}: points are {pair.cloud_p50_mm:.1f} mm apart, 95 of 100 within "
+                f"{pair.cloud_p95_mm:.1f} (limits {LIMIT_P50_MM:g}, {LIMIT_P95_MM:g})"
+            )
+    return found
+
+
+def as_json(check: Check) -> dict[str, Any]:
+    """For a program to read; mm, degrees, seconds."""
+    deg, mm = _halves(check)
+    return {
+        "verdict": check.verdict,
+        "reasons": list(check.reasons),
+        "notes": list(check.notes),
+        "moments": check.moments,
+        "split_half_deg": deg,
+        "split_half_mm": mm,
+        "cameras": [
+            {
+                "serial": c.serial, "moved_mm": c.moved.volume_mm, "moved_deg": c.moved.deg, "sigma_mm": c.sigma_mm,
+                "clock_change_s": c.clock_s,
+            }
+            for c in check.cameras
+        ],
+        "pairs": [
+            p._asdict() | {"regions": {k: {"p50_mm": a, "p95_mm": b, "n": n} for k, (a, b, n) in p.regions.items()}}
+            for p in check.pairs
+        ],
+    }  # fmt: skip
+
+
+def report(check: Check) -> list[str]:
+    """In words and a table: pairs, regions, cameras, verdict."""
+    lines = ["mm, median / 95 of 100     cloud         mesh          near          middle        far"]
+    for pair in check.pairs:
+        cells = [(pair.cloud_p50_mm, pair.cloud_p95_mm), (pair.mesh_p50_mm, pair.mesh_p95_mm)]
+        cells += [pair.regions[name][:2] if name in pair.regions else (np.nan, np.nan) for name in REGIONS]
+        shown = "".join(f"{f'{a:.1f} / {b:.1f}' if np.isfinite(a) else '-':14s}" for a, b in cells)
+        lines.append(f"{f'{pair.a} - {pair.b}':27s}{shown}".rstrip())
+    for camera in check.cameras[1:]:
+        lines.append(
+            f"{camera.serial}: found {camera.moved.volume_mm:.1f} mm, {camera.moved.deg:.2f} deg from the rig's place "
+            f"(sigma {camera.sigma_mm:.1f} mm), clock {1e3 * camera.clock_s:+.1f} ms"
+        )
+    deg, mm = _halves(check)
+    lines.append(f"halves of these frames differ by {deg:.2f} deg, {mm:.1f} mm; {check.moments} moments")
+    lines += [f"note: {note}" for note in check.notes]
+    lines += [f"wrong: {reason}" for reason in check.reasons]
+    return [*lines, f"verdict: {check.verdict}"]
+
+
+def _halves(check: Check) -> tuple[float, float]:
+    differences = check.halves.differences
+    return max(d.deg for d in differences), max(d.volume_mm for d in differences)
+
+
+__all__ = ["CameraCheck", "Check", "PairCheck", "RigError", "as_json", "in_order", "report", "verify"]

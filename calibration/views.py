@@ -1,0 +1,105 @@
+"""All cameras of a rig together: who is there, when a step of the fusion is due, and for which moment."""
+
+from __future__ import annotations
+
+import time
+
+from ..hand.messages import CloudMessage, JointsMessage, Message
+from .rig import Rig
+from .sight import Clock, Sighting, View
+
+LIVE_NS = 300_000_000  # a camera without a message for so long is silent
+WAIT_NS = 12_000_000  # after the first new frame, for the others and for the depth points
+SAME_HOST_NS = 50_000_000
+
+
+class Views:
+    """`take` each message as it comes, then ask whether a step is `due`. now_ns is this host's CLOCK_MONOTONIC.
+
+    Cameras of one host are compared by its monotonic clock. Where hosts differ, the stamps of their wall clocks are
+    taken, which NTP or PTP must hold together.
+    """
+
+    def __init__(self, rig: Rig, wait_ns: int = WAIT_NS) -> None:
+        self.rig, self.wait_ns = rig, wait_ns
+        self.views = {camera.serial: View(i, camera) for i, camera in enumerate(rig.cameras)}
+        self.clock: Clock = "monotonic"
+        self.unknown: set[str] = set()  # cameras that the rig does not know
+        self._boot: dict[str, int] = {}
+        self._came: dict[str, int] = {}  # when the last joints message of a camera came
+        self._clouded: dict[str, int] = {}  # seq of the last cloud of a camera
+        self._seq: dict[str, int] = {}
+        self._new: dict[str, int] = {}  # when the first message came that is not in a step yet
+        self._last_ns: int | None = None
+
+    def take(self, message: Message, now_ns: int) -> None:
+        """Add a message; those that are neither joints nor clouds are passed over."""
+        if not isinstance(message, (JointsMessage, CloudMessage)):
+            return
+        view = self.views.get(message.camera)
+        if view is None:
+            self.unknown.add(message.camera)
+            return
+        if isinstance(message, CloudMessage):
+            self._clouded[message.camera] = message.seq
+            view.take_cloud(message)
+            return
+        self._set_clock(message)
+        view.take(message)
+        self._came[message.camera], self._seq[message.camera] = now_ns, message.seq
+        self._new.setdefault(message.camera, now_ns)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something that is not in a step yet."""
+        return bool(self._new)
+
+    def capture(self, t_ns: int) -> tuple[int, int]:
+        """A moment of the reference clock by the wall clock and by this host's CLOCK_MONOTONIC, ns."""
+        boot = self._boot.get(next(iter(self.views)), next(iter(self._boot.values()), 0))
+        unix_ns = t_ns if self.clock == "unix" else t_ns + boot
+        here = time.time_ns() - time.monotonic_ns()
+        return unix_ns, t_ns if self.clock == "monotonic" and abs(here - boot) < SAME_HOST_NS else unix_ns - here
+
+    def live(self, now_ns: int) -> list[str]:
+        """Cameras that were heard of lately."""
+        return [serial for serial, came in self._came.items() if now_ns - came < LIVE_NS]
+
+    def silent(self, now_ns: int) -> dict[str, float | None]:
+        """Cameras of the rig that are not heard of, and for how many seconds; None if never."""
+        live = self.live(now_ns)
+        ago = {s: (now_ns - self._came[s]) * 1e-9 if s in self._came else None for s in self.views}
+        return {serial: seconds for serial, seconds in ago.items() if serial not in live}
+
+    def due(self, now_ns: int) -> int | None:
+        """The moment, ns of the reference clock, to step to now: the mean of the newest frames, once every live camera
+        has a new one or the first new one has waited long enough; None if it is not time yet."""
+        if not self._new:
+            return None
+        live = self.live(now_ns)
+        complete = all(s in self._new and self._has_cloud(s) for s in live)
+        if not complete and now_ns - min(self._new.values()) < self.wait_ns:
+            return None
+        newest = [t for s in self._new if (t := self.views[s].newest_ns) is not None]
+        self._new.clear()
+        t_ns = sum(newest) // len(newest)
+        if self._last_ns is not None and t_ns <= self._last_ns and self._last_ns - t_ns < LIVE_NS:
+            return None  # a straggler
+        self._last_ns = t_ns
+        return t_ns
+
+    def at(self, t_ns: int) -> list[Sighting]:
+        """What all cameras say of a moment."""
+        return [sighting for view in self.views.values() for sighting in view.at(t_ns)]
+
+    def _has_cloud(self, serial: str) -> bool:
+        """Whether the depth points of the newest frame are there, of a camera that sends any."""
+        return serial not in self._clouded or self._clouded[serial] >= self._seq[serial]
+
+    def _set_clock(self, message: JointsMessage) -> None:
+        self._boot[message.camera] = message.t_capture_unix_ns - message.t_capture_ns
+        hosts = max(self._boot.values()) - min(self._boot.values())
+        clock: Clock = "unix" if hosts > SAME_HOST_NS else "monotonic"
+        if clock != self.clock:
+            self.clock = clock
+            self.views = {s: View(v.index, v.camera, clock) for s, v in self.views.items()}

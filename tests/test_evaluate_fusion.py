@@ -1,0 +1,51 @@
+"""Three rendered cameras through the real tracker and wire: the fused hand is better than the best of them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="the trainer's pictures need numba")
+
+from edge_hand.hand import se3
+from edge_hand.trainer.evaluate_fusion import evaluate, line, listen, rig_of
+from edge_hand.trainer.synth.rig_views import rig_clip
+
+
+@cache
+def result() -> dict[str, Any]:
+    clip = rig_clip(7, seconds=5.0, fps=30.0)
+    told = [listen(clip, camera) for camera in range(3)]
+    return evaluate(clip, told, rig_of(clip, off_mm=1.0, off_deg=0.15, off_ms=1.0), drop=True)
+
+
+def test_the_rig_given_is_off_by_as_much_as_was_asked_and_says_so():
+    clip = rig_clip(7, seconds=1.0)
+    assert np.allclose(rig_of(clip).cameras[1].T_ref_cam, clip.T_ref_cam[1])
+    middle = np.array([[0, 0, 0.6]])
+    off, sigma = [], []
+    for seed in range(30):
+        camera = rig_of(clip, off_mm=1.0, off_deg=0.15, seed=seed).cameras[1]
+        moved = camera.T_ref_cam @ se3.inverse(clip.T_ref_cam[1])
+        off.append(se3.apply(moved, middle) - middle)
+        lever = np.concatenate([-se3.skew(middle[0]), np.eye(3)], 1)
+        sigma.append(np.trace(lever @ camera.covariance @ lever.T))
+    assert np.sqrt((np.array(off) ** 2).sum(2).mean()) == pytest.approx(1e-3, rel=0.3)
+    assert np.sqrt(sigma[0]) == pytest.approx(1e-3, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_the_fused_hand_is_better_than_the_best_view():
+    assert result()["lower_by"] > 0.2
+    assert result()["fused"]["worst_below_40mm"] > 0.995
+    assert "lower" in line(result())
+
+
+@pytest.mark.slow
+def test_no_jump_is_seen_when_a_camera_leaves():
+    """Nor by more than fused hands move about anyway."""
+    assert result()["dropped"]["step_at_drop_mm"] < 1.5 * result()["fused"]["step_max_mm"]
+    assert result()["dropped"]["given"] > 0.99

@@ -1,0 +1,176 @@
+"""`edge-hand fuse` as a user runs it: daemons publish, the fused hand comes out, and a silent camera is told of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edge_hand.calibration.fuse_loop import FuseLoop
+from edge_hand.calibration.listen import Heard, Listener
+from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, save_rig
+from edge_hand.edge.client import subscribe
+from edge_hand.edge.loop import topology
+from edge_hand.edge.publish import Publisher
+from edge_hand.hand import se3
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.frames import HandPose
+from edge_hand.hand.kinematics import AVERAGE, pose_hand
+from edge_hand.hand.messages import JointsMessage, MeshMessage, StatusMessage
+from edge_hand.hand.poses import POSES
+from edge_hand.hand.template import template
+from edge_hand.hand.wire import Header, WireHand, decode, encode_joints
+
+LENS = Intrinsics(424, 240, 212.0, 212.0, 211.5, 119.5)
+WRIST = np.array([0.02, 0.03, 0.6, 0.0, np.pi, 0.0])
+
+
+def a_rig(verdict: str = "pass") -> Rig:
+    T = se3.transform(se3.so3_exp(np.array([0, -0.6, 0])), np.array([0.4, 0, 0.1]))
+    cameras = tuple(
+        RigCamera(f"cam{k}", "depth", LENS, np.eye(4) if k == 0 else T, 1e-8 * np.eye(6), TimeOffset())
+        for k in range(2)
+    )
+    warnings = ("the hand moved on a line",) if verdict == "fail" else ()
+    return Rig("cell", "", "test", cameras, (), Quality("test", verdict=verdict, warnings=warnings))  # type: ignore[arg-type]
+
+
+def parts(rig: Rig, k: int, seq: int) -> list[bytes]:
+    """A joints message of camera k, of now."""
+    theta = np.concatenate([WRIST, POSES["open"]])
+    joints, _ = pose_hand(template(), theta[None], AVERAGE.alpha[None], AVERAGE.beta[None])
+    T_camera = se3.inverse(rig.cameras[k].T_ref_cam)
+    T = T_camera @ se3.transform(se3.so3_exp(theta[3:6]), theta[:3])
+    seen = se3.apply(T_camera, joints[0])
+    pose = HandPose("right", 0.98, "tracked", 0.8, T, theta, *AVERAGE, seen, np.zeros((3, 3)), np.full(21, 0.9), 3.0)
+    now, wall = time.monotonic_ns(), time.time_ns()
+    header = Header(f"cam{k}", seq, now, wall, now)
+    return encode_joints(header, [WireHand(1, 0.0, pose, seen)], stages_us={}, dropped=0)
+
+
+def heard(rig: Rig, k: int, seq: int) -> Heard:
+    return Heard(time.monotonic_ns(), decode(parts(rig, k, seq)))
+
+
+def test_the_loop_says_which_camera_is_silent_and_goes_on():
+    rig, said = a_rig(), []
+    topics = ("joints.rig", "mesh.rig", "status.rig")
+    with (
+        Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
+        subscribe(publisher.address, topics, latest=False, timeout_s=5) as inbox,
+    ):
+        loop = FuseLoop(rig, publisher, say=said.append)
+        while not publisher.wants("mesh.rig"):
+            publisher.poll_subscriptions()
+        got = []
+        begun = time.monotonic()
+        seq = 0
+        while time.monotonic() - begun < 1.2:
+            both = time.monotonic() - begun < 0.4
+            loop.handle([heard(rig, k, seq) for k in range(2) if both or k == 0], time.monotonic_ns())
+            seq += 1
+            time.sleep(0.02)
+        while len(got) < 2 * loop.frames:
+            got.append(next(inbox))
+    joints = [m for m in got if isinstance(m, JointsMessage)]
+    truth = pose_hand(template(), np.concatenate([WRIST, POSES["open"]])[None], *(x[None] for x in AVERAGE))[0][0]
+    assert joints and all(m.camera == "rig" for m in joints)
+    last = joints[-1]
+    assert np.abs(last.hands[0].joints_m - truth).max() < 2e-3 and 0 < last.latency_ms < 1000
+    assert {hand.id for m in joints for hand in m.hands} == {1}
+    meshes = [m for m in got if isinstance(m, MeshMessage) and m.hands]
+    assert meshes and meshes[-1].hands[0].vertices_m.shape == (1609, 3)
+    told = [m.message for m in got if isinstance(m, StatusMessage)]
+    assert any("1 of 2 cameras: cam1 silent for 0." in text for text in told)
+    assert said[-1].startswith("1 of 2 cameras: cam1 silent")
+    assert [m.state for m in got if isinstance(m, StatusMessage)][-1] == "tracked"
+
+
+def test_without_any_camera_it_is_stalled():
+    said: list[str] = []
+    with Publisher("tcp://127.0.0.1:*") as publisher:
+        loop = FuseLoop(a_rig(), publisher, say=said.append)
+        loop.handle([heard(a_rig(), 0, 0)], time.monotonic_ns())
+        loop.handle([], time.monotonic_ns() + 50_000_000)
+        assert loop.frames == 1
+        loop.handle([], time.monotonic_ns() + 2_000_000_000)
+    assert said[-1].startswith("0 of 2 cameras")
+
+
+def test_a_listener_hears_several_daemons():
+    rig = a_rig()
+    with (
+        Publisher("tcp://127.0.0.1:*") as one,
+        Publisher("tcp://127.0.0.1:*") as two,
+        Listener([one.address, two.address], ("joints",)) as listener,
+    ):
+        names: set[str] = set()
+        begun = time.monotonic()
+        while len(names) < 2 and time.monotonic() - begun < 5:
+            for k, publisher in enumerate((one, two)):
+                publisher.poll_subscriptions()
+                publisher.publish(parts(rig, k, 0))
+            names |= {message.camera for _, message in listener.take(0.05) if isinstance(message, JointsMessage)}
+    assert names == {"cam0", "cam1"}
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "edge_hand.edge.cli", *arguments], text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+
+
+def test_the_command_fuses_and_stops_when_told(tmp_path: Path):
+    rig = a_rig()
+    save_rig(rig, tmp_path / "rig.json")
+    out = f"ipc://{tmp_path}/fused"
+    with Publisher(f"ipc://{tmp_path}/a") as one, Publisher(f"ipc://{tmp_path}/b") as two:
+        process = command(
+            "fuse", str(tmp_path / "rig.json"), "--from", one.address, "--from", two.address, "--bind", out
+        )
+        try:
+            with subscribe(out, ("joints.rig",), timeout_s=0.05) as inbox:
+                message, begun, seq = None, time.monotonic(), 0
+                while not (message and message.hands) and time.monotonic() - begun < 30:
+                    for k, publisher in enumerate((one, two)):
+                        publisher.poll_subscriptions()
+                        publisher.publish(parts(rig, k, seq))
+                    seq += 1
+                    try:
+                        message = next(inbox)
+                    except TimeoutError:
+                        continue
+        finally:
+            process.send_signal(signal.SIGINT)
+            stdout, stderr = process.communicate(timeout=20)
+    assert isinstance(message, JointsMessage) and message.hands and process.returncode == 0, stderr
+    assert "2 of 2 cameras" in stdout and "a hand in" in stdout
+
+
+@pytest.mark.parametrize("which", ["fuse", "calibrate watch"])
+def test_a_missing_rig_file_is_one_line(which: str, tmp_path: Path):
+    process = command(*which.split(), str(tmp_path / "no.json"), "--from", "tcp://127.0.0.1:5555")
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1 and stderr.count("\n") == 1 and "no.json: no such file" in stderr
+
+
+def test_a_rig_that_failed_is_refused(tmp_path: Path):
+    save_rig(a_rig("fail"), tmp_path / "rig.json")
+    process = command("fuse", str(tmp_path / "rig.json"), "--from", "tcp://127.0.0.1:5555")
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "failed its calibration (the hand moved on a line); --force takes it" in stderr
+
+
+def test_watch_never_overwrites_the_rig_file(tmp_path: Path):
+    path = tmp_path / "rig.json"
+    save_rig(a_rig(), path)
+    process = command("calibrate", "watch", str(path), "--from", "tcp://127.0.0.1:5555", "--propose", str(path))
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1 and "the rig file itself is never overwritten" in stderr

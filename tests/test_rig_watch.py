@@ -1,0 +1,133 @@
+"""Watching a rig: an intact one raises no alarm, a camera bumped by half a degree is named, nothing is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, load_rig, save_rig
+from edge_hand.calibration.sight import Sighting
+from edge_hand.calibration.watch import Judgement, Watch
+from edge_hand.hand import se3
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.kinematics import AVERAGE
+from edge_hand.hand.poses import POSES
+
+HZ = 10
+TURNS = (0.0, 0.8, -0.8)
+
+
+def a_rig(n: int = 3) -> Rig:
+    """Cameras about a volume 0.65 m ahead of the first."""
+    lens = Intrinsics(424, 240, 212.0, 212.0, 211.5, 119.5)
+    middle = np.array([0, 0, 0.65])
+    cameras = []
+    for k in range(n):
+        R = se3.so3_exp(np.array([0, -TURNS[k], 0]))
+        T = se3.transform(R, middle - R @ middle)
+        cameras.append(RigCamera(f"cam{k}", "depth", lens, T, 1e-8 * np.eye(6), TimeOffset()))
+    return Rig("cell", "", "test", tuple(cameras), (), Quality("test"))
+
+
+def moments(rig: Rig, seed: int, seconds: int, bump: tuple[int, np.ndarray, float] | None = None,
+            still: bool = False) -> Iterator[tuple[int, list[Sighting]]]:  # fmt: skip
+    """A hand that moves through the volume, as cameras see it whose errors are those of a network: alike for a while,
+    and a bias that depends on how the hand is turned to the camera. bump: camera, turn (3,) rad, from when, s."""
+    rng = np.random.default_rng(seed)
+    rate, phase = rng.uniform(0.1, 0.35, 6), rng.uniform(0, 6.28, 6)
+    slow = np.zeros((len(rig.cameras), 3))
+    biases = rng.normal(0, 0.001, (3, 3))
+    for i in range(seconds * HZ):
+        t_s = i / HZ
+        wave = np.sin(2 * np.pi * rate * t_s + phase) * (0 if still else 1)
+        T_hand = se3.transform(se3.so3_exp(wave[3:] * (0.6, 1.0, 0.6)), wave[:3] * 0.13 + (0, 0, 0.65))
+        slow += 0.15 * (rng.normal(0, 0.004, slow.shape) - slow)
+        seen = []
+        for k, camera in enumerate(rig.cameras):
+            if rng.random() < 0.2:
+                continue
+            view = camera.T_ref_cam[:3, :3].T @ T_hand[:3, :3]
+            off = slow[k] + rng.normal(0, 0.003, 3) + camera.T_ref_cam[:3, :3] @ (biases @ view[2])
+            T = T_hand.copy()
+            if bump and bump[0] == k and t_s >= bump[2]:  # the rig file takes it to be where it was
+                moved = camera.T_ref_cam @ se3.transform(se3.so3_exp(bump[1]), np.zeros(3))
+                T = camera.T_ref_cam @ se3.inverse(moved) @ T
+            T[:3, 3] += off
+            raw = rng.normal(0, 0.003, (21, 3))
+            seen.append(
+                Sighting(
+                    k, 1, False, 0.98, True, 0.8, T, POSES["open"], AVERAGE.alpha, AVERAGE.beta, raw, np.full(21, 0.9),
+                    None, np.zeros(3), np.zeros((0, 3)), 0.0,
+                )
+            )  # fmt: skip
+        yield round(t_s * 1e9), seen
+
+
+def judgements(rig: Rig, *args: object, **how: object) -> list[tuple[float, Judgement]]:
+    watch = Watch(rig)
+    said = []
+    for t_ns, seen in moments(rig, *args, **how):  # type: ignore[arg-type]
+        if watch.observe(t_ns, seen):
+            said.append((t_ns * 1e-9, watch.judge()))
+    return said
+
+
+def half_a_degree(seed: int) -> np.ndarray:
+    axis = np.random.default_rng(seed).standard_normal(3) * (1, 1, 0.3)  # a roll moves the volume's middle little
+    return np.radians(0.5) * axis / np.linalg.norm(axis)
+
+
+@cache
+def bumped(camera: int) -> list[tuple[float, Judgement]]:
+    return judgements(a_rig(), 10 + camera, 80, (camera, half_a_degree(camera), 25.0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_an_intact_rig_raises_no_alarm(seed: int):
+    states = [judgement.state for _, judgement in judgements(a_rig(), seed, 90)]
+    assert "moved" not in states and states[-1] == "holds"
+
+
+@pytest.mark.parametrize("camera", range(3))
+def test_a_camera_bumped_by_half_a_degree_is_named_within_a_minute(camera: int):
+    alarms = [(t, j) for t, j in bumped(camera) if j.state == "moved"]
+    assert alarms and 25 < alarms[0][0] < 85
+    assert {j.drift.camera for _, j in alarms[-5:] if j.drift} == {f"cam{camera}"}
+    assert alarms[-1][1].words.startswith(f"cam{camera} moved by ")
+
+
+@pytest.mark.parametrize("camera", [0, 2])
+def test_what_is_proposed_puts_the_camera_right(camera: int, tmp_path: Path):
+    rig, drift = a_rig(), bumped(camera)[-1][1].drift
+    assert drift is not None
+    save_rig(Watch(rig).proposal(drift, "2026-01-01T00:00:00Z"), tmp_path / "rig.proposed.json")
+    proposed = load_rig(tmp_path / "rig.proposed.json")
+    assert proposed.quality.verdict == "unverified" and f"cam{camera} moved" in proposed.quality.warnings[-1]
+    bump = se3.transform(se3.so3_exp(half_a_degree(camera)), np.zeros(3))
+    true = [c.T_ref_cam @ bump if k == camera else c.T_ref_cam for k, c in enumerate(rig.cameras)]
+    other = 1
+    T_true = se3.inverse(true[other]) @ true[camera]
+    point = np.array([[0, 0, 0.65]])
+    off = [
+        np.linalg.norm(
+            se3.apply(se3.inverse(r.cameras[other].T_ref_cam) @ r.cameras[camera].T_ref_cam, point)
+            - se3.apply(T_true, point)
+        )
+        for r in (rig, proposed)
+    ]
+    assert off[1] < 0.6 * off[0]
+
+
+def test_two_cameras_cannot_tell_which_of_them_moved():
+    said = judgements(a_rig(2), 3, 80, (1, half_a_degree(1), 25.0))
+    alarms = [j.words for _, j in said if j.state == "moved"]
+    assert alarms and "which one cannot be told" in alarms[-1] and "cam0" in alarms[-1] and "cam1" in alarms[-1]
+
+
+def test_nothing_is_said_before_a_hand_was_seen_for_long_enough():
+    first = judgements(a_rig(), 1, 4)[0][1]
+    assert first.state == "watching" and first.drift is None
+    assert "two cameras must see a moving hand" in first.words

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
-from .cameras import CameraError
-from .cli_models import bench, evaluate, export, train
-from .cli_options import camera_options, engine_options, tracking_options
+from .cameras import Camera, CameraError
+from .cli_adapt import adapt
+from .cli_bench import bench
+from .cli_control import reload
+from .cli_doctor import doctor
+from .cli_models import evaluate, export, train
+from .cli_options import camera_options, engine_options, own_model_first, own_note, tracking_options
+from .cli_record import play, record, recording_options
 from .cli_service import config, daemon_options, keys, service
+from .cli_store import models
+from .cli_view import metrics_option, status
+from .cli_view import view as view_command
+from .config import Rereadable, reread
 from .model_card import ModelError
 from .shell import CommandError, say
 
@@ -19,17 +29,21 @@ BIND = "tcp://127.0.0.1:5555"
 
 
 class Commands(click.Group):
-    """With `calibrate`, which stands above the daemon and is only imported when it is asked for."""
+    """With `calibrate` and `fuse`, which stand above the daemon and are only imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "calibrate"])
+        return sorted([*super().list_commands(ctx), "calibrate", "fuse"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name != "calibrate":
-            return super().get_command(ctx, cmd_name)
-        from ..calibration.cli import calibrate
+        if cmd_name == "calibrate":
+            from ..calibration.cli import calibrate
 
-        return calibrate
+            return calibrate
+        if cmd_name == "fuse":
+            from ..calibration.fuse_cli import fuse
+
+            return fuse
+        return super().get_command(ctx, cmd_name)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -43,8 +57,9 @@ def cli() -> None:
     """
 
 
-@cli.command(context_settings={"auto_envvar_prefix": "EDGE_HAND"})
+@cli.command(cls=Rereadable, context_settings={"auto_envvar_prefix": "EDGE_HAND"})
 @camera_options
+@own_model_first
 @engine_options
 @tracking_options
 @daemon_options
@@ -55,14 +70,20 @@ def cli() -> None:
     allow_from_autoenv=False,
     help="Allow an address beyond this machine, readable by anyone.",
 )
+@recording_options
+@metrics_option
+@click.option("--tune/--no-tune", default=True, show_default=True, help="Try once which CPU engine is fastest here.")
 @click.option("--fps", type=float, help="Replay rate, Hz; 0 is as fast as possible.")
 @click.option("--loop", is_flag=True, help="Start a recording over when it ends.")
+@click.option("--wait", is_flag=True, help="Wait for a camera that is not there yet.")
 @click.option("--frames", type=click.IntRange(1), help="Stop after so many frames.")
 @click.option("--view/--no-view", default=None, help="Draw in the terminal; default: if there is one.")
+@click.pass_context
 def run(
-    camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int, finder: str, hands: int,
-    smooth: bool, person: Path | None, bind: str, insecure: bool, fps: float | None, loop: bool, frames: int | None,
-    view: bool | None, keys: Path | None, log: str | None,
+    context: click.Context, camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int,
+    finder: str, hands: int, smooth: bool, person: Path | None, bind: str, insecure: bool, fps: float | None,
+    loop: bool, wait: bool, frames: int | None, view: bool | None, keys: Path | None, log: str | None,
+    record: Path | None, deterministic: bool, metrics: str | None, tune: bool,
 ) -> None:  # fmt: skip
     """Track hands and publish them until the stream ends or Ctrl-C.
 
@@ -71,14 +92,17 @@ def run(
     edge-hand run --camera replay --source recording.mcap
     edge-hand run --camera synthetic
     """
-    from .cameras import open_camera
-    from .engines import open_engine
+    from .cli_record import clock_of, recording_to
+    from .desk import Desk
     from .finder import open_finder
+    from .health import watch_health
     from .log import LOG, StateLog, open_log
     from .loop import Loop, Minder, topology
     from .notify import Notifier
     from .person import keep_shape, person_maker
     from .publish import Publisher
+    from .reload import Reloader, open_lasting_engine
+    from .reopen import open_lasting, wait_for
     from .tracker import Tracker
     from .viewer import Viewer
     from .watch import Screen
@@ -86,40 +110,53 @@ def run(
     if log:
         open_log(log)
     tell, complain = (LOG.info, LOG.warning) if log else (click.echo, say)
-    stopping: list[int] = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: stopping.append(number))
-    tracker = Tracker(
-        open_engine(engine, model, threads, say=tell),
-        open_finder(finder, threads),
-        smooth,
-        hands,
-        new_person=person_maker(person),
-    )
-    with (
-        open_camera(camera, source, mode=mode, fps=fps, loop=loop) as opened,
-        Publisher(bind, topology=topology(), insecure=insecure, keys=keys) as publisher,
-    ):
-        tell(f"{opened.name} at {opened.fps:g} Hz -> {publisher.address}  ({tracker.engine.name}, {model.name})")
+    desk, notifier = Desk(tell, complain), Notifier()
+    if note := own_note(context):
+        tell(note)
+    serving = open_lasting_engine(engine, model, threads, tell, tune=tune and not deterministic)
+    tracker = Tracker(serving, open_finder(finder, threads), smooth, hands, new_person=person_maker(person))
 
-        minders: list[Minder] = [Notifier()]
+    def open_it() -> Camera:
+        options = {"mode": mode, "fps": fps, "loop": loop, "deterministic": deterministic}
+        return open_lasting(camera, source, notifier.alive, **options)
+
+    found = wait_for(open_it, lambda: desk.stopping, complain, notifier.alive) if wait else open_it()
+    if found is None:
+        tell("stopped before there was a camera")
+        return
+    with (
+        found as opened,
+        Publisher(bind, topology=topology(), insecure=insecure, keys=keys) as publisher,
+        recording_to(record, clock_of(opened, deterministic), complain) as sink,
+    ):
+        tell(f"{opened.name} at {opened.fps:g} Hz -> {publisher.address}  ({serving.name}, {model.name})")
+
+        minders: list[Minder] = [notifier]
         if log:
             minders.append(StateLog(opened.name))
+        if metrics:
+            from .metrics import Metrics
+
+            minders.append(served_metrics := Metrics(metrics, lambda: the_loop, insecure=insecure))
+            tell(f"metrics at {served_metrics.url}")
+
+        the_loop = Loop(opened, tracker, publisher, None, minders, sink=sink, clock=clock_of(opened, deterministic))
 
         def done() -> bool:
-            return bool(stopping) or (frames is not None and the_loop.totals.frames >= frames)
+            return desk.between() or (frames is not None and the_loop.totals.frames >= frames)
 
-        if view or (view is None and sys.stdout.isatty()):
-            with Viewer(Screen()) as viewer:
-                the_loop = Loop(opened, tracker, publisher, viewer, minders)
-                totals = the_loop.run(done)
-        else:
-            the_loop = Loop(opened, tracker, publisher, minders=minders)
+        reloader = Reloader(context.params, lambda: reread(context), serving, tell)
+        minders.append(watch_health(tracker, serving, reloader, complain))
+        draws = view or (view is None and sys.stdout.isatty())
+        with desk.serve(the_loop, reloader, publisher.address), Viewer(Screen()) if draws else nullcontext() as viewer:
+            the_loop.watcher = viewer
             totals = the_loop.run(done)
     tell(totals.summary())
+    if sink is not None:
+        tell(sink.summary())
     if person is not None:
         complain(keep_shape(person, tracker.person))
-    if totals.frames == 0 and not stopping:
+    if totals.frames == 0 and not desk.stopping:
         raise CommandError(f"no frame could be used ({totals.bad_frames} were bad): {the_loop.trouble or 'none came'}")
     if the_loop.trouble:
         complain(f"last trouble: {the_loop.trouble}")
@@ -143,58 +180,6 @@ def watch(address: str, camera: str | None, frames: int | None, keys: Path | Non
 
 
 @cli.command()
-@camera_options
-@click.argument("out", type=Path)
-@click.option("--frames", type=click.IntRange(1), help="Stop after so many frames.")
-@click.option("--far", "far_m", type=click.FloatRange(0, min_open=True), help="Leave out readings beyond this, m.")
-def record(
-    camera: str, source: str | None, mode: str | None, out: Path, frames: int | None, far_m: float | None
-) -> None:
-    """Record depth frames, lossless, until Ctrl-C.
-
-    \b
-    edge-hand record --camera realsense hand.mcap
-    """
-    from dataclasses import replace
-
-    import numpy as np
-
-    from .cameras import BadFrame, EndOfStream, FrameTimeout, open_camera
-    from .recording import RecordingWriter
-
-    stopping: list[int] = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: stopping.append(number))
-    n = skipped = 0
-    last_seq: int | None = None
-    settings = {"camera": camera, "mode": mode or "", "far_m": str(far_m or "")}
-    with (
-        open_camera(camera, source, mode=mode) as opened,
-        RecordingWriter(out, sensor=camera, settings=settings, compress_level=3) as writer,
-    ):
-        while not stopping and (frames is None or n < frames):
-            try:
-                frame = opened.read()
-                if far_m is not None:
-                    near = np.where(frame.depth * frame.depth_unit_m <= far_m, frame.depth, 0).astype(np.uint16)
-                    frame = replace(frame, depth=near)
-                writer.write(frame)
-                skipped += max(0, frame.seq - last_seq - 1) if last_seq is not None else 0
-                last_seq = frame.seq
-            except EndOfStream:
-                break
-            except (BadFrame, FrameTimeout) as error:
-                say(str(error))
-                continue
-            n += 1
-    if n == 0:
-        raise CommandError(f"record: no frame came, {out} was not written")
-    click.echo(
-        f"{n} frames in {out}" + (f"; {skipped} were lost: the disk or this machine is too slow" if skipped else "")
-    )
-
-
-@cli.command()
 def cameras() -> None:
     """List the RealSense cameras that are connected.
 
@@ -210,7 +195,10 @@ def cameras() -> None:
         click.echo("no RealSense camera is connected; --camera synthetic needs none")
 
 
-for command in (bench, evaluate, train, export, config, keys, service):
+for command in (
+    adapt, bench, doctor, evaluate, train, export, record, play, config, keys, models, reload, service, status,
+    view_command,
+):  # fmt: skip
     cli.add_command(command)
 
 
@@ -221,8 +209,11 @@ def main() -> None:
     from .bench import BenchError
     from .client import SubscribeError
     from .config import ConfigError
+    from .control import ControlError
+    from .http_server import ServeError
     from .keys import KeysError
     from .log import LOG, log_is_open
+    from .model_store import StoreError
     from .person import PersonError
     from .publish import PublishError
     from .recording import RecordingError
@@ -230,7 +221,8 @@ def main() -> None:
 
     known = (
         CommandError, CameraError, ModelError, PublishError, SubscribeError, WireError, RecordingError, BenchError,
-        PersonError, KeysError, ServiceError, ConfigError, CalibrateError,
+        PersonError, KeysError, ServiceError, ConfigError, ControlError, CalibrateError,
+        ServeError, StoreError,
     )  # fmt: skip
     try:
         cli()

@@ -12,6 +12,8 @@ import click
 from .cameras import camera_kinds
 from .model_card import DEFAULT_MODEL, find_model
 
+OWN = "own"
+
 
 def camera_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
@@ -25,19 +27,44 @@ def camera_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64), help="Engine threads."),
+        click.option("--threads", default=0, type=click.IntRange(0, 64), help="Engine threads; default: tuned, or 1."),
         click.option(
             "--model",
-            type=find_model,
+            type=chosen_model,
             metavar="NAME|FILE",
             default=DEFAULT_MODEL.stem,
             show_default=True,
-            help="A shipped model's name, or an .onnx file with its card beside it.",
+            help="A shipped model's name, an .onnx file with its card beside it, or own: as `edge-hand models` has it.",
         ),
-        click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime, tensorrt."),
+        click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime, openvino, tensorrt."),
     ):
         command = option(command)
     return command
+
+
+def chosen_model(name: str) -> Path:
+    """As `find_model`, and `own`: the network that was accepted on this device last, else the one that ships."""
+    if name != OWN:
+        return find_model(name)
+    from .model_store import own_model
+
+    return own_model()[0]
+
+
+def own_model_first(command: Callable[..., Any]) -> Callable[..., Any]:
+    """For a command with `engine_options`: --model is `own` if nothing is said."""
+    for option in command.__click_params__:  # type: ignore[attr-defined]
+        if option.name == "model":
+            option.default = OWN
+    return command
+
+
+def own_note(context: click.Context) -> str:
+    """One line about the device's own network where nothing else was asked for; empty if it is the one that ships."""
+    from .model_store import own_model
+
+    asked = context.get_parameter_source("model")
+    return own_model()[1] if asked is click.core.ParameterSource.DEFAULT else ""
 
 
 json_option = click.option("--json", "json_path", type=Path, help="Also write the result to this file.")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 from edge_hand.edge.log import LOG
+
+os.environ.setdefault("EDGE_HAND_TUNE", "0")  # daemons that tests start do not try out engines
 
 
 @pytest.fixture(autouse=True)

@@ -258,7 +258,7 @@ def test_a_recording_of_nothing_but_bad_frames_is_one_line(folder: Path, data: b
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("run --camera webcam", "camera 'webcam': there is no such camera; possible are realsense, replay, synthetic"),
+        ("run --camera webcam", "camera 'webcam': there is no such camera; possible are faulty, realsense, replay, sy"),
         ("run --camera synthetic --source x", "synthetic 'x': --source is the scene's seed, a whole number such as 7"),
         ("run --camera synthetic --loop", "camera 'synthetic' has no option --loop; it has --mode, --fps"),
         ("run --camera synthetic --mode big", "mode 'big': expected WIDTHxHEIGHT@FPS, such as 848x480@90, "),

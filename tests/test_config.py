@@ -53,7 +53,7 @@ def refusal(path: Path, text: str) -> str:
 def test_the_file_sets_what_a_flag_would(file: Path) -> None:
     params = parsed("--config", file).params
     assert (params["camera"], params["hands"], params["smooth"], params["fps"]) == ("synthetic", 1, False, 20.0)
-    assert params["threads"] == 1  # not in the file
+    assert params["threads"] == 0  # not in the file
 
 
 def test_flags_beat_the_environment_which_beats_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

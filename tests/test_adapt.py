@@ -1,0 +1,253 @@
+"""Adaptation as a whole: windows and crops, drawn hands, a run that learns, stops and goes on, refusals in a line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edge_hand.hand import se3
+from edge_hand.hand.crop import crop_depth, points_from_uvd
+from edge_hand.hand.frames import HandRoi
+from edge_hand.hand.kinematics import Shape, pose_hand
+from edge_hand.hand.template import template
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("numba")
+pytest.importorskip("onnx")
+
+from edge_hand.edge.model_card import MODELS  # noqa: E402
+from edge_hand.edge.recording import RecordingWriter  # noqa: E402
+from edge_hand.trainer.adapt import frames, run, session, target  # noqa: E402
+from edge_hand.trainer.adapt.augment import Estimate, Labeller, UserHands, shown_left  # noqa: E402
+from edge_hand.trainer.adapt.frames import AdaptError, View  # noqa: E402
+from edge_hand.trainer.checkpoint import TrainConfig, build_net, load_net, save  # noqa: E402
+from edge_hand.trainer.synth.rig_views import RigClip, rig_clip  # noqa: E402
+
+BIG = Shape(np.array([1.08, 1.17, 1.25, 1.25, 1.23, 1.2]), np.zeros(7))
+MOMENTS = 6
+
+
+@pytest.fixture(scope="module")
+def clip() -> RigClip:
+    """Three synchronous cameras before a large hand."""
+    made = rig_clip(5, cameras=3, seconds=2, fps=10, motion="free", alpha=BIG.alpha, beta=BIG.beta, distance_m=0.5)
+    return made._replace(offsets_s=np.zeros(3), phases_s=np.zeros(3))
+
+
+@pytest.fixture(scope="module")
+def known(clip: RigClip) -> target.Target:
+    """A target whose teacher knows the truth."""
+    views, owner = [], []
+    for m in range(MOMENTS):
+        for c in range(3):
+            centre = clip.joints_m(0, 3 * m).mean(0)
+            view = frames.cut_window(clip.frame(c, 3 * m), clip.T_ref_cam[c], centre, c)
+            assert view is not None
+            views.append(view)
+            owner.append(m)
+    thetas = [clip.theta(clip.time_s(0, 3 * m)) for m in range(MOMENTS)]
+    wrists = [se3.transform(se3.so3_exp(theta[3:6]), theta[:3]) for theta in thetas]
+    return target.Target(
+        np.stack([v.window for v in views]),
+        np.array([v.distance_m for v in views]),
+        np.stack([v.T_ref_view for v in views]),
+        np.array(owner),
+        np.arange(MOMENTS),
+        np.arange(MOMENTS) * 100_000_000,
+        np.zeros(MOMENTS, int),
+        np.stack(wrists),
+        np.stack([theta[6:] for theta in thetas]),
+        np.stack([clip.joints_m(0, 3 * m) for m in range(MOMENTS)]),
+        np.ones(MOMENTS, bool),
+        *BIG,
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network of a few channels that has learned nothing."""
+    torch.manual_seed(0)
+    config = TrainConfig(width=8)
+    path = tmp_path_factory.mktemp("net") / "small.pt"
+    net = build_net(config)
+    save({"version": 2, "config": config.__dict__, "seen": 0, "averaged": net.state_dict()}, path)
+    return path
+
+
+def test_a_crop_of_a_window_is_the_crop_of_the_frame(clip: RigClip) -> None:
+    frame, truth = clip.frame(0, 0), clip.joints_m(0, 0).mean(0)
+    view = frames.cut_window(frame, np.eye(4), truth, 0)
+    assert view is not None
+    mine = frames.cut_crop(view, 0.25, 64)
+    its = crop_depth(frame, HandRoi("right", truth, 0.25, 1.0), 64)
+    both = (mine.image < 1) & (its.image < 1)
+    assert both.sum() > 0.97 * (its.image < 1).sum()
+    assert np.median(np.abs(mine.image - its.image)[both]) < 0.02
+
+
+def test_a_window_tells_background_from_no_reading(clip: RigClip) -> None:
+    frame, truth = clip.frame(0, 0), clip.joints_m(0, 0).mean(0)
+    depth = frame.depth.copy()
+    depth[:, : depth.shape[1] // 2] = 0
+    view = frames.cut_window(replace(frame, depth=depth), np.eye(4), truth, 0)
+    assert view is not None and (view.window == 0).any() and (view.window == frames.FAR).any()
+    seen = frames.depth_seen(view, frames.cut_crop(view, 0.25, 64), 64)
+    assert np.isinf(seen).any() and (seen == 0).any()
+
+
+def test_a_mirrored_view_twice_is_the_view(known: target.Target) -> None:
+    view: View = known.view(1)
+    twice = frames.mirrored(frames.mirrored(view))
+    assert np.array_equal(twice.window, view.window) and np.allclose(twice.T_ref_view, view.T_ref_view)
+    assert np.linalg.det(frames.mirrored(view).T_ref_view[:3, :3]) == pytest.approx(1)
+
+
+def test_the_teachers_labels_lie_on_the_depth_of_every_view(known: target.Target) -> None:
+    label = Labeller()
+    for i in range(6):
+        m = known.moment[i]
+        theta = np.concatenate(
+            [known.T_ref_wrist[m, :3, 3], se3.so3_log(known.T_ref_wrist[m, :3, :3]), known.angles[m]]
+        )
+        joints, vertices = pose_hand(template(), theta[None], BIG.alpha[None], BIG.beta[None])
+        sample = label(frames.cut_crop(known.view(i), 0.28, 64), joints[0], vertices[0])
+        cells = sample.image[::2, ::2] < 1
+        assert sample.on_hand.sum() > 60 and (cells | ~sample.on_hand).all()
+        assert np.abs(sample.joints_uvd).max() < 1.2
+
+
+def test_drawn_hands_are_the_users_and_the_same_for_ever() -> None:
+    estimates = [Estimate(np.full(20, 0.3), np.diag([-1.0, -1, 1]), 0.5)]
+    hands = UserHands(BIG, estimates, 3, (0.25, 0.3))
+    for i in range(8):
+        a, b = hands.sample(i), UserHands(BIG, estimates, 3, (0.25, 0.3)).sample(i)
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+        joints = points_from_uvd(a.joints_uvd.astype(float), float(a.distance_m), float(a.cube_m))
+        ours = np.linalg.norm(joints[10] - joints[9]) / np.linalg.norm(template().joints_m[10] - template().joints_m[9])
+        assert ours == pytest.approx(BIG.alpha[3], rel=0.06)
+    assert hands.sample(0).on_hand.any() and not shown_left(hands.sample(0)).is_right
+
+
+def test_a_batch_has_the_target_first_and_is_decided_by_its_step(known: target.Target) -> None:
+    config = run.AdaptConfig(batch=16)
+    batches = run._Batches(known, config, run.Group())
+    (labels, batch, good), (again, _, _) = batches.draw(3), batches.draw(3)
+    assert torch.equal(labels.image, again.image) and len(batch.image) == 6 and good.all()
+    assert torch.equal(labels.image[:6], batch.image)
+    assert (batch.group[:3] == batch.group[0]).all()  # views of one moment stay together
+    assert not torch.equal(labels.image, batches.draw(4)[0].image)
+
+
+def test_a_run_learns_stops_and_goes_on(
+    known: target.Target, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "PROBES", 8)
+    config = run.AdaptConfig(steps=4, batch=8, target_share=0.5, user_share=0.25)
+    lines: list[str] = []
+    half = run.adapt_net(small, known, tmp_path, replace(config, steps=4), minutes=1e-9, threads=1, say=lines.append)
+    assert half.steps == 1 and half.checkpoint.exists()
+    whole = run.adapt_net(small, known, tmp_path, config, threads=1, resume=True, say=lines.append)
+    assert whole.steps == 4 and whole.finished and "icp" in lines[-2] and "views" in lines[-2]
+    before, after = (torch.load(p, weights_only=True)["averaged"] for p in (small, whole.checkpoint))
+    assert any(not torch.equal(before[k], after[k]) for k in before)
+    assert json.loads((tmp_path / "log.json").read_text())["config"]["steps"] == 4
+    with pytest.raises(AdaptError, match="adapted with other options"):
+        run.adapt_net(small, known, tmp_path, replace(config, seed=9), threads=1, resume=True)
+
+
+def test_a_change_that_forgets_others_hands_is_taken_back(
+    small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "PROBES", 16)
+    base, same, spoilt = (load_net(small)[0] for _ in range(3))
+    assert run.blend(base, same) == 1.0
+    with torch.no_grad():
+        for weight in spoilt.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    before = [p.clone() for p in spoilt.parameters()]
+    share = run.blend(base, spoilt)
+    assert share < 1
+    for b, s, w in zip(base.parameters(), before, spoilt.parameters(), strict=True):
+        assert torch.allclose(w, torch.lerp(b, s, share), atol=1e-5)
+
+
+def test_terms_can_be_left_out_by_name_and_no_others() -> None:
+    left = run.without_terms(run.AdaptConfig(), ("lifting", "teacher"))
+    assert left.weights is not None and left.weights["lifting"] == 0 < left.weights["icp"] and left.teacher == 0
+    with pytest.raises(AdaptError, match="--without nothing: possible are icp, lifting"):
+        run.without_terms(run.AdaptConfig(), ("nothing",))
+    with pytest.raises(AdaptError, match="--method magic: possible are dgn"):
+        run.without_terms(run.AdaptConfig(method="magic"), ())
+
+
+def test_a_target_is_kept_whole(known: target.Target, tmp_path: Path) -> None:
+    target.save_target(known, tmp_path / "t.npz")
+    loaded = target.load_target(tmp_path / "t.npz")
+    assert all(np.array_equal(a, b) for a, b in zip(loaded, known, strict=True))
+    (tmp_path / "t.npz").write_bytes(b"nothing")
+    with pytest.raises(AdaptError, match="not the target of an adaptation"):
+        target.load_target(tmp_path / "t.npz")
+
+
+def test_what_cannot_be_adapted_to_is_refused_in_one_line(clip: RigClip, tmp_path: Path) -> None:
+    with pytest.raises(AdaptError, match="--model none: there are no weights to train of it; possible are dgn-nano"):
+        session.adapt([tmp_path], tmp_path / "out", model="none")
+    (tmp_path / "done").mkdir()
+    (tmp_path / "done" / "adapted.pt").touch()
+    with pytest.raises(AdaptError, match="go on with --resume, or choose another --out"):
+        session.adapt([tmp_path], tmp_path / "done")
+    footage = frames.Footage([], 10, 1)
+    with pytest.raises(AdaptError, match="a hand was seen in 0 moments of 10 frames"):
+        target.prepare(footage, torch.nn.Identity())
+
+
+@pytest.mark.slow
+def test_footage_of_a_rig_has_the_hand_in_every_camera(clip: RigClip, tmp_path: Path) -> None:
+    from edge_hand.edge.engines import open_engine
+
+    sources = []
+    for c in range(3):
+        sources.append(tmp_path / f"{c}.mcap")
+        with RecordingWriter(sources[-1], compress_level=1) as writer:
+            for frame in clip.frames(c):
+                writer.write(frame)
+    poses = dict(zip(clip.names, clip.T_ref_cam, strict=True))
+    footage = frames.read_footage(sources, open_engine("onnxruntime", MODELS / "dgn-nano.onnx"), poses, share=1.0)
+    assert footage.cameras == 3 and len(footage.moments) > 0.7 * clip.frame_count
+    for moment in footage.moments:
+        truth = clip.joints_m(0, moment.seq).mean(0)
+        for view in moment.views:
+            middle = view.T_ref_view @ (0, 0, view.distance_m, 1)
+            assert np.linalg.norm(middle[:3] - truth) < 0.06 or moment.is_left
+    with pytest.raises(AdaptError, match="it does not know the camera cam0"):
+        frames.read_footage(sources, open_engine("onnxruntime", MODELS / "dgn-nano.onnx"), {"other": np.eye(4)})
+
+
+def _together(small: Path, folder: Path) -> None:
+    """One of two processes, each with a target of its own."""
+    from edge_hand.trainer import parallel
+
+    with parallel.join() as group:
+        mine = target.load_target(folder / f"{group.rank}.npz")
+        config = run.AdaptConfig(steps=2, batch=8, target_share=0.5, user_share=0.25)
+        run.adapt_net(small, mine, folder / "out", config, threads=1, group=group)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_from_two_recordings(known: target.Target, small: Path, tmp_path: Path) -> None:
+    from edge_hand.trainer import parallel
+
+    (tmp_path / "out").mkdir()
+    target.save_target(known, tmp_path / "0.npz")
+    target.save_target(known._replace(alpha=0.9 * known.alpha), tmp_path / "1.npz")
+    parallel.launch(2, _together, small, tmp_path, error=AdaptError)
+    state = torch.load(tmp_path / "out" / "adapted.pt", weights_only=True)
+    assert state["step"] == 2
+    alone = run.adapt_net(
+        small, known, tmp_path / "out", run.AdaptConfig(steps=2, batch=8, target_share=0.5, user_share=0.25), threads=1
+    )
+    other = torch.load(alone.checkpoint, weights_only=True)
+    assert any(not torch.equal(state["averaged"][k], other["averaged"][k]) for k in other["averaged"])

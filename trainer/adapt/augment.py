@@ -1,0 +1,154 @@
+"""Samples with labels for the adaptation: the target's own crops with the teacher's hands, and hands rendered anew.
+
+Active augmentation (Dual Grid Net, section 4.4): the poses that were estimated on the recording are drawn again, with
+this user's shape, by the synthetic renderer. Their labels are exact, and the poses are the ones that matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...hand import se3
+from ...hand.body import hand_with_arm
+from ...hand.crop import CROP_SIZE, uvd_from_points
+from ...hand.kinematics import Shape, clamp_angles, forward_kinematics, skin
+from ...hand.template import template
+from ..synth import scene
+from ..synth.poses import penetrates, sample_angles, sample_view
+from ..synth.render import rasterise
+from ..synth.samples import CELLS, CUBE_M, PATCH, Sample, crop_patch
+from ..synth.sensors import SENSORS, corrupt, draw_settings
+from .frames import Crop
+from .layout import coordinates_at
+
+Array = NDArray[Any]
+NEW_POSE, NEW_VIEW = 0.25, 0.15  # shares whose fingers, whose view are not the recording's
+STRAY_RAD = (0.03, 0.12, 0.3)  # how far angles and turns stray from an estimate; one is drawn
+SHAPE_STRAY = 0.015  # of the bones: an estimate is not the truth
+SKIN_M = 0.012  # depth as near as this to the drawn mesh is of the hand
+JITTER_M = (0.004, 0.012, 0.02)  # of a crop's centre, as in training
+
+
+class Estimate(NamedTuple):
+    """A pose as one view saw it: angles (20,) rad, R_view_wrist (3, 3), distance_m."""
+
+    angles: Array
+    rotation: Array
+    distance_m: float
+
+
+class UserHands:
+    """Draws crops of one user's hand; owns the buffers it draws in."""
+
+    def __init__(self, shape: Shape, estimates: Sequence[Estimate], seed: int = 0, cubes: Sequence[float] = (CUBE_M,)):
+        self.shape, self.estimates, self.seed, self.cubes = shape, list(estimates), seed, tuple(cubes)
+        self.template = template()
+        self.body = hand_with_arm(self.template)
+        self._depth = np.zeros((PATCH, PATCH), np.float32)
+        self._face = np.zeros((PATCH, PATCH), np.int32)
+        self._weight = np.zeros((PATCH, PATCH, 2), np.float32)
+
+    def sample(self, index: int) -> Sample:
+        """The crop of this index: the same for ever."""
+        rng = np.random.default_rng([self.seed, 44, index])
+        estimate = self.estimates[int(rng.integers(len(self.estimates)))]
+        stray = rng.choice(STRAY_RAD)
+        angles = self._angles(rng, estimate, stray)
+        turn = se3.so3_exp(rng.normal(0, stray, 3))
+        rotation = sample_view(rng) if rng.random() < NEW_VIEW else turn @ estimate.rotation
+        sensor = list(SENSORS.values())[int(rng.integers(len(SENSORS)))]
+        cube = float(rng.choice(self.cubes)) * float(np.exp(rng.normal(0, 0.02)))
+        distance = max(estimate.distance_m * float(np.exp(rng.normal(0, 0.1))), sensor.min_z_m + cube / 4)
+        joints, vertices = self._posed(rng, angles)
+        at = np.array([0, 0, distance]) + rng.normal(0, rng.choice(JITTER_M), 3) - rotation @ joints.mean(0)
+        joints, vertices = joints @ rotation.T + at, vertices @ rotation.T + at
+        size = int(np.clip(sensor.focal_px * cube / distance, 40, PATCH))
+        depth, face, weight = self._depth[:size, :size], self._face[:size, :size], self._weight[:size, :size]
+        slope = cube / 2 / distance
+        rasterise(vertices.astype(np.float32), self.body.faces, slope, size, depth, face, weight)
+        scene.draw_background(rng, vertices, slope, depth, face)
+        noisy = np.where(depth > 0, 1 / np.maximum(depth, 1e-6), 0).astype(np.float32)
+        seed = int(rng.integers(2**31))
+        noisy = corrupt(noisy, size * distance / cube, sensor, draw_settings(sensor, rng), seed, np.empty_like(noisy))
+        image = crop_patch(np.where(noisy > 0, distance + (noisy - distance) * (CUBE_M / cube), 0), distance)
+        pick = np.minimum(((np.arange(CELLS) + 0.5) * size / CELLS).astype(int), size - 1)
+        at_cells = np.ix_(pick, pick)
+        shown = (face[at_cells] >= 0) & (face[at_cells] < len(self.template.faces))
+        shown &= np.abs(noisy[at_cells] - distance) < cube / 2
+        return labelled(image, joints, vertices, distance, cube, shown, face[at_cells], weight[at_cells])
+
+    def _angles(self, rng: np.random.Generator, estimate: Estimate, stray: float) -> Array:
+        if rng.random() < NEW_POSE:
+            return sample_angles(self.template, rng)
+        near = clamp_angles(estimate.angles + stray * rng.standard_normal((3, 20)))
+        free = ~penetrates(self.template, near)
+        return near[int(free.argmax())] if free.any() else estimate.angles
+
+    def _posed(self, rng: np.random.Generator, angles: Array) -> tuple[Array, Array]:
+        """Joints (21, 3) and body vertices (B, 3) m in the hand's frame, the wrist bent and dressed as in training."""
+        theta = np.zeros((1, 26))
+        theta[0, 6:] = angles
+        alpha = self.shape.alpha * (1 + SHAPE_STRAY * rng.standard_normal(6))
+        skeleton = forward_kinematics(self.template, theta, alpha[None], self.shape.beta[None])
+        arm = np.zeros((1, 1, 3, 4))
+        bend = np.radians([rng.normal(0, 25), rng.normal(0, 15), rng.normal(0, 12)]).clip(-0.9, 0.9)
+        arm[..., :3] = alpha[0] * se3.so3_exp(bend)
+        rest = self.body.vertices_m + np.tensordot(self.shape.beta, self.body.morphs_m, 1)
+        rest = scene.dress(rng, self.body, rest)
+        parts = np.concatenate([skeleton.parts, arm], 1)
+        return skeleton.joints_m[0], skin(self.body.weights, rest[None], parts)[0]
+
+
+class Labeller:
+    """Labels of the target's own crops, by the hand that the teacher has fitted."""
+
+    def __init__(self) -> None:
+        self.faces = template().faces.astype(np.int32)
+        self._depth = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
+        self._face = np.zeros((CROP_SIZE, CROP_SIZE), np.int32)
+        self._weight = np.zeros((CROP_SIZE, CROP_SIZE, 2), np.float32)
+
+    def __call__(self, crop: Crop, joints_ref_m: Array, vertices_ref_m: Array) -> Sample:
+        """The crop with the labels of a hand in the reference frame: joints (21, 3), vertices (V, 3) m."""
+        T = crop.T_ref_crop
+        joints, vertices = ((x - T[:3, 3]) @ T[:3, :3] for x in (joints_ref_m, vertices_ref_m))
+        slope = crop.cube_m / 2 / crop.distance_m
+        rasterise(vertices.astype(np.float32), self.faces, slope, CROP_SIZE, self._depth, self._face, self._weight)
+        middle = slice(0, None, CROP_SIZE // CELLS)
+        depth, face, weight = self._depth[middle, middle], self._face[middle, middle], self._weight[middle, middle]
+        read = crop.image[middle, middle]
+        z = crop.distance_m + read * (crop.cube_m / 2)
+        drawn = 1 / np.maximum(depth, 1e-6)
+        shown = (face >= 0) & (read < 1) & (np.abs(z - drawn) < SKIN_M)
+        return labelled(crop.image, joints, vertices, crop.distance_m, crop.cube_m, shown, face, weight)
+
+
+def labelled(
+    image: Array, joints: Array, vertices: Array, distance: float, cube: float, shown: Array, face: Array, weight: Array
+) -> Sample:
+    """A sample of a right hand: joints (21, 3), vertices (V or more, 3) m in the crop's frame; shown (32, 32) where
+    face and barycentric weight (32, 32, 2) mean skin."""
+    uv = np.where(shown[..., None], coordinates_at(np.where(shown, face, 0), weight), 0)
+    hand = vertices[: len(template().vertices_m)]
+    return Sample(
+        image.astype(np.float32),
+        uv.astype(np.float32),
+        shown.copy(),
+        uvd_from_points(hand, distance, cube).astype(np.float32),
+        uvd_from_points(joints, distance, cube).astype(np.float32),
+        np.float32(distance),
+        np.float32(cube),
+        np.asarray(True),
+        np.asarray(True),
+    )
+
+
+def shown_left(sample: Sample) -> Sample:
+    """The mirror image: it teaches which side a hand is of, and nothing else."""
+    return sample._replace(
+        image=sample.image[:, ::-1].copy(), on_hand=sample.on_hand & False, is_right=np.asarray(False)
+    )

@@ -1,0 +1,281 @@
+"""Recordings without labels to what the adaptation looks at: windows of depth around the hand, moment by moment.
+
+The daemon's own finder and tracker say where hands are. With a rig, a hand that one camera has found is looked at by
+the others too. A window is wide enough that the crops of training can be cut from it anew, each beside the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...edge.cameras import BadFrame, CameraError
+from ...edge.cameras.replay import FrameSource, PngFolder, RecordedFrames
+from ...edge.engines import Engine
+from ...edge.finder import Finder, open_finder
+from ...edge.tracker import Tracker
+from ...hand import se3
+from ...hand.camera import Intrinsics
+from ...hand.crop import crop_depth, look_at
+from ...hand.frames import DepthFrame, HandCrop, HandRoi
+
+Array = NDArray[Any]
+WINDOW_M, WINDOW_PX = 0.40, 192
+UNIT_M = 1e-4  # of a window's counts
+FAR = 65535  # in a window: something, far behind
+MOST_MOMENTS = 900
+SAME_M = 0.10  # hands of two cameras as near as this are one
+APART_NS = 25_000_000  # frames of two cameras further apart in time than this do not show one moment
+LEAST_HZ, ENOUGH = 12.0, 300  # frames beyond this rate say the same again, if there are enough of them
+HELD_OUT = 0.25  # of every recording, its end, that the gate judges by
+SECOND_NS = 1_000_000_000
+MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+
+
+class AdaptError(Exception):
+    """An adaptation that cannot start or go on, in one line."""
+
+
+class View(NamedTuple):
+    """A hand's surroundings as one camera sees them, and as a right hand: window (W, W) uint16 counts of UNIT_M, 0 no
+    reading, FAR whatever is beyond; distance_m of the middle; T_ref_view (4, 4) from the window's frame, which looks
+    straight at its middle, to the reference camera's; camera its number."""
+
+    window: NDArray[np.uint16]
+    distance_m: float
+    T_ref_view: Array
+    camera: int
+
+
+class Moment(NamedTuple):
+    """One hand at one time: the views of it, the recording's number, seq of the first camera's frame."""
+
+    views: tuple[View, ...]
+    recording: int
+    seq: int
+    t_ns: int
+    is_left: bool
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Moments in order of time, and how many frames were read for them."""
+
+    moments: list[Moment]
+    frames: int
+    cameras: int
+
+
+class Crop(NamedTuple):
+    """A network's crop cut from a view: image (S, S); T_ref_crop (4, 4); distance_m and cube_m."""
+
+    image: NDArray[np.float32]
+    T_ref_crop: Array
+    distance_m: float
+    cube_m: float
+
+
+def read_footage(
+    sources: Sequence[Path],
+    engine: Engine,
+    poses: Mapping[str, Array] | None = None,
+    *,
+    share: float = 1 - HELD_OUT,
+    most: int = MOST_MOMENTS,
+    say: Callable[[str], None] = lambda _: None,
+) -> Footage:
+    """The moments of recordings up to this share of each.
+
+    poses: T_ref_camera (4, 4) by the name of the recording's camera, of one rig whose cameras are recorded at the same
+    time; None: every source is a recording of its own, of one camera. Raises AdaptError, CameraError.
+    """
+    from .suspicion import loose
+
+    opened = [open_source(path) for path in sources]
+    single = {id(source) for source, path in zip(opened, sources, strict=True) if loose(path)}
+    try:
+        if poses is not None:
+            unknown = [s.name for s in opened if s.name not in poses]
+            if unknown:
+                raise AdaptError(
+                    f"--rig: it does not know the camera {unknown[0]} of the recordings; it has {', '.join(poses)}"
+                )
+            groups = [[(s, poses[s.name]) for s in opened]]
+        else:
+            groups = [[(s, np.eye(4))] for s in opened]
+        moments: list[Moment] = []
+        frames = 0
+        for number, group in enumerate(groups):
+            found, n = _watch(group, engine, number, share, most // len(groups), id(group[0][0]) in single, say)
+            moments += found
+            frames += n
+        return Footage(moments, frames, max(len(g) for g in groups))
+    finally:
+        for source in opened:
+            source.close()
+
+
+def open_source(path: Path) -> FrameSource:
+    """A recording as `edge-hand record` writes it, or a folder of PNGs. Raises CameraError."""
+    if path.is_dir():
+        return PngFolder(path)
+    if path.suffix == ".mcap" and path.exists():
+        return RecordedFrames(path)
+    if path.exists():
+        raise CameraError(f"{path}: to adapt, give a .mcap of `edge-hand record` or a folder of PNGs with camera.json")
+    raise CameraError(f"{path} does not exist")
+
+
+class _Seen(NamedTuple):
+    """A hand as the trackers saw it: centre_m (3,) in the reference frame and log-odds of a right hand."""
+
+    centre_m: Array
+    votes: float
+
+
+def _watch(
+    group: list[tuple[FrameSource, Array]], engine: Engine, number: int, share: float, most: int, single: bool,
+    say: Callable[[str], None],
+) -> tuple[list[Moment], int]:  # fmt: skip
+    """The moments of one recording, of one camera or of several that ran at the same time. single: its frames do not
+    follow on each other, and are taken to be a second apart."""
+    first = group[0][0]
+    n = sum(1 for _ in first.frames())
+    last = round(n * share)
+    stride = max(1, min(round(first.fps / LEAST_HZ), last // ENOUGH), -(-last // most))
+    finder = open_finder()
+    trackers = [Tracker(engine, finder, smooth=False, confirm=False) for _ in group]
+    raw: list[tuple[list[View], int, int, float]] = []  # unmirrored views, seq, t_ns, votes of one hand
+    alone, together, frames = 0, 0, 0
+    for i, shot in enumerate(_in_step([s for s, _ in group])):
+        if i >= last:
+            break
+        if i % stride:
+            continue
+        frames += sum(frame is not None for frame in shot)
+        if single:
+            for tracker in trackers:
+                tracker.reset()
+        hands = _hands(trackers, finder, shot, [T for _, T in group])
+        alone, together = alone + (len(hands) == 1), together + (len(hands) > 1)
+        anchor = next(frame for frame in shot if frame is not None)
+        for hand in hands:
+            views = [
+                view
+                for camera, (frame, (_, T)) in enumerate(zip(shot, group, strict=True))
+                if frame is not None and (view := cut_window(frame, T, hand.centre_m, camera)) is not None
+            ]
+            if views:
+                raw.append((views, anchor.seq, i * SECOND_NS if single else anchor.t_ns, hand.votes))
+        if frames % 100 < len(group):
+            say(f"reading {first.name}: {i + 1} of {last} frames, {len(raw)} hands")
+    one_hand = together < 0.05 * max(alone + together, 1)
+    all_left = sum(votes for *_, votes in raw) < 0
+    moments = []
+    for views, seq, t_ns, votes in raw:
+        is_left = all_left if one_hand else votes < 0
+        turned = tuple(mirrored(v) for v in views) if is_left else tuple(views)
+        moments.append(Moment(turned, number, seq, t_ns, is_left))
+    return moments, frames
+
+
+def _in_step(sources: list[FrameSource]) -> Iterator[list[DepthFrame | None]]:
+    """The first source's frames, and of the others those nearest in time, if they are near enough."""
+    waiting = [(s.frames(), None) for s in sources[1:]]
+    ahead: list[DepthFrame | None] = [None] * len(waiting)
+    for frame in sources[0].frames():
+        if isinstance(frame, BadFrame):
+            continue
+        shot: list[DepthFrame | None] = [frame]
+        for k, (stream, _) in enumerate(waiting):
+            while ahead[k] is None or ahead[k].t_ns < frame.t_ns - APART_NS:  # type: ignore[union-attr]
+                item = next(stream, None)
+                if item is None:
+                    break
+                if isinstance(item, DepthFrame):
+                    ahead[k] = item
+            other = ahead[k]
+            near = other is not None and abs(other.t_ns - frame.t_ns) <= APART_NS
+            shot.append(other if near else None)
+        yield shot
+
+
+def _hands(trackers: list[Tracker], finder: Finder, shot: list[DepthFrame | None], poses: list[Array]) -> list[_Seen]:
+    """The hands of a moment: those of the cameras, seen as one where they are near each other."""
+    seen: list[list[_Seen]] = []
+    for tracker, frame, T in zip(trackers, shot, poses, strict=True):
+        if frame is None:
+            continue
+        hands = [h for h in tracker.process(frame) if h.pose.state == "tracked"]
+        if not hands:  # frames need not follow on each other
+            tracker.reset()
+            hands = [h for h in tracker.process(frame) if h.pose.state == "tracked"]
+        for hand in hands:
+            left = next((t.is_left for t in tracker.tracks if t.id == hand.id), hand.pose.side == "left")
+            odds = np.log(max(hand.pose.side_conf, 0.5) / max(1 - hand.pose.side_conf, 1e-3))
+            at = T[:3, :3] @ hand.pose.joints_m.mean(0) + T[:3, 3]
+            mine = _Seen(at, -odds if left else odds)
+            near = [g for g in seen if np.linalg.norm(g[0].centre_m - at) < SAME_M]
+            (near[0] if near else seen.append([]) or seen[-1]).append(mine)  # type: ignore[func-returns-value]
+    return [_Seen(np.median([s.centre_m for s in g], 0), float(sum(s.votes for s in g))) for g in seen]
+
+
+def cut_window(frame: DepthFrame, T_ref_camera: Array, centre_ref_m: Array, camera: int) -> View | None:
+    """The window about a place (3,) m of the reference frame; None where the camera sees little of it."""
+    centre = T_ref_camera[:3, :3].T @ (np.asarray(centre_ref_m) - T_ref_camera[:3, 3])
+    distance = float(np.linalg.norm(centre))
+    if centre[2] < 0.1:
+        return None
+    rotation = look_at(centre)
+    slope = ((np.arange(WINDOW_PX) + 0.5) / WINDOW_PX * 2 - 1) * (WINDOW_M / 2 / distance)
+    rays = np.stack([*np.meshgrid(slope, slope), np.ones((WINDOW_PX, WINDOW_PX))], -1) @ rotation.T
+    pixel = np.rint(frame.intrinsics.project(rays)).astype(np.intp)
+    column, row = pixel[..., 0], pixel[..., 1]
+    inside = (column >= 0) & (column < frame.intrinsics.width) & (row >= 0) & (row < frame.intrinsics.height)
+    inside &= rays[..., 2] > 0
+    counts = frame.depth.ravel()[np.where(inside, row * frame.intrinsics.width + column, 0)]
+    z = counts * inside * (frame.depth_unit_m / np.where(inside, rays[..., 2], 1))
+    near = (z > distance - WINDOW_M / 2) & (z < distance + WINDOW_M / 2)
+    if near.mean() < 0.01:
+        return None
+    window = np.where(near, np.rint(z / UNIT_M), np.where(z >= distance, FAR, 0)).clip(0, FAR).astype(np.uint16)
+    T = T_ref_camera @ se3.transform(rotation, np.zeros(3))
+    return View(window, distance, T, camera)
+
+
+def mirrored(view: View) -> View:
+    """The view of a left hand as that of a right one in the mirror; again, and it is as it was."""
+    window = np.ascontiguousarray(view.window[:, ::-1])
+    return view._replace(window=window, T_ref_view=MIRROR @ view.T_ref_view @ MIRROR)
+
+
+def cut_crop(view: View, cube_m: float, size: int, away_m: Array | None = None) -> Crop:
+    """The daemon's crop (`hand/crop.py`) about the window's middle, or so far away_m (3,) of it in the view's frame."""
+    counts, distance = view.window, view.distance_m
+    centre = np.array([0, 0, distance]) + (0 if away_m is None else away_m)
+    frame = DepthFrame("window", 0, 0, counts, UNIT_M, window_camera(distance))
+    crop: HandCrop = crop_depth(frame, HandRoi("right", centre, cube_m, 1.0), size)
+    T = view.T_ref_view @ se3.transform(crop.R_camera_crop, np.zeros(3))
+    return Crop(crop.image, T, crop.distance_m, cube_m)
+
+
+def window_camera(distance_m: float) -> Intrinsics:
+    """The pinhole that sees a window so far away."""
+    focal, middle = WINDOW_PX * distance_m / WINDOW_M, (WINDOW_PX - 1) / 2
+    return Intrinsics(WINDOW_PX, WINDOW_PX, focal, focal, middle, middle)
+
+
+def depth_seen(view: View, crop: Crop, size: int) -> Array:
+    """(size, size) m along the crop's axis: 0 where nothing is read, inf where what is read lies far behind."""
+    R = view.T_ref_view[:3, :3].T @ crop.T_ref_crop[:3, :3]
+    slope = ((np.arange(size) + 0.5) / size * 2 - 1) * (crop.cube_m / 2 / crop.distance_m)
+    rays = np.stack([*np.meshgrid(slope, slope), np.ones((size, size))], -1) @ R.T
+    pixel = np.rint(window_camera(view.distance_m).project(rays)).astype(np.intp).clip(0, WINDOW_PX - 1)
+    counts = view.window[pixel[..., 1], pixel[..., 0]]
+    z = counts * UNIT_M / rays[..., 2]
+    return np.where(counts == FAR, np.inf, np.where(counts == 0, 0.0, z))

@@ -1,0 +1,158 @@
+"""A whole adaptation: recordings in, an adapted network and its report out; the gate has the last word."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...edge.engines import open_engine
+from ...edge.model_card import MODELS
+from ...edge.person import Person
+from .. import parallel
+from ..checkpoint import load_net
+from .frames import AdaptError, read_footage
+from .report import draw_fits, summary
+from .run import METHODS, AdaptConfig, Adapted, adapt_net
+from .target import Target, load_target, prepare, save_target
+
+__all__ = ["METHODS", "AdaptConfig", "AdaptError", "adapt"]
+
+Array = NDArray[Any]
+NICE = 10  # below the daemon
+
+
+def adapt(
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    model: str = "dgn-nano",
+    rig: Path | None = None,
+    config: AdaptConfig | None = None,
+    minutes: float | None = 20.0,
+    threads: int | None = 1,
+    resume: bool = False,
+    gate: bool = True,
+    store: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Adapt a shipped model to the hand in recordings; the report, which is also in out/report.json.
+
+    Writes out/target.npz (what was learned from), adapted.pt, person.json (the hand's shape, for `edge-hand run
+    --person`), fits.png and, through the gate, a version of the model. With torchrun every process adapts to its share
+    of the recordings, and all learn from all. Raises AdaptError, CameraError, TrainError and the gate's errors.
+    """
+    config = config or AdaptConfig()
+    with suppress(OSError):
+        os.nice(NICE)
+    base, engine_file = MODELS / f"{model}.pt", MODELS / f"{model}.onnx"
+    if not base.is_file() or not engine_file.is_file():
+        possible = ", ".join(sorted(p.stem for p in MODELS.glob("*.pt")))
+        raise AdaptError(f"--model {model}: there are no weights to train of it; possible are {possible}")
+    if (out / "adapted.pt").exists() and not resume:
+        raise AdaptError(f"{out} holds an adaptation: go on with --resume, or choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    with parallel.join() as group:
+        tell = say if group.rank == 0 else (lambda _: None)
+        mine = sources if rig or group.size == 1 else [s for i, s in enumerate(sources) if i % group.size == group.rank]
+        mine = mine or [sources[group.rank % len(sources)]]
+        if gate and not resume:
+            _refuse_bad(mine, rig, engine_file, tell)
+        path = out / ("target.npz" if group.size == 1 else f"target-{group.rank}.npz")
+        if resume and path.exists():
+            target = load_target(path)
+        else:
+            target = _target(mine, rig, base, engine_file, tell)
+            save_target(target, path)
+        if group.rank == 0:
+            Person(target.shape).save(out / "person.json")
+        adapted = adapt_net(
+            base, target, out, config, minutes=minutes, threads=threads, resume=resume, say=tell, group=group
+        )
+        if group.rank:
+            return {}
+        report = _report(out, base, target, config, adapted)
+        if not adapted.finished:
+            tell(f"stopped and saved after {adapted.steps} of {config.steps} steps; --resume goes on")
+        elif gate:
+            _gate(report, adapted.checkpoint, engine_file, mine, rig, store, tell)
+        else:
+            _export(adapted.checkpoint, tell)
+        _write(out / "report.json", report)
+        return report
+
+
+def _refuse_bad(sources: Sequence[Path], rig: Path | None, model: Path, say: Callable[[str], None]) -> None:
+    """Raises AdaptError with the gate's reasons not to learn from these recordings."""
+    from .gate import check_recording
+
+    say("looking at the recordings")
+    reasons = check_recording(sources, rig, model=model)
+    if reasons:
+        raise AdaptError("adapt: " + "; ".join(reasons))
+
+
+def _target(sources: Sequence[Path], rig: Path | None, base: Path, model: Path, say: Callable[[str], None]) -> Target:
+    poses = rig_poses(rig) if rig else None
+    footage = read_footage(sources, open_engine("onnxruntime", model), poses, say=say)
+    say(f"{len(footage.moments)} moments with a hand in {footage.frames} frames of {footage.cameras} camera(s)")
+    return prepare(footage, load_net(base)[0], say)
+
+
+def rig_poses(path: Path) -> dict[str, Array]:
+    """T_ref_camera (4, 4) by serial. Raises RigError."""
+    from ...calibration.rig import load_rig
+
+    return {camera.serial: np.asarray(camera.T_ref_cam) for camera in load_rig(path).cameras}
+
+
+def _report(out: Path, base: Path, target: Target, config: AdaptConfig, adapted: Adapted) -> dict[str, Any]:
+    before, after = load_net(base)[0], load_net(adapted.checkpoint)[0]
+    return {
+        "config": asdict(config),
+        "steps": adapted.steps,
+        "seconds": round(adapted.seconds, 1),
+        "peak_mib": round(adapted.peak_mib),
+        "share": adapted.share,
+        "target": summary(target),
+        "fit_mm": draw_fits(out / "fits.png", target, before, after),
+        "log": adapted.log,
+        "gate": None,
+    }
+
+
+def _gate(
+    report: dict[str, Any], checkpoint: Path, old: Path, sources: Sequence[Path], rig: Path | None,
+    store: Path | None, say: Callable[[str], None],
+) -> None:  # fmt: skip
+    from .gate import accept
+
+    judged, version = accept(checkpoint, old, sources, rig, store=store, say=say, check=False)
+    say(judged.table())
+    if version is not None:
+        say(f"version {version.number} serves from now on; `edge-hand models rollback` goes back")
+    report["gate"] = judged.as_json()
+
+
+def _export(checkpoint: Path, say: Callable[[str], None]) -> None:
+    from ...exporters.onnx import export
+
+    path = checkpoint.with_suffix(".onnx")
+    export(checkpoint, path)
+    say(f"not judged: {path} is for those who know better, `edge-hand run --model {path}`")
+
+
+def _write(path: Path, value: Any) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise AdaptError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None

@@ -19,7 +19,7 @@ ADDRESS = "tcp://127.0.0.1:5555"
 
 # Messages kept for a subscriber that does not read; then it loses what is new. libzmq learns of reads up to half a
 # queue late, so that 8 are sure to take one frame's joints, mesh, status and topology.
-QUEUE = 8
+QUEUE = 12
 SEND_BUFFER = 128 << 10  # bytes the kernel keeps, so that a slow reader is not fed seconds of old poses
 LINGER_MS = 100
 MAX_TOPIC, MAX_TOPICS = 300, 1000  # bytes of a topic that may be asked for, and how many of them count

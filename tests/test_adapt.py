@@ -141,16 +141,20 @@ def test_a_batch_has_the_target_first_and_is_decided_by_its_step(known: target.T
     assert not torch.equal(labels.image, batches.draw(4)[0].image)
 
 
+@pytest.mark.parametrize(("method", "terms"), [("dgn", ("icp", "views")), ("dibra", ("depth", "collision"))])
 def test_a_run_learns_stops_and_goes_on(
-    known: target.Target, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    known: target.Target, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str,
+    terms: tuple[str, ...],
+) -> None:  # fmt: skip
     monkeypatch.setattr(run, "PROBES", 8)
-    config = run.AdaptConfig(steps=4, batch=8, target_share=0.5, user_share=0.25)
+    config = run.AdaptConfig(method, steps=4, batch=8, target_share=0.5, user_share=0.25)
     lines: list[str] = []
     half = run.adapt_net(small, known, tmp_path, replace(config, steps=4), minutes=1e-9, threads=1, say=lines.append)
     assert half.steps == 1 and half.checkpoint.exists()
     whole = run.adapt_net(small, known, tmp_path, config, threads=1, resume=True, say=lines.append)
-    assert whole.steps == 4 and whole.finished and "icp" in lines[-2] and "views" in lines[-2]
+    assert whole.steps == 4 and whole.finished and all(term in lines[-2] for term in terms)
+    learned = torch.load(whole.checkpoint, weights_only=True)["method"]
+    assert all(bool(p.any()) for p in learned) and len(learned) == (method == "dibra")
     before, after = (torch.load(p, weights_only=True)["averaged"] for p in (small, whole.checkpoint))
     assert any(not torch.equal(before[k], after[k]) for k in before)
     assert json.loads((tmp_path / "log.json").read_text())["config"]["steps"] == 4

@@ -61,16 +61,17 @@ SYNTHETIC = 400
 
 
 class Case(NamedTuple):
-    """One adaptation: its name, from how many cameras, what is left out."""
+    """One adaptation: its name, from how many cameras, what is left out, and the method."""
 
     name: str
     cameras: int
     without: tuple[str, ...] = ()
+    method: str = "dgn"
 
 
 def cases() -> list[Case]:
     """The rows of the table, those that matter most first."""
-    main = [Case("one", 1), Case("three", CAMERAS)]
+    main = [Case("one", 1), Case("three", CAMERAS), Case("one dibra", 1, method="dibra")]
     three = [Case(f"three without {name}", CAMERAS, _all_of(name)) for name in ABLATED]
     return [*main, *three, Case("one without teacher", 1, ("teacher",)), Case("one without user", 1, ("user",))]
 
@@ -218,7 +219,7 @@ def rows(
             folder = out / case.name.replace(" ", "-")
             folder.mkdir(exist_ok=True)
             Person(target.shape).save(folder / "person.json")
-            config = without_terms(AdaptConfig(steps=steps), case.without)
+            config = without_terms(AdaptConfig(case.method, steps), case.without)
             done = adapt_net(base, target, folder, config, threads=1, resume=True, say=click.echo)
             after = score(done.checkpoint, scored, folder / "person.json", every)
             length = hand_length_m(template(), *target.shape) / truth_m - 1
@@ -258,7 +259,7 @@ def line(row: dict[str, Any]) -> str:
 @click.command()
 @click.option("--out", type=Path, required=True, help="Folder for recordings, networks and rows; goes on where it was.")
 @click.option("--model", default="dgn-nano", show_default=True)
-@click.option("--steps", default=400, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=1200, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=60.0, show_default=True, help="Of the recording that is adapted to.")
 @click.option("--fps", default=10.0, show_default=True)
 @click.option("--every", default=3, show_default=True, help="The network alone looks at each so manieth frame.")

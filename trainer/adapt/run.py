@@ -38,7 +38,7 @@ from .fit import Fitted, Teacher
 from .frames import AdaptError, cut_crop
 from .target import Target
 
-METHODS = {"dgn": "dgn"}  # a name, and the module of this folder whose `Terms` it is
+METHODS = {"dgn": "dgn", "dibra": "dibra"}  # a name, and the module of this folder whose `Terms` it is
 SAY_S, SAVE_S = 10.0, 60.0
 MOST_FORGOTTEN, PROBES = 0.012, 400  # of the joint error on so many rendered hands; the gate allows 2 %
 SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
@@ -51,7 +51,7 @@ class AdaptConfig:
     """All that decides an adaptation. Shares are of a batch; what target and user leave is everybody's hands."""
 
     method: str = "dgn"
-    steps: int = 400
+    steps: int = 2000  # or what the minutes allow: the rates fall by whichever ends first
     batch: int = 32
     target_share: float = 0.375
     user_share: float = 0.375
@@ -247,7 +247,7 @@ class _Run:
             "version": CHECKPOINT_VERSION, "config": asdict(self.base), "seen": seen, "seconds": self.seconds,
             "net": self.net.state_dict(), "averaged": self.averaged.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers], "adapt": asdict(self.config), "step": self.step,
-            "log": self.log,
+            "log": self.log, "method": [p.detach() for p in self.method.parameters()],
         }  # fmt: skip
 
     def resume(self, path: Path) -> None:
@@ -258,6 +258,8 @@ class _Run:
         self.averaged.load_state_dict(state["averaged"])
         for optimizer, its in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its)
+        for own, saved in zip(self.method.parameters(), state["method"], strict=True):
+            own.data.copy_(saved)
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
 
 

@@ -58,6 +58,8 @@ def adapt(
         raise AdaptError(f"--model {model}: there are no weights to train of it; possible are {possible}")
     if (out / "adapted.pt").exists() and not resume:
         raise AdaptError(f"{out} holds an adaptation: go on with --resume, or choose another --out")
+    if missing := [str(path) for path in sources if not path.exists()]:
+        raise AdaptError(f"--source {missing[0]}: no such recording")
     out.mkdir(parents=True, exist_ok=True)
     with parallel.join() as group:
         tell = say if group.rank == 0 else (lambda _: None)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..hand import se3
 from ..hand.kinematics import clamp_angles
 from ..hand.messages import Motion
 
@@ -45,6 +44,7 @@ ROTATION = Channel(0.8, 25.0, 0.5, 1.0, 0.12)
 ANGLES = Channel(0.5, 14.0, 0.9, 0.8, 0.22)
 JUMP_POWER = 6
 MOTION_HZ = 10.0  # cut-off of the velocities given away
+_IDENTITY = np.eye(4)
 
 
 class Smoothed(NamedTuple):
@@ -119,9 +119,8 @@ class Smoother:
         self._speed, self._motion = np.zeros((2, 26))
 
     def _smoothed(self, value: Array, R: Array, motion: Array) -> Smoothed:
-        T = np.eye(4)
-        T[:3, :3], T[:3, 3] = R, value[:3]
-        return Smoothed(T, value[6:].copy(), motion[:3].copy(), motion[3:6].copy(), motion[6:].copy())
+        motion = motion.copy()
+        return Smoothed(rigid(R, value[:3]), value[6:].copy(), motion[:3], motion[3:6], motion[6:])
 
 
 def _lengths(v: Array) -> Array:
@@ -130,6 +129,13 @@ def _lengths(v: Array) -> Array:
     x, y, z, a, b, c = v[:6].tolist()
     size[:3], size[3:6] = math.sqrt(x * x + y * y + z * z), math.sqrt(a * a + b * b + c * c)
     return size
+
+
+def rigid(rotation: Array, place_m: Array) -> Array:
+    """(3, 3) and (3,) to (4, 4); `se3.transform` of one."""
+    T = _IDENTITY.copy()
+    T[:3, :3], T[:3, 3] = rotation, place_m
+    return T
 
 
 def rotation_vector(rotation: Array) -> Array:

@@ -26,29 +26,28 @@ from ..hand.skeleton import (
 from ..hand.template import HandTemplate
 
 Array = NDArray[Any]
-_PARENTS = [max(p, 0) for p in PART_PARENTS]
+_PARENTS = np.array([max(p, 0) for p in PART_PARENTS])
 _JOINTS, _TIPS, _SCALES = list(PART_JOINTS), list(TIPS), list(PART_SCALES)
-_FLEX, _ABD = np.flatnonzero(IS_FLEXION), np.flatnonzero(~IS_FLEXION)
-_NEXT, _AFTER = [1, 2, 0], [2, 0, 1]
 JOINT_PARTS = np.array([_JOINTS.index(j) if j in _JOINTS else _TIPS.index(j) * 3 + 3 for j in range(21)])
 
 
 class Rest(NamedTuple):
-    """A shape's bones at rest: (16, 4, 4) from a part's parent to the part, tips_m (5, 4) homogeneous in the distal
-    parts' frames, scale (16,) of the parts' skin."""
+    """A shape's bones at rest. Each angle has a link, a finger's flexion, abduction and two hinges: the 4x4 matrix from
+    the frame before it to the frame after it is links (3, 20, 16) times 1, cosine and sine. tips_m (5, 4, 1)
+    homogeneous in the distal parts' frames, scale (16,) of the parts' skin."""
 
-    bones: Array
+    links: Array
     tips_m: Array
     scale: Array
 
 
 class Posed(NamedTuple):
-    """A posed chain relative to its wrist: frames (16, 4, 4) of the parts, joints_m (21, 3), bend the cosines and sines
-    that its screws need."""
+    """A posed chain relative to its wrist: frames (16, 4, 4) of the parts, joints_m (21, 3), spread (5, 4, 4) the
+    frames of the fingers' first parts before they flex."""
 
     frames: Array
     joints_m: Array
-    bend: tuple[Array, Array, float, float]
+    spread: Array
 
 
 class Chain:
@@ -56,7 +55,6 @@ class Chain:
 
     def __init__(self, t: HandTemplate) -> None:
         self.template = t
-        self._flat = t.flat_flex_rad[1:]
         moved = [[_moves(a, p) for a in range(20)] for p in range(16)]
         self.moved = np.array(moved, float)  # (16, 20) which angles move a part
         self._joints = t.joints_m
@@ -64,12 +62,12 @@ class Chain:
         self._bones = np.zeros((16, 4, 4))
         self._bones[:, :3, :3] = np.swapaxes(self._parent_axes, 1, 2) @ t.axes
         self._bones[:, 3, 3] = 1
+        self._root_axes = t.axes[0]
         self._root = np.zeros((4, 4))
         self._root[3, 3] = 1
-        self._local = np.zeros((16, 4, 4))
-        self._local[:, 0, 0] = self._local[:, 3, 3] = 1
-        self._axes = np.zeros((20, 3))
-        self._axes[_FLEX, 0] = 1
+        self._turns = _turns()
+        self._flat_angles = np.zeros(20)
+        self._flat_angles[IS_FLEXION] = t.flat_flex_rad[1:]
 
     def at_rest(self, shape: Shape) -> Rest:
         """What a shape's bones fix."""
@@ -80,9 +78,11 @@ class Chain:
         bones = self._bones.copy()
         offset = (start - start[_PARENTS]) * scale[_PARENTS][:, None]
         bones[:, :3, 3] = (offset[:, None] @ self._parent_axes)[:, 0]
-        tips = np.ones((5, 4))
-        tips[:, :3] = (((joints[_TIPS] - start[3::3]) * scale[3::3, None])[:, None] @ axes[3::3])[:, 0]
-        return Rest(bones, tips, scale)
+        before = np.broadcast_to(np.eye(4), (5, 4, 4, 4)).copy()  # flexion begins where abduction ends
+        before[:, 1:] = bones[1:].reshape(5, 3, 4, 4)
+        tips = np.ones((5, 4, 1))
+        tips[:, :3, 0] = (((joints[_TIPS] - start[3::3]) * scale[3::3, None])[:, None] @ axes[3::3])[:, 0]
+        return Rest((before @ self._turns).reshape(3, 20, 16), tips, scale)
 
     def skin_of(self, beta: Array) -> Array:
         """(64, V) float32 with which posed parts make vertices (LBS as one matrix product); takes milliseconds."""
@@ -96,46 +96,54 @@ class Chain:
 
     def pose(self, root: Array, angles: Array, rest: Rest) -> Posed:
         """The chain at a wrist's rotation (3, 3) and angles (20,) rad."""
-        flex = self._flat + angles[_FLEX]  # (15,)
-        cf, sf = np.cos(flex), np.sin(flex)
-        abd = angles[_ABD]  # (5,)
-        ca, sa = np.cos(abd), np.sin(abd)
-        local = self._local  # Rz(-abd) Rx(flex) Ry(twist)
-        local[1:, 1, 1] = local[1:, 2, 2] = cf
-        local[1:, 1, 2], local[1:, 2, 1] = -sf, sf
-        base, c, s = local[1::3], cf[::3], sf[::3]
-        base[:, 0, 0], base[:, 0, 1], base[:, 0, 2] = ca, sa * c, -sa * s
-        base[:, 1, 0], base[:, 1, 1], base[:, 1, 2] = -sa, ca * c, -ca * s
-        twist = THUMB_TWIST_PER_FLEX * float(angles[0])
-        ct, st = math.cos(twist), math.sin(twist)
-        x, z = base[0, :3, 0].copy(), base[0, :3, 2].copy()
-        x[2] = 0
-        base[0, :3, 0], base[0, :3, 2] = x * ct - z * st, x * st + z * ct
-        step = rest.bones @ local
+        bent = (self._flat_angles + angles)[:, None]
+        still, along, across = rest.links
+        links = (still + np.cos(bent) * along + np.sin(bent) * across).reshape(5, 4, 4, 4)
         frames = np.empty((16, 4, 4))
         frames[0] = self._root
-        frames[0, :3, :3] = root @ self.template.axes[0]
-        np.matmul(frames[0], step[1::3], out=frames[1::3])
-        np.matmul(frames[1::3], step[2::3], out=frames[2::3])
-        np.matmul(frames[2::3], step[3::3], out=frames[3::3])
+        frames[0, :3, :3] = root @ self._root_axes
+        fingers = frames[1:].reshape(5, 3, 4, 4)
+        spread = frames[0] @ links[:, 1]
+        np.matmul(spread, links[:, 0], out=fingers[:, 0])
+        twist = THUMB_TWIST_PER_FLEX * float(angles[0])
+        ct, st = math.cos(twist), math.sin(twist)
+        fingers[0, 0, :3, :3:2] = fingers[0, 0, :3, :3:2] @ np.array(((ct, st), (-st, ct)))
+        np.matmul(fingers[:, 0], links[:, 2], out=fingers[:, 1])
+        np.matmul(fingers[:, 1], links[:, 3], out=fingers[:, 2])
         joints = np.zeros((21, 3))
-        fingers = joints[1:].reshape(5, 4, 3)
-        fingers[:, :3] = frames[1:, :3, 3].reshape(5, 3, 3)
-        fingers[:, 3] = (frames[3::3] @ rest.tips_m[..., None])[:, :3, 0]
-        return Posed(frames, joints, (c, s, ct, st))
+        points = joints[1:].reshape(5, 4, 3)
+        points[:, :3] = fingers[..., :3, 3]
+        points[:, 3] = (fingers[:, 2] @ rest.tips_m)[:, :3, 0]
+        return Posed(frames, joints, spread)
+
+    def angles(self, rotation: Array) -> Array:
+        """Nearest angles (20,) rad to the parts' rotations (16, 3, 3) from the template; limits ignored. As
+        `kinematics.angles_from_rotations`, of the parts of one hand."""
+        axes = self.template.axes
+        local = np.swapaxes(rotation.take(_PARENTS, 0) @ axes, 1, 2) @ (rotation @ axes)
+        fingers = local[1:].reshape(5, 3, 3, 3)
+        angles = np.empty((5, 4))
+        base, hinges = fingers[:, 0], fingers[:, 1:]
+        x, y = base[:, 0, 1], base[:, 1, 1]
+        flex, abd = np.arctan2(base[:, 2, 1], np.hypot(x, y)), np.arctan2(x, y)
+        if y.min() < 0:  # past a quarter turn both wrap; the solution with |abd| < 90 deg is the hand's
+            flex = np.where(y < 0, np.copysign(np.pi, flex) - flex, flex)
+            abd = np.where(y < 0, abd - np.copysign(np.pi, abd), abd)
+        angles[:, 0], angles[:, 1] = flex, abd
+        # One axis only: a hinge takes all of its rotation about it.
+        angles[:, 2:] = np.arctan2(hinges[..., 2, 1] - hinges[..., 1, 2], hinges[..., 1, 1] + hinges[..., 2, 2])
+        return angles.ravel() - self._flat_angles
 
     def screws(self, posed: Posed) -> Array:
-        """(6, 20) of the angles: moment about the wrist over direction of the axis. In a part's own frame flexion is
-        about x, and abduction about the -z that its own flexion has turned."""
-        c, s, ct, st = posed.bend
-        axes = self._axes
-        axes[_ABD, 1], axes[_ABD, 2] = -s, -c
-        axes[0] = ct, THUMB_TWIST_PER_FLEX, st  # the thumb's roll goes with its flexion
-        axes[1] = c[0] * st, -s[0], -c[0] * ct
-        own = posed.frames[ANGLE_PARTS]  # (20, 4, 4)
+        """(6, 20) of the angles: moment about the wrist over direction of the axis. Flexion is about a frame's x, and
+        abduction about -z."""
+        fingers = posed.frames[1:].reshape(5, 3, 4, 4)
+        axis = np.empty((5, 4, 3))
+        axis[:, 0], axis[:, 1], axis[:, 2:] = posed.spread[:, :3, 0], -posed.spread[:, :3, 2], fingers[:, 1:, :3, 0]
+        axis[0, 0] += THUMB_TWIST_PER_FLEX * fingers[0, 0, :3, 1]  # the thumb's roll goes with its flexion
         screws = np.empty((20, 6))
-        screws[:, 3:] = axis = (own[:, :3, :3] @ axes[..., None])[..., 0]
-        screws[:, :3] = cross(own[:, :3, 3], axis)
+        screws[:, 3:] = flat = axis.reshape(20, 3)
+        screws[:, :3] = cross(posed.frames[:, :3, 3].take(ANGLE_PARTS, 0), flat)
         return screws.T
 
     def rows(self, screws: Array, points_m: Array, directions: Array, moved: Array) -> Array:
@@ -151,12 +159,28 @@ class Chain:
         """Vertices (V, 3) float32 m of a skin (64, V), or of some of its columns, with the wrist at (3,) m."""
         frames = posed.frames[:, :3].astype(np.float32)  # (16, 3, 4)
         frames[:, :, :3] *= rest.scale[:, None, None]
-        return (frames.transpose(1, 0, 2).reshape(3, 64) @ skin).T + at_m.astype(np.float32)
+        vertices = frames.transpose(1, 0, 2).reshape(3, 64) @ skin
+        vertices += at_m.astype(np.float32)[:, None]
+        return vertices.T
 
 
 def cross(a: Array, b: Array) -> Array:
     """a x b of (N, 3) and (N, 3); np.cross takes ten times as long."""
-    return a[:, _NEXT] * b[:, _AFTER] - a[:, _AFTER] * b[:, _NEXT]
+    (x, y, z), (u, v, w) = a.T, b.T
+    out = np.empty((len(a), 3))
+    out[:, 0], out[:, 1], out[:, 2] = y * w - z * v, z * u - x * w, x * v - y * u
+    return out
+
+
+def _turns() -> Array:
+    """(3, 5, 4, 4, 4): what of the turn of each finger's angles is constant, goes with the cosine and with the sine."""
+    still, along, across = np.zeros((3, 5, 4, 4, 4))
+    still[..., 3, 3] = 1
+    for angle in range(4):
+        axis, first, second = (2, 1, 0) if angle == 1 else (0, 1, 2)  # flexion about x, abduction about -z
+        still[:, angle, axis, axis] = along[:, angle, first, first] = along[:, angle, second, second] = 1
+        across[:, angle, first, second], across[:, angle, second, first] = -1, 1
+    return np.stack([still, along, across])
 
 
 def _moves(angle: int, part: int) -> bool:

@@ -31,8 +31,10 @@ def joint_confidence(expected_error_m: Array, visible: Array, calibration: Calib
 
     expected_error_m (21,) is the network's; visible (21,) as of `visibility.visible`: only 1 counts as seen.
     """
-    calibration = calibration or Calibration()
-    return 1 / (1 + np.exp(-(features(expected_error_m, visible) @ np.array(calibration))))
+    offset, slope, hidden = calibration or Calibration()
+    logit = slope * np.log(np.maximum(expected_error_m, LEAST_M) * (1 / RADIUS_M)) + offset
+    logit += hidden * (np.asarray(visible) != 1)
+    return 1 / (1 + np.exp(-logit))
 
 
 def features(expected_error_m: Array, visible: Array) -> Array:

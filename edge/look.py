@@ -74,7 +74,7 @@ class Eye:
         prediction = predict(self.engine, crop)
         self.stages_us["crop"] += (cropped - begun) * 1e6
         self.stages_us["engine"] += (time.perf_counter() - cropped) * 1e6
-        error_mm = float(prediction.error.mean()) * crop.cube_m * 500
+        error_mm = float(np.add.reduce(prediction.error)) / len(prediction.error) * crop.cube_m * 500
         pixels = (prediction.hand & (crop.image[::2, ::2] < 1)).ravel().nonzero()[0]
         # The mean of the points is the point of the mean only nearly, and near enough to aim a crop.
         middle = points_from_uvd(self._centre_weights @ prediction.vertices_uvd, crop.distance_m, crop.cube_m)
@@ -106,10 +106,10 @@ def hand_points(look: Look, most: int = POINTS) -> Array:
     """Up to `most` of the depth points (N, 3) m taken for hand, evenly over the picture, in the crop's frame."""
     crop, at = look.crop, look.pixels
     if len(at) > most:
-        at = at[(np.arange(most) * ((len(at) - 1) / (most - 1))).astype(np.intp)]
+        at = at.take((np.arange(most) * ((len(at) - 1) / (most - 1))).astype(np.intp))
     uvd = np.empty((len(at), 3))
-    uvd[:, :2] = _places(crop.image.shape[0])[at]
-    uvd[:, 2] = crop.image[::2, ::2].ravel()[at]
+    uvd[:, :2] = _places(crop.image.shape[0]).take(at, 0)
+    uvd[:, 2] = crop.image[::2, ::2].ravel().take(at)
     return points_from_uvd(uvd, crop.distance_m, crop.cube_m)
 
 

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand import se3
-from ..hand.kinematics import Shape, angles_from_rotations
+from ..hand.kinematics import Shape
 from ..hand.parts import part_moments
 from ..hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, PART_JOINTS, PART_PARENTS, TIPS
 from ..hand.template import HandTemplate, template
 from .chain import JOINT_PARTS, Chain, Posed, Rest
-from .smooth import rotation_vector
+from .smooth import rigid, rotation_vector
 from .spheres import Spheres
 
 Array = NDArray[Any]
@@ -38,6 +38,7 @@ _JOINTS, _TIPS = list(PART_JOINTS), list(TIPS)
 _PARENTS = [max(p, 0) for p in PART_PARENTS]
 _DIAGONAL = np.diag_indices(26)
 THRICE, EACH_AXIS, _ONES = np.repeat(np.arange(21), 3), np.tile(np.eye(3), (21, 1)), np.ones(21)
+_EACH_PART = JOINT_PARTS[THRICE]
 
 
 class Fit(NamedTuple):
@@ -98,7 +99,7 @@ class Refit:
         self._lengths = _lengths(t.joints_m)
         self.chain = Chain(t)
         self.spheres = Spheres()
-        self._moved = np.repeat(self.chain.moved[JOINT_PARTS], 3, 0)  # (63, 20)
+        self._moved = self.chain.moved[_EACH_PART]  # (63, 20)
         self._prior = np.full(26, 1e-9)
         self.angle_prior = ANGLE_PRIOR_M**2
         self._prior[6:] += self.angle_prior
@@ -106,14 +107,14 @@ class Refit:
         self._place_parts = t.part[:: self.every]
         self._joint_skin = _joint_skin(t)
         self._rest: tuple[Shape, Rest] | None = None
-        self._beta = _NO_BETA
+        self._worn = _NO_BETA.tobytes()
         self._skin = self.chain.skin_of(_NO_BETA)
         self._surface = np.ascontiguousarray(self._skin[:, :: self.every])
 
     def _wear(self, beta: Array) -> None:
         """Put on the skin of another beta."""
-        if beta is not self._beta and not np.array_equal(beta, self._beta):
-            self._beta = beta.copy()
+        if beta.tobytes() != self._worn:
+            self._worn = beta.tobytes()
             self._skin = self.chain.skin_of(beta)
             self._surface = np.ascontiguousarray(self._skin[:, :: self.every])
 
@@ -130,18 +131,15 @@ class Refit:
         return np.ascontiguousarray(skin[:, :: self.every], np.float32)
 
     def parts(self, vertices_m: Array) -> tuple[Array, Array, Array]:
-        """Similarity of each part (eq. 3; Umeyama 1991): rotation (16, 3, 3), scale (16,), shift (16, 3)."""
-        middle = vertices_m[0].astype(np.float64)  # any point of the hand: small numbers lose less in 32 bits
-        flat = np.subtract(vertices_m.T, middle[:, None]).astype(np.float32) @ self._moments  # (3, 64)
+        """Similarity of each part (eq. 3): rotation (16, 3, 3), scale (16,), shift (16, 3). The rotation's quaternion
+        belongs to the greatest eigenvalue of a 4x4 matrix (Horn 1987), which turns no part inside out."""
+        middle = vertices_m[0].copy()  # any point of the hand: small numbers lose less in 32 bits
+        flat = (vertices_m.T - middle[:, None]).astype(np.float32, copy=False) @ self._moments  # (3, 64)
         m = flat.reshape(3, 16, 4).transpose(1, 0, 2).astype(np.float64)  # (16, 3, 4)
-        u, s, vt = np.linalg.svd(m[..., :3])
-        rotation = u @ vt
-        mirrored = np.linalg.det(rotation) < 0
-        if mirrored.any():
-            u[mirrored, :, 2] *= -1
-            s[mirrored, 2] *= -1
-            rotation = u @ vt
-        scale = s.sum(1) / self._variance
+        values, vectors = np.linalg.eigh((m[..., :3].reshape(16, 9) @ _SQUARES.T).reshape(16, 4, 4))
+        q = vectors[..., 3]
+        rotation = ((q[:, :, None] * q[:, None]).reshape(16, 16) @ _SQUARES).reshape(16, 3, 3)
+        scale = values[:, 3] / self._variance
         shift = m[..., 3] + middle - scale[:, None] * (rotation @ self._centroid[..., None])[..., 0]
         return rotation, scale, shift
 
@@ -182,8 +180,7 @@ class Refit:
             shape = Shape(self._bone_scales(target, scale), _NO_BETA)
         self._wear(shape.beta)
         rest = self._at_rest(shape)
-        local = np.swapaxes(rotation[_PARENTS], 1, 2) @ rotation
-        wanted = _inside(angles_from_rotations(self.template, local))
+        wanted = _inside(self.chain.angles(rotation))
         trust = _ONES if weights is None else np.asarray(weights, np.float64)
         posed = self.chain.pose(rotation[0], wanted, rest)
         # The wrist lies in the middle of little skin; all joints together say better where the hand is.
@@ -191,17 +188,24 @@ class Refit:
         state = State(rotation[0], at, wanted)
         for _ in range(STEPS):
             screws = self.chain.screws(posed)
-            normal, gradient = self._joint_equations(posed, screws, state, target, wanted, trust[THRICE])
-            if points_m is not None and len(points_m):
+            off = (target - posed.joints_m - state.at_m).ravel()
+            if points_m is None or not len(points_m):
+                rows, weight = self.joint_rows(posed, screws), trust.take(THRICE)
+            else:
                 meet = self.meet(posed, rest, state.at_m, points_m)
-                rows = self.chain.rows(screws, meet.place_m, meet.normal, self.chain.moved[meet.part])
-                weighted = rows * meet.weight[:, None]
-                normal += weighted.T @ rows
-                gradient += meet.gap_m @ weighted
+                places = np.concatenate((posed.joints_m.take(THRICE, 0), meet.place_m))
+                directions = np.concatenate((EACH_AXIS, meet.normal))
+                moved = self.chain.moved.take(np.concatenate((_EACH_PART, meet.part)), 0)
+                rows = self.chain.rows(screws, places, directions, moved)
+                off, weight = np.concatenate((off, meet.gap_m)), np.concatenate((trust.take(THRICE), meet.weight))
+            weighted = rows * weight[:, None]
+            normal, gradient = weighted.T @ rows, off @ weighted
+            normal[_DIAGONAL] += self._prior
+            gradient[6:] += self._prior[6:] * (wanted - state.angles)
             state = _step(state, normal, gradient)
             posed = self.chain.pose(state.root, state.angles, rest)
         state, posed = self._part(state, posed, rest)
-        wrist = se3.transform(state.root, state.at_m)
+        wrist = rigid(state.root, state.at_m)
         return Fit(state.angles, *shape, posed.joints_m + state.at_m, wrist, target, _NO_VERTICES)
 
     def _part(self, state: State, posed: Posed, rest: Rest) -> tuple[State, Posed]:
@@ -220,37 +224,30 @@ class Refit:
 
     def meet(self, posed: Posed, rest: Rest, at_m: Array, points_m: Array) -> Meeting:
         """The place on the skin that faces the camera nearest to each depth point (Dual Grid Net, section 3.5)."""
-        at = at_m.astype(np.float32)
-        skin = self.chain.skin(posed, rest, self._surface, _ORIGIN)  # (M, 3) relative to the wrist
-        normals = posed.frames[:, :3, :3].transpose(1, 0, 2).reshape(3, 48).astype(np.float32) @ self._normals  # (3, M)
-        facing = np.flatnonzero(((skin + at).T * normals).sum(0) < 0)
+        skin = self.chain.skin(posed, rest, self._surface, at_m).T  # (3, M)
+        normals = posed.frames[:, :3, :3].transpose(1, 0, 2).reshape(3, 48).astype(np.float32) @ self._normals
+        facing = (np.add.reduce(skin * normals) < 0).nonzero()[0]
         if not len(facing):
-            facing = np.arange(len(skin))
-        skin = skin[facing]
-        points = (points_m - at_m).astype(np.float32)
-        nearest = (0.5 * np.einsum("ij,ij->i", skin, skin) - points @ skin.T).argmin(1)
-        place, vertex = skin[nearest].astype(np.float64), facing[nearest]
-        normal = normals.T[vertex].astype(np.float64)
+            facing = np.arange(skin.shape[1])
+        # |p - s|^2 less what is the same for each s: a product of (-2 p, 1) and (s, |s|^2), relative to the wrist.
+        lifted = np.empty((4, len(facing)), np.float32)
+        skin = np.subtract(skin.take(facing, 1), at_m.astype(np.float32)[:, None], out=lifted[:3])
+        np.add.reduce(skin * skin, out=lifted[3])
+        points = points_m - at_m
+        lift = np.ones((len(points), 4), np.float32)
+        lift[:, :3] = -2 * points
+        nearest = (lift @ lifted).argmin(1)
+        vertex = facing.take(nearest)
+        place, normal = skin.T[nearest].astype(np.float64), normals.T[vertex].astype(np.float64)
         gap = points - place
-        squared = np.einsum("ij,ij->i", gap, gap)
-        weight = DEPTH_WEIGHT * (squared < DEPTH_REACH_M**2) / (1 + squared / DEPTH_SCALE_M**2) ** 2
-        return Meeting(place, normal, self._place_parts[vertex], np.einsum("ij,ij->i", gap, normal), weight)
-
-    def _joint_equations(
-        self, posed: Posed, screws: Array, state: State, target: Array, wanted: Array, trust: Array
-    ) -> tuple[Array, Array]:
-        """Normal matrix (26, 26) and gradient (26,) of the joints' distances and the angles' prior."""
-        rows = self.joint_rows(posed, screws)
-        weighted = rows * trust[:, None]
-        normal = weighted.T @ rows
-        normal[_DIAGONAL] += self._prior
-        gradient = (target - posed.joints_m - state.at_m).ravel() @ weighted
-        gradient[6:] += self._prior[6:] * (wanted - state.angles)
-        return normal, gradient
+        squared = np.add.reduce(gap * gap, 1)
+        near = 1 + squared * (1 / DEPTH_SCALE_M**2)
+        weight = (squared < DEPTH_REACH_M**2) * (DEPTH_WEIGHT / (near * near))
+        return Meeting(place, normal, self._place_parts.take(vertex), np.add.reduce(gap * normal, 1), weight)
 
     def joint_rows(self, posed: Posed, screws: Array) -> Array:
         """(63, 26) d joints / d theta; rotations of the wrist are about the wrist, in the outer frame."""
-        return self.chain.rows(screws, posed.joints_m[THRICE], EACH_AXIS, self._moved)
+        return self.chain.rows(screws, posed.joints_m.take(THRICE, 0), EACH_AXIS, self._moved)
 
     @staticmethod
     def at_limits(angles: Array) -> Array:
@@ -274,10 +271,12 @@ class Refit:
 def _step(state: State, normal: Array, gradient: Array) -> State:
     """A Gauss-Newton step inside the limits: angles at a limit that want to pass it are held, the others share it."""
     angles = state.angles
-    held = np.flatnonzero(((angles <= _LOW) & (gradient[6:] < 0)) | ((angles >= _HIGH) & (gradient[6:] > 0))) + 6
-    normal[held] = 0
-    normal[held, held] = 1
-    gradient[held] = 0
+    down = gradient[6:] < 0
+    held = 6 + ((down & (angles <= _LOW)) | (~down & (angles >= _HIGH))).nonzero()[0]
+    if len(held):
+        normal[held] = 0
+        normal[held, held] = 1
+        gradient[held] = 0
     step = np.linalg.solve(normal, gradient)
     return State(_turn(step[3:6]) @ state.root, state.at_m + step[:3], _inside(angles + step[6:]))
 
@@ -324,6 +323,19 @@ def _lengths(joints: Array) -> Array:
     return np.concatenate([[spokes], bones])
 
 
+def _squares() -> Array:
+    """(16, 9) that makes a rotation of the products of its quaternion's entries wxyz with each other:
+    R = (w^2 - v.v) 1 + 2 v v' + 2 w [v]."""
+    one = np.eye(3)
+    squares = np.zeros((4, 4, 3, 3))
+    squares[0, 0] = one
+    squares[0, 1:] = squares[1:, 0] = se3.skew(one)
+    squares[1:, 1:] = np.einsum("ia,jb->ijab", one, one) + np.einsum("ib,ja->ijab", one, one)
+    squares[1:, 1:] -= np.einsum("ij,ab->ijab", one, one)
+    return squares.reshape(16, 9)
+
+
+_SQUARES = _squares()
 _NO_BETA = np.zeros(7)
 _NO_VERTICES = np.zeros((0, 3))
 _ORIGIN = np.zeros(3)

@@ -54,14 +54,15 @@ class Spheres:
         first = (self.part % 3 == 1) | (self.part == 2)
         upper &= ~(first[:, None] & (finger == -1)) & ~(first & (finger[:, None] == -1))
         self._least = np.where(upper, least, 0)  # (S, S)
+        self._lifted = np.ones((2, len(radius), 5), np.float32)
         self._least_squared = np.where(upper, least**2, -1).astype(np.float32)
 
     def overlaps(self, posed: Posed) -> Overlaps | None:
         """The pairs that overlap, the deepest if there are many; None if none does."""
         centre = self._mix @ posed.joints_m  # (S, 3)
-        one, other = np.ones((2, len(centre), 5), np.float32)
+        one, other = self._lifted  # |a - b|^2 = (a, |a|^2, 1) . (-2 b, 1, |b|^2)
         one[:, :3], other[:, :3] = centre, -2 * centre
-        one[:, 3] = other[:, 4] = np.einsum("ij,ij->i", centre, centre)
+        one[:, 3] = other[:, 4] = np.add.reduce(centre * centre, 1)
         near = (one @ other.T < self._least_squared).ravel().nonzero()[0]
         if not len(near):
             return None

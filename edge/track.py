@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,6 @@ from ..hand.crop import MIRROR, camera_from_crop
 from ..hand.frames import DepthFrame, HandPose, Side
 from ..hand.kinematics import Shape
 from ..hand.messages import Motion
-from ..hand.se3 import transform
 from .confidence import Calibration, joint_confidence
 from .look import Eye, Look, fit_mm, hand_points, vertices_m
 from .person import Person
@@ -27,6 +27,7 @@ SIDE_LIMIT = 12.0
 SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand
 SIDE_SURE = 0.9  # confidence below which a side is published as unknown
 MOST_M_S = 3.0  # hands keep below this, or so
+_MIRRORED = np.outer([*MIRROR, 1.0], [*MIRROR, 1.0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +76,8 @@ class Track:
     def vote(self, right_votes: float, most: float) -> None:
         """Take evidence for its side, log-odds of a right hand that count for `most` at most."""
         was_left = self.is_left
-        votes = SIDE_VOTE * self.right_votes + float(np.clip(right_votes, -most, most))
-        self.right_votes = float(np.clip(votes, -SIDE_LIMIT, SIDE_LIMIT))
+        votes = SIDE_VOTE * self.right_votes + min(max(right_votes, -most), most)
+        self.right_votes = min(max(votes, -SIDE_LIMIT), SIDE_LIMIT)
         if self.is_left != was_left:
             self.smoother.reset()  # a left hand's angles are not the right one's
 
@@ -85,7 +86,7 @@ class Track:
         dt_s = (t_ns - self.t_ns) * 1e-9
         if 0 < dt_s < 0.2 and self.measured:
             velocity = (centre_m - self.centre_m) / dt_s
-            self.velocity_m_s = 0.7 * velocity * min(1.0, MOST_M_S / max(float(np.linalg.norm(velocity)), 1e-9))
+            self.velocity_m_s = velocity * (0.7 * min(1.0, MOST_M_S / max(math.hypot(*velocity.tolist()), 1e-9)))
         else:
             self.velocity_m_s = np.zeros(3)
         self.centre_m, self.t_ns = centre_m, t_ns
@@ -112,16 +113,16 @@ class Poser:
         left = look.crop.mirrored
         t_raw = _in_camera(look, fit)
         raw = camera_from_crop(look.crop, fit.joints_m)
-        track.move(raw.mean(0), frame.t_ns)
+        track.move(np.add.reduce(raw) / len(raw), frame.t_ns)
         smoothed = track.smoother(frame.t_ns, t_raw, fit.angles)
         t, angles = (smoothed.T_camera_wrist, smoothed.angles) if self.smooth else (t_raw, fit.angles)
         joints, vertices = self._hand(t, angles, shape, left)
         seen = visible(frame, joints)
-        side_conf = 1 / (1 + np.exp(track.right_votes if left else -track.right_votes))
+        side_conf = 1 / (1 + math.exp(track.right_votes if left else -track.right_votes))
         side: Side = "left" if left else "right"
         track.pose = HandPose(
             side=side if side_conf > SIDE_SURE else "unknown",
-            side_conf=float(side_conf),
+            side_conf=side_conf,
             state="tracked",
             score=look.score,
             T_camera_wrist=t,
@@ -162,7 +163,9 @@ class Poser:
     def _hand(self, t: Array, angles: Array, shape: Shape, left: bool) -> tuple[Array, Array]:
         """Joints (21, 3) and vertices (V, 3) m, in the camera frame, of a wrist (4, 4) and angles (20,)."""
         joints, vertices = self.refit.pose(_mirrored(t) if left else t, angles, shape)
-        return (joints * MIRROR, vertices * MIRROR) if left else (joints, vertices)
+        if left:
+            joints[:, 0], vertices[:, 0] = -joints[:, 0], -vertices[:, 0]
+        return joints, vertices
 
 
 def _trust(error_m: Array) -> Array:
@@ -172,11 +175,11 @@ def _trust(error_m: Array) -> Array:
 
 def _mirrored(t: Array) -> Array:
     """The pose (4, 4) of a left hand's wrist as that of the right hand in the mirror, and back."""
-    m = np.diag([*MIRROR, 1.0])
-    return m @ t @ m
+    return t * _MIRRORED
 
 
 def _in_camera(look: Look, fit: Fit) -> Array:
     """T_camera_wrist (4, 4) of a fit in the crop's frame."""
-    t = _mirrored(fit.T_wrist) if look.crop.mirrored else fit.T_wrist
-    return transform(look.crop.R_camera_crop @ t[:3, :3], look.crop.R_camera_crop @ t[:3, 3])
+    t = _mirrored(fit.T_wrist) if look.crop.mirrored else fit.T_wrist.copy()
+    t[:3] = look.crop.R_camera_crop @ t[:3]
+    return t

@@ -68,6 +68,7 @@ MAX_HANDS = 16
 MAX_POINTS = 20_000  # of a cloud's scene, and of each of its hands
 MOTION = {"velocity_m_s": 3, "angular_velocity_rad_s": 3, "angle_rates_rad_s": 20}  # the keys of a Motion
 VISIBLE = (-1, 0, 1)
+_VISIBLE_BYTES = {0, 1, 255}
 
 Parts = list[bytes]
 Hand = TypeVar("Hand", WireHand, HandCloud)
@@ -180,14 +181,18 @@ def _joints_map(hand: WireHand) -> dict[str, Any]:
 
 def _visible_bytes(visible: ArrayLike) -> bytes:
     array = np.asarray(visible)
-    if array.shape != (21,) or not np.isin(array, VISIBLE).all():
+    data = array.tobytes()
+    known = _VISIBLE_BYTES.issuperset(data) if array.dtype == np.int8 else np.isin(array, VISIBLE).all()
+    if array.shape != (21,) or not known:
         raise WireError(f"visible is {size_text(array.shape)}, the wire carries 21 of -1, 0 and 1")
-    return array.astype(np.int8).tobytes()
+    return data if array.dtype == np.int8 else array.astype(np.int8).tobytes()
 
 
 def _bytes(values: ArrayLike, shape: tuple[int | None, ...], name: str, most: int | None = None) -> bytes:
     array = np.asarray(values, "<f4")
-    if array.ndim != len(shape) or any(n is not None and n != m for n, m in zip(shape, array.shape, strict=True)):
+    if array.shape != shape and (
+        array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True))
+    ):
         raise WireError(f"{name} is {size_text(array.shape)}, the wire carries {size_text(shape)}")
     if most is not None and len(array) > most:
         raise WireError(f"{name} has {len(array)} points, the wire carries at most {most}")

@@ -19,7 +19,7 @@ Array = NDArray[Any]
 SLOW_PX_HZ = 100.0  # corners move by less a second; with time offsets solved for, a hand-held board may move
 NEW_PX = 40.0  # a corner has moved by so much since every picture that counted
 MANY_VIEWS = 150  # a camera; beyond that only what is slow and new is solved from, with its neighbours in time
-KEEP_DEPTH = 40  # depth images a camera, for the size of the squares
+KEEP_DEPTH, DEPTH_EVERY_S = 20, 0.4  # depth images a camera, for the size of the squares
 
 
 class Captured(NamedTuple):
@@ -69,6 +69,7 @@ def capture(
     """
     detector = BoardDetector(target)
     novelty = [Novelty() for _ in sources]
+    depth_kept, next_depth_s = [0] * len(sources), [-np.inf] * len(sources)
     found = Captured([], [], [])
     others = {name: _ids(other) for name, other in TARGETS.items() if other != target}
     wrong: dict[str, int] = dict.fromkeys(others, 0)
@@ -92,8 +93,11 @@ def capture(
             found.views.append(view)
             if novelty[camera].counts(view):
                 found.counted.append(view)
-                if picture.depth_m is not None and len(found.with_depth) < KEEP_DEPTH * len(sources):
-                    found.with_depth.append((view, picture.depth_m))
+            # A moving board will do here: picture and depth are of one time.
+            if picture.depth_m is not None and depth_kept[camera] < KEEP_DEPTH and view.t_s >= next_depth_s[camera]:
+                found.with_depth.append((view, picture.depth_m.astype(np.float32)))
+                depth_kept[camera] += 1
+                next_depth_s[camera] = view.t_s + DEPTH_EVERY_S
         n += 1
         if n % 30 == 0:
             if say:

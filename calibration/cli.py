@@ -157,6 +157,8 @@ def report(result: BoardResult) -> Sequence[str]:
         )
     if result.square is not None:
         lines.append(f"squares measured by depth: {100 * result.square:.2f} % of the size said")
+    else:
+        lines.append("squares not measured, for there is no depth: is the printed ruler 100 mm? 1 % costs 5 to 8 mm")
     lines += [f"warning: {warning}" for warning in rig.quality.warnings]
     return [*lines, f"verdict: {rig.quality.verdict}"]
 

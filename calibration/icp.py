@@ -32,7 +32,7 @@ LEAST_POINTS = 60  # of a cloud
 STEEP = 0.4  # cosine between the view and the normal: skin seen at a grazing angle is not measured well
 BENT = 0.06  # share of the least eigenvalue: more is no surface
 ALIKE = 0.75  # cosine of the normals of a match
-TOGETHER_S = 0.02  # clouds further apart are of no one moment
+TOGETHER_S, MOST_TOGETHER_S = 0.02, 0.04  # clouds further apart are of no one moment; the latter at low rates
 FAST_M_S = 0.9
 MOMENTS = 200
 ASKED = 400  # points of a cloud that are looked up in another
@@ -90,13 +90,16 @@ def choose_moments(
 ) -> tuple[Moment, ...]:
     """Moments at which two cameras or more have a cloud, spread over the motion."""
     times = [np.array([cloud.t_s for cloud in s.clouds]) + o for s, o in zip(sights, offsets_s, strict=True)]
+    # Cameras that run freely are half a frame apart at worst.
+    slowest_s = max((float(np.median(np.diff(s.times_s))) for s in sights if len(s.times_s) > 1), default=0.0)
+    apart_s = min(max(TOGETHER_S, 0.55 * slowest_s), MOST_TOGETHER_S)
     kept: dict[tuple[tuple[int, int], ...], float] = {}  # which cloud of which camera; one moment a set of clouds
     for t_s in np.unique(np.concatenate([t for t in times if len(t)] or [np.zeros(0)])):
         joints, velocities = path.at(t_s)
         if not np.isfinite(joints).all() or np.linalg.norm(velocities.mean(0)) > FAST_M_S:
             continue
         near = [int(np.argmin(np.abs(t - t_s))) if len(t) else -1 for t in times]
-        together = tuple((c, k) for c, k in enumerate(near) if k >= 0 and abs(times[c][k] - t_s) < TOGETHER_S)
+        together = tuple((c, k) for c, k in enumerate(near) if k >= 0 and abs(times[c][k] - t_s) < apart_s)
         if len(together) > 1:
             kept.setdefault(together, float(t_s))
     sets = list(kept)

@@ -149,7 +149,7 @@ def test_pictures_of_the_board_become_a_rig(tmp_path: Path) -> None:
     assert difference.volume_mm < 0.3
     assert rig.pairs[0].overlap == 14 and rig.quality.verdict == "pass", rig.quality
     assert picture.read_bytes()[:4] == b"\x89PNG"
-    assert "halves differ by" in result.output
+    assert "halves differ by" in result.output and "squares not measured, for there is no depth" in result.output
     converted = run("convert", str(out), "--format", "colmap", "--out", str(tmp_path / "colmap"))
     assert converted.exit_code == 0 and (tmp_path / "colmap" / "images.txt").exists()
 
@@ -167,6 +167,15 @@ def test_a_board_printed_one_percent_too_large_is_noticed_by_depth(tmp_path: Pat
     sources = ["--source", str(tmp_path / "left"), "--source", str(tmp_path / "right")]
     result = run("board", *sources, "--out", str(tmp_path / "rig.json"), "--no-offsets")
     assert "1.0 % larger than said" in result.output and "verdict: fail" in result.output
+
+
+def test_a_wrong_size_is_noticed_although_the_board_never_rests(tmp_path: Path) -> None:
+    record(tmp_path, 7, scale=0.99, depth=True)
+    for side in ("left", "right"):  # from pose to pose in half a second: nothing is slow
+        (tmp_path / side / "times.txt").write_text("\n".join(str(0.5 * n) for n in range(7)))
+    sources = ["--source", str(tmp_path / "left"), "--source", str(tmp_path / "right")]
+    result = run("board", *sources, "--out", str(tmp_path / "rig.json"), "--no-offsets")
+    assert "1.0 % smaller than said" in result.output and "verdict: fail" in result.output, result.output
 
 
 def test_the_pose_of_a_tilted_board_is_found() -> None:

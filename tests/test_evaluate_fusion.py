@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="the trainer's pictures need numba")
 
 from edge_hand.hand import se3
-from edge_hand.trainer.evaluate_fusion import evaluate, line, listen, rig_of
+from edge_hand.trainer.evaluate_fusion import Errors, evaluate, line, listen, rig_of, views_right
 from edge_hand.trainer.synth.rig_views import rig_clip
 
 
@@ -35,6 +35,19 @@ def test_the_rig_given_is_off_by_as_much_as_was_asked_and_says_so():
         sigma.append(np.trace(lever @ camera.covariance @ lever.T))
     assert np.sqrt((np.array(off) ** 2).sum(2).mean()) == pytest.approx(1e-3, rel=0.3)
     assert np.sqrt(sigma[0]) == pytest.approx(1e-3, rel=1e-6)
+
+
+def test_it_is_told_how_many_views_were_right_about_a_joint_that_is_wrong():
+    def errors(worst_mm: float, hand: bool = True) -> Errors:
+        joint_mm = np.full((3, 21), 5.0 if hand else np.nan)
+        joint_mm[1, 8] = worst_mm
+        return Errors(joint_mm, np.zeros(2), np.arange(3) / 60)
+
+    together = errors(50)
+    assert views_right(together, [errors(60), errors(70)]) == [1, 0, 0]
+    assert views_right(together, [errors(60), errors(10)]) == [0, 1, 0]
+    assert views_right(together, [errors(np.nan, hand=False), errors(60)]) == [1, 0, 0]
+    assert views_right(errors(39), [errors(60), errors(60)]) == [0, 0, 0]
 
 
 @pytest.mark.slow

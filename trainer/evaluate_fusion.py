@@ -32,7 +32,7 @@ from .synth.rig_views import START_NS, RigClip, rig_clip
 
 Array = NDArray[Any]
 LATENCY_NS = 10_000_000  # of the daemons
-BAD_MM = 40.0
+BAD_MM, RIGHT_MM = 40.0, 25.0
 LEAVING_S = 0.4  # after a camera falls silent, in which its leaving could be seen
 SETTLE_S = 1.0  # at the start, while hands are found; not judged
 
@@ -145,6 +145,16 @@ def fused(clip: RigClip, told: Sequence[Sequence[Told]], rig: Rig, *, drop_s: fl
     return _errors(np.stack(errors), times)
 
 
+def views_right(together: Errors, alone: Sequence[Errors]) -> list[int]:
+    """Of the moments at which a fused joint is bad: how many there are with 0, 1, ... views right about that joint."""
+    count = [0] * (len(alone) + 1)
+    for moment in np.flatnonzero(np.nan_to_num(together.joint_mm).max(1) >= BAD_MM):
+        joint = int(np.argmax(together.joint_mm[moment]))
+        at = [int(np.argmin(abs(view.times_s - together.times_s[moment]))) for view in alone]
+        count[sum(view.joint_mm[i, joint] < RIGHT_MM for view, i in zip(alone, at, strict=True))] += 1
+    return count
+
+
 def _errors(vectors_m: Array, times_s: Sequence[float]) -> Errors:
     steps = np.linalg.norm(np.diff(vectors_m.mean(1), axis=0), axis=1)
     return Errors(1e3 * np.linalg.norm(vectors_m, axis=2), 1e3 * steps, np.array(times_s))
@@ -160,6 +170,7 @@ def evaluate(clip: RigClip, told: Sequence[Sequence[Told]], rig: Rig, *, drop: b
     together = fused(clip, told, rig, smooth=smooth)
     result["fused"] = together.summary()
     result["fused_when_best"] = together.when(alone[best], 0.5 / clip.fps).summary()
+    result["bad_by_views_right"] = views_right(together, list(alone.values()))
     result["lower_by"] = 1 - result["fused_when_best"]["mean_mm"] / views[best]["mean_mm"]
     if drop:
         without = fused(clip, told, rig, drop_s=clip.seconds / 2, smooth=smooth)
@@ -206,6 +217,8 @@ def line(result: dict[str, Any]) -> str:
         f"worst joint < 40 mm in {100 * fusion['worst_below_40mm']:.1f} %; step p99 {fusion['step_p99_mm']:.1f}, "
         f"max {fusion['step_max_mm']:.1f} mm"
     )
+    if any(result["bad_by_views_right"]):
+        text += f"; else 0, 1, ... views right about it: {', '.join(map(str, result['bad_by_views_right']))}"
     if "dropped" in result:
         left = result["dropped"]
         text += f"; a camera leaves: max {left['step_at_drop_mm']:.1f} mm then, {left['mean_mm']:.2f} mm in all"

@@ -111,6 +111,8 @@ def board(
     for line in report(result):
         click.echo(line)
     click.echo(f"{out} is written")
+    if result.rig.quality.verdict == "fail":
+        raise SystemExit(3)
 
 
 @calibrate.command()

@@ -167,6 +167,7 @@ def test_a_board_printed_one_percent_too_large_is_noticed_by_depth(tmp_path: Pat
     sources = ["--source", str(tmp_path / "left"), "--source", str(tmp_path / "right")]
     result = run("board", *sources, "--out", str(tmp_path / "rig.json"), "--no-offsets")
     assert "1.0 % larger than said" in result.output and "verdict: fail" in result.output
+    assert result.exit_code == 3
 
 
 def test_a_wrong_size_is_noticed_although_the_board_never_rests(tmp_path: Path) -> None:

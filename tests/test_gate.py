@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.model_card import MODELS
 from edge_hand.edge.model_store import versions
 from edge_hand.edge.recording import Recording, RecordingWriter
+from edge_hand.exporters.onnx import export
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.se3 import transform
 from edge_hand.trainer.adapt import gate
@@ -241,9 +241,7 @@ def test_an_accepted_network_is_exported_kept_and_in_use_and_a_refused_one_leave
 ) -> None:
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     path, store = write(tmp_path / "hand.mcap", frames), tmp_path / "models"
-    plain = tmp_path / "plain.onnx"  # the same weights
-    for suffix in (".onnx", ".json"):
-        shutil.copy(FLOAT.with_suffix(suffix), plain.with_suffix(suffix))
+    export(WEIGHTS, plain := tmp_path / "plain.onnx")  # the same network
     report, version = accept(WEIGHTS, plain, [path], store=store, part=(0.4, 1.0), check=False)
     assert version is None and not report.accepted and not store.exists()
     worse = worsened(tmp_path / "worse.onnx", 0.2)

@@ -143,9 +143,9 @@ def test_two_daemons_are_verified_and_fused_and_one_may_die(tmp_path: Path) -> N
         daemons[1].kill()
         killed_ns = time.monotonic_ns()
         after = until(
-            fused, lambda heard: any(isinstance(m, StatusMessage) and "cam1 silent" in m.message for m in heard), 10
+            fused, lambda heard: any(isinstance(m, StatusMessage) and "cam1 silent" in m.message for m in heard), 30
         )
-        alone = until(fused, lambda heard: sum(isinstance(m, JointsMessage) for m in heard) > 15, 10)
+        alone = until(fused, lambda heard: sum(isinstance(m, JointsMessage) for m in heard) > 15, 30)
         told = [m.message for m in after if isinstance(m, StatusMessage)]
         assert any(text.startswith("1 of 2 cameras: cam1 silent for") for text in told), told
         assert all(m.hands and m.t_publish_ns > killed_ns for m in alone if isinstance(m, JointsMessage))

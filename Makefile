@@ -10,7 +10,7 @@ run: $(VENV)/.installed  ## track the recorded hand and publish it
 	$(VENV)/bin/edge-hand run --camera replay --source $(DEMO) --view
 
 test: lint  ## everything that must hold before a commit
-	$(TEST_VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check .

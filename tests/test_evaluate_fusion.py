@@ -17,7 +17,7 @@ from edge_hand.trainer.synth.rig_views import rig_clip
 
 @cache
 def result() -> dict[str, Any]:
-    clip = rig_clip(7, seconds=5.0, fps=30.0)
+    clip = rig_clip(7, seconds=5.0, fps=60.0)
     told = [listen(clip, camera) for camera in range(3)]
     return evaluate(clip, told, rig_of(clip, off_mm=1.0, off_deg=0.15, off_ms=1.0), drop=True)
 

@@ -123,6 +123,7 @@ def test_a_daemon_is_reloaded_told_asked_and_stopped(runtime: Path) -> None:
         assert ask(control, "use", MODELS / "dgn-nano.onnx").ok
         daemon.until(r"engine: dgn-nano on onnxruntime .* now, dgn-nano-int8 on ")
         with subscribe(address, ["status"], latest=False, timeout_s=TIMEOUT_S) as messages:
+            next(messages)  # it listens
             assert ask(control, "stop").message == "stopping"
             states = [m for m in messages_until_stopping(messages) if isinstance(m, StatusMessage)]
         assert states[-1].state == "stopping" and states[-1].model.startswith("dgn-nano ")

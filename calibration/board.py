@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from ..hand.camera import Intrinsics
 from ..hand.se3 import inverse
 from .bundle import BundleError, Options, Solution, solve
 from .corners import View
-from .rig import Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict
+from .rig import Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict, tool_name
 from .start import Moments, moments_of, shared_moments, start_scene
 from .uncertainty import WORKING_VOLUME, Difference, Volume, inverted_covariance, pose_difference, volume_sigma_mm
 
@@ -189,7 +188,7 @@ def _rig(
     verdict: Verdict = "unverified" if halves is None else "fail" if warnings else "pass"
     quality = Quality("board", rms, volume.centre_m, volume.edge_m, sigmas, deg, mm, verdict, tuple(warnings))
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Rig(name, now, f"edge-hand {_version()}", tuple(entries), tuple(pairs), quality)
+    return Rig(name, now, tool_name(), tuple(entries), tuple(pairs), quality)
 
 
 def _pairs(cameras: Sequence[BoardCamera], solution: Solution, options: Options, corners_m: Array) -> list[RigPair]:
@@ -248,10 +247,3 @@ def _warnings(
             f"{'larger' if square > 1 else 'smaller'} than said: printed to fit the page?"
         )
     return found
-
-
-def _version() -> str:
-    try:
-        return version("edge-hand")
-    except PackageNotFoundError:
-        return "unknown"

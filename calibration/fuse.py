@@ -114,10 +114,6 @@ class Fuser:
                 found.append(fused)
         return found
 
-    def cameras_of(self, hand_id: int) -> list[int]:
-        """Which cameras, by place in the rig, saw a hand in the last step."""
-        return sorted(c for hand in self.hands if hand.id == hand_id for c in hand.weights)
-
     # --- which is which
 
     def _assigned(self, t_ns: int, seen: list[Seen]) -> list[tuple[FusedHand, list[Seen]]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from .distances import Distances, distances
 from .gate import Motion, lacks, measure
 from .joint import JointFit, fit_joints
 from .observe import ObserveError, Sight
-from .rig import DepthCorrection, Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict
+from .rig import DepthCorrection, Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict, tool_name
 from .uncertainty import Difference, Volume, pose_difference, volume_sigma_mm
 
 Array = NDArray[Any]
@@ -202,7 +201,7 @@ def _rig(
     verdict: Verdict = "fail" if warnings else "pass"
     quality = Quality("hand", rms, volume.centre_m, volume.edge_m, sigmas, deg, mm, verdict, tuple(warnings))
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Rig(name, now, f"edge-hand {_version()}", tuple(entries), tuple(pairs), quality)
+    return Rig(name, now, tool_name(), tuple(entries), tuple(pairs), quality)
 
 
 def _warnings(
@@ -236,10 +235,3 @@ def _warnings(
         if pair.loop_mm is not None and pair.loop_mm > LIMIT_LOOP_MM
     ]
     return found
-
-
-def _version() -> str:
-    try:
-        return version("edge-hand")
-    except PackageNotFoundError:
-        return "unknown"

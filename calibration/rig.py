@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -301,3 +302,11 @@ def _array(value: Any, shape: tuple[int, ...], where: str) -> Array:
     if array.shape != shape or not (np.abs(array) < MOST).all():
         raise RigError(f"{where}: not {'x'.join(map(str, shape))} finite numbers")
     return array
+
+
+def tool_name() -> str:
+    """What a rig file says it was made by."""
+    try:
+        return f"edge-hand {version('edge-hand')}"
+    except PackageNotFoundError:
+        return "edge-hand unknown"

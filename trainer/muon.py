@@ -65,5 +65,5 @@ def orthogonal(matrix: Tensor, half: bool = False) -> Tensor:
     x = x / (x.norm() + 1e-7)  # singular values at most 1
     for _ in range(STEPS):
         gram = x @ x.T
-        x = A * x + (B * gram + C * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
     return (x if wide else x.T).float()

@@ -23,6 +23,7 @@ LEAST_HAND_PIXELS = 40  # of 1024
 BELIEF = np.array([0.994, 0.559, 0.370, -0.649, -0.070])  # of `evidence`; counted by `trainer/judge.py`
 POINTS = 96  # of the hand's depth points, at most so many are looked at
 GAUGE_POINTS = 40
+TRUST_M = 0.015  # a joint with this expected error counts a half
 
 
 class Look(NamedTuple):
@@ -75,7 +76,7 @@ class Eye:
         self.stages_us["crop"] += (cropped - begun) * 1e6
         self.stages_us["engine"] += (time.perf_counter() - cropped) * 1e6
         error_mm = float(np.add.reduce(prediction.error)) / len(prediction.error) * crop.cube_m * 500
-        pixels = (prediction.hand & (crop.image[::2, ::2] < 1)).ravel().nonzero()[0]
+        pixels = hand_pixels(crop, prediction)
         # The mean of the points is the point of the mean only nearly, and near enough to aim a crop.
         middle = points_from_uvd(self._centre_weights @ prediction.vertices_uvd, crop.distance_m, crop.cube_m)
         return Look(crop, prediction, error_mm, pixels, camera_from_crop(crop, middle))
@@ -102,9 +103,14 @@ def vertices_m(look: Look) -> Array:
     return points_from_uvd(look.prediction.vertices_uvd, look.crop.distance_m, look.crop.cube_m)
 
 
-def hand_points(look: Look, most: int = POINTS) -> Array:
-    """Up to `most` of the depth points (N, 3) m taken for hand, evenly over the picture, in the crop's frame."""
-    crop, at = look.crop, look.pixels
+def hand_pixels(crop: HandCrop, prediction: HandPrediction) -> NDArray[np.intp]:
+    """(N,) which of every other pixel of the crop the network takes for hand, where there is a reading."""
+    return (prediction.hand & (crop.image[::2, ::2] < 1)).ravel().nonzero()[0]
+
+
+def hand_points(crop: HandCrop, pixels: NDArray[np.intp], most: int = POINTS) -> Array:
+    """Up to `most` depth points (N, 3) m of the `hand_pixels`, evenly over the picture, in the crop's frame."""
+    at = pixels
     if len(at) > most:
         at = at.take((np.arange(most) * ((len(at) - 1) / (most - 1))).astype(np.intp))
     uvd = np.empty((len(at), 3))
@@ -140,6 +146,12 @@ def fit_mm(points_m: Array, mesh_m: Array) -> float:
     return 500 * (math.sqrt(max(least, 0.0)) + math.sqrt(max(most, 0.0)))
 
 
+def trust(error_m: Array) -> Array:
+    """Weight (21,) of joints whose expected errors are error_m: near 1 where these are small."""
+    return 1 / (1 + (error_m / TRUST_M) ** 2)
+
+
+@lru_cache(1)
 def vertices_of_joints() -> Array:
     """(21, V) weights of the skin around each joint: its mean lies near the joint."""
     t = template()

@@ -1,9 +1,10 @@
 """Refit: a kinematic hand to the network's vertices and the frame's own depth points.
 
 Each rigid part gets a similarity to the template in closed form (Dual Grid Net, section 3.4, eq. 3). From these come
-the wrist, the bone scales and the joint angles, clamped to their limits. A Gauss-Newton step then weighs the joints,
-the parts' own angles and the depth points against the skin that faces the camera; fingers that pass through each other
-are parted. What is minimised, and what each term is worth: docs/refit.md. Bones cannot stretch: a finger has one scale.
+the wrist, the bone scales and the joint angles, clamped to their limits. Gauss-Newton steps, from there or from where
+the hand was a frame ago, weigh the joints, the parts' own angles and the depth points against the skin that faces the
+camera; fingers that pass through each other are parted. What is minimised, and what each term is worth: docs/refit.md.
+Bones cannot stretch: a finger has one scale.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ from .smooth import rigid, rotation_vector
 from .spheres import Spheres
 
 Array = NDArray[Any]
-STEPS = 1
-ANGLE_PRIOR_M = 0.010  # a radian off the parts' own angle costs as much as a joint this far off
-DEPTH_WEIGHT = 4.0  # of a depth point, where a joint weighs 1
-DEPTH_SCALE_M = 0.020  # Geman-McClure: a point this far off counts a quarter
+STEPS, FIRST_STEPS = 2, 4  # from where the hand was a frame ago, and from the network's parts alone
+ANGLE_PRIOR_M = 0.010  # a radian off the parts' own angle costs as much as a point this far off
+JOINT_WEIGHT, DEPTH_WEIGHT = 0.3, 4.0  # of a joint and of a depth point
+DEPTH_SCALE_M = 0.010  # Geman-McClure: a point this far off counts a quarter
+CALM_M = 0.020  # a radian off the angle of a frame ago costs as much as a point this far off
 DEPTH_REACH_M = 0.03
 APART_WEIGHT = 10.0
 DEEP_M = 0.0015  # spheres that overlap this much after the last step are parted by more of them
 MOST_PARTINGS = 3
-EVERY = 3  # each so manieth vertex is a place on the skin to meet depth points
+EVERY = 1  # each so manieth vertex is a place on the skin to meet depth points
 _LOW, _HIGH = ANGLE_LIMITS_RAD.T.copy()
 _JOINTS, _TIPS = list(PART_JOINTS), list(TIPS)
 _PARENTS = [max(p, 0) for p in PART_PARENTS]
 _DIAGONAL = np.diag_indices(26)
+_ANGLES = tuple(axis[6:] for axis in _DIAGONAL)
 THRICE, EACH_AXIS, _ONES = np.repeat(np.arange(21), 3), np.tile(np.eye(3), (21, 1)), np.ones(21)
 _EACH_PART = JOINT_PARTS[THRICE]
 
@@ -168,11 +171,12 @@ class Refit:
         shape: Shape | None = None,
         points_m: Array | None = None,
         weights: Array | None = None,
+        start: tuple[Array, Array] | None = None,
     ) -> Fit:
         """Fit to vertices (V, 3) m, and to the hand's depth points (N, 3) m in the same frame.
 
         A shape given is kept; else bone scales are the frame's own and beta is 0. weights (21,) say how far to trust
-        each joint of the vertices.
+        each joint of the vertices. start: the wrist's rotation (3, 3) and angles (20,) rad of a moment ago.
         """
         rotation, scale, shift = self.parts(vertices_m)
         target = self._joints(rotation, scale, shift)
@@ -182,26 +186,30 @@ class Refit:
         rest = self._at_rest(shape)
         wanted = _inside(self.chain.angles(rotation))
         trust = _ONES if weights is None else np.asarray(weights, np.float64)
-        posed = self.chain.pose(rotation[0], wanted, rest)
+        root, angles = (rotation[0], wanted) if start is None else start
+        posed = self.chain.pose(root, angles, rest)
         # The wrist lies in the middle of little skin; all joints together say better where the hand is.
-        at = trust @ (target - posed.joints_m) / trust.sum()
-        state = State(rotation[0], at, wanted)
-        for _ in range(STEPS):
+        state = State(root, trust @ (target - posed.joints_m) / trust.sum(), angles)
+        joint_weight = JOINT_WEIGHT * trust.take(THRICE)
+        for _ in range(FIRST_STEPS if start is None else STEPS):
             screws = self.chain.screws(posed)
             off = (target - posed.joints_m - state.at_m).ravel()
             if points_m is None or not len(points_m):
-                rows, weight = self.joint_rows(posed, screws), trust.take(THRICE)
+                rows, weight = self.joint_rows(posed, screws), joint_weight
             else:
                 meet = self.meet(posed, rest, state.at_m, points_m)
                 places = np.concatenate((posed.joints_m.take(THRICE, 0), meet.place_m))
                 directions = np.concatenate((EACH_AXIS, meet.normal))
                 moved = self.chain.moved.take(np.concatenate((_EACH_PART, meet.part)), 0)
                 rows = self.chain.rows(screws, places, directions, moved)
-                off, weight = np.concatenate((off, meet.gap_m)), np.concatenate((trust.take(THRICE), meet.weight))
+                off, weight = np.concatenate((off, meet.gap_m)), np.concatenate((joint_weight, meet.weight))
             weighted = rows * weight[:, None]
             normal, gradient = weighted.T @ rows, off @ weighted
             normal[_DIAGONAL] += self._prior
             gradient[6:] += self._prior[6:] * (wanted - state.angles)
+            if start is not None:
+                normal[_ANGLES] += CALM_M**2
+                gradient[6:] += CALM_M**2 * (start[1] - state.angles)
             state = _step(state, normal, gradient)
             posed = self.chain.pose(state.root, state.angles, rest)
         state, posed = self._part(state, posed, rest)

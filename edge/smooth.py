@@ -39,9 +39,9 @@ class Channel(NamedTuple):
     jump: float
 
 
-POSITION = Channel(0.55, 65.0, 0.02, 0.6, 0.008)
-ROTATION = Channel(0.8, 25.0, 0.5, 1.0, 0.12)
-ANGLES = Channel(0.5, 14.0, 0.9, 0.8, 0.22)
+POSITION = Channel(0.3, 215.0, 0.02, 1.8, 0.006)
+ROTATION = Channel(0.3, 25.0, 0.27, 1.8, 0.09)
+ANGLES = Channel(0.6, 5.5, 0.34, 1.4, 0.35)
 JUMP_POWER = 6
 MOTION_HZ = 10.0  # cut-off of the velocities given away
 _IDENTITY = np.eye(4)

@@ -14,7 +14,7 @@ from ..hand.frames import DepthFrame, HandPose, Side
 from ..hand.kinematics import Shape
 from ..hand.messages import Motion
 from .confidence import Calibration, joint_confidence
-from .look import Eye, Look, fit_mm, hand_points, vertices_m
+from .look import Eye, Look, fit_mm, hand_points, trust, vertices_m
 from .person import Person
 from .refit import Fit, Refit, theta_of
 from .smooth import Smoother
@@ -58,6 +58,7 @@ class Track:
     published: bool = False
     belief: float = 0.0  # log-odds that it is a hand at all, over the last searches
     pose: HandPose | None = None  # as last measured
+    fitted: tuple[Array, Array] | None = None  # the same before it was smoothed: T_camera_wrist (4, 4) m, angles (20,)
 
     @property
     def is_left(self) -> bool:
@@ -80,6 +81,7 @@ class Track:
         self.right_votes = min(max(votes, -SIDE_LIMIT), SIDE_LIMIT)
         if self.is_left != was_left:
             self.smoother.reset()  # a left hand's angles are not the right one's
+            self.fitted = None
 
     def move(self, centre_m: Array, t_ns: int) -> None:
         """Take a measured centre (3,) m."""
@@ -95,6 +97,7 @@ class Track:
         """The clock jumped: speeds mean nothing any more."""
         self.t_ns, self.velocity_m_s = t_ns, np.zeros(3)
         self.smoother.reset()
+        self.fitted = None
 
 
 class Poser:
@@ -105,13 +108,16 @@ class Poser:
 
     def measured(self, track: Track, frame: DepthFrame, look: Look) -> TrackedHand:
         """Refit the hand of a look, smooth it, remember it in the track."""
-        vertices, points, error_m = vertices_m(look), hand_points(look), self.eye.joint_error_m(look)
-        trust = _trust(error_m)
-        track.person.observe(vertices, look.score, frame.t_ns, points, trust)
+        vertices, points = vertices_m(look), hand_points(look.crop, look.pixels)
+        error_m = self.eye.joint_error_m(look)
+        weights = trust(error_m)
+        track.person.observe(vertices, look.score, frame.t_ns, points, weights)
         shape = track.person.shape
-        fit = self.refit.solve(vertices, shape=shape, points_m=points, weights=trust)
+        start = _a_moment_ago(track, frame, look)
+        fit = self.refit.solve(vertices, shape=shape, points_m=points, weights=weights, start=start)
         left = look.crop.mirrored
         t_raw = _in_camera(look, fit)
+        track.fitted = t_raw, fit.angles
         raw = camera_from_crop(look.crop, fit.joints_m)
         track.move(np.add.reduce(raw) / len(raw), frame.t_ns)
         smoothed = track.smoother(frame.t_ns, t_raw, fit.angles)
@@ -168,14 +174,18 @@ class Poser:
         return joints, vertices
 
 
-def _trust(error_m: Array) -> Array:
-    """Weight (21,) of a joint whose expected error is error_m: 1 where it is small."""
-    return 1 / (1 + (error_m / 0.015) ** 2)
-
-
 def _mirrored(t: Array) -> Array:
     """The pose (4, 4) of a left hand's wrist as that of the right hand in the mirror, and back."""
     return t * _MIRRORED
+
+
+def _a_moment_ago(track: Track, frame: DepthFrame, look: Look) -> tuple[Array, Array] | None:
+    """The wrist's rotation (3, 3) in the crop's frame and the angles (20,) of the track's last fit, if it is young."""
+    if track.fitted is None or not track.measured or not 0 < frame.t_ns - track.t_ns <= PREDICTED_NS:
+        return None
+    t, angles = track.fitted
+    rotation = look.crop.R_camera_crop.T @ t[:3, :3]
+    return (rotation * _MIRRORED[:3, :3] if look.crop.mirrored else rotation), angles
 
 
 def _in_camera(look: Look, fit: Fit) -> Array:

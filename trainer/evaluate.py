@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from ..edge.draw import save_png
 from ..edge.engines import Engine, open_engine, predict
+from ..edge.look import hand_pixels, hand_points, trust, vertices_of_joints
 from ..edge.refit import Refit
 from ..edge.tracker import Tracker
 from ..hand.crop import camera_from_crop, crop_depth, points_from_uvd
-from ..hand.frames import DepthFrame, HandCrop, HandRoi
+from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from . import metrics
 from .datasets import Dataset, DatasetError, Label, open_dataset, read_predictions, write_predictions
 
@@ -75,11 +76,8 @@ def predict_hand(engine: Engine, image: Array, distance_m: float, cube_m: float,
         guess: Guess = engine.guess(image, distance_m, cube_m, refit)
         return guess
     if engine.card.kind == "dgn":
-        p = predict(engine, HandCrop(image, np.eye(3), distance_m, cube_m))
-        raw = points_from_uvd(p.vertices_uvd.astype(np.float64), distance_m, cube_m)
-        fit = refit(raw)
-        error_m = p.error * (cube_m / 2)
-        return Guess(fit.joints_m, fit.vertices_m, raw, p.right_logit, fit.joints_free_m, error_m, p.presence_logit)
+        crop = HandCrop(image, np.eye(3), distance_m, cube_m)
+        return refitted(crop, predict(engine, crop), refit)
     import torch
 
     from .nets import output_of
@@ -89,6 +87,16 @@ def predict_hand(engine: Engine, image: Array, distance_m: float, cube_m: float,
     posed = net.estimate(output_of(net, dict(outputs)), torch.tensor([distance_m]), torch.tensor([cube_m]))
     joints, vertices = (x[0].numpy().astype(np.float64) for x in posed)
     return Guess(joints, vertices, vertices, None)
+
+
+def refitted(crop: HandCrop, prediction: HandPrediction, refit: Refit) -> Guess:
+    """A dgn's hand as the daemon fits one that it never saw before: to joints and depth, with bones of the frame."""
+    raw = points_from_uvd(prediction.vertices_uvd.astype(np.float64), crop.distance_m, crop.cube_m)
+    error_m = prediction.error * (crop.cube_m / 2)
+    points = hand_points(crop, hand_pixels(crop, prediction))
+    fit = refit(raw, points_m=points, weights=trust(vertices_of_joints() @ error_m))
+    logits = prediction.right_logit, prediction.presence_logit
+    return Guess(fit.joints_m, fit.vertices_m, raw, logits[0], fit.joints_free_m, error_m, logits[1])
 
 
 def evaluate(

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ..edge.model_card import ModelCard, sha256
 from ..edge.refit import Refit
-from ..hand.crop import points_from_uvd
+from ..hand.frames import HandCrop, HandPrediction
 from .checkpoint import load_net, prior
-from .evaluate import Guess
+from .evaluate import Guess, refitted
 from .nets import NETS, net_module
 from .synth.samples import CUBE_M
 
@@ -51,11 +51,14 @@ class TorchEngine:
         side = getattr(output, "right_logit", None)
         logit = None if side is None else float(side[0]) - prior(self._config.left_share)
         if hasattr(output, "vertices_uvd"):
-            raw = points_from_uvd(output.vertices_uvd[0].numpy().astype(np.float64), distance_m, cube_m)
-            fit = refit(raw)
-            error = np.exp(np.minimum(output.log_error[0].numpy(), 2.0)) * (cube_m / 2)
-            there = float(output.presence_logit[0]) - prior(self._config.negative_share)
-            return Guess(fit.joints_m, fit.vertices_m, raw, logit, fit.joints_free_m, error, there)
+            prediction = HandPrediction(
+                vertices_uvd=output.vertices_uvd[0].numpy(),
+                error=np.exp(np.minimum(output.log_error[0].numpy(), 2.0)),
+                right_logit=logit,
+                presence_logit=float(output.presence_logit[0]) - prior(self._config.negative_share),
+                hand=(output.hand_logit[0].numpy() > 0).reshape(image.shape[0] // 2, -1),
+            )
+            return refitted(HandCrop(image, np.eye(3), distance_m, cube_m), prediction, refit)
         with torch.no_grad():
             posed = self._module.estimate(output, torch.tensor([distance_m]), torch.tensor([cube_m]))
         joints, vertices = (x[0].numpy().astype(np.float64) for x in posed)

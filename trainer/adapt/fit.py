@@ -23,7 +23,7 @@ from ...hand.skeleton import ANGLE_LIMITS_RAD
 
 Array = NDArray[Any]
 STEPS = 6
-JOINT_WEIGHT = 1.0  # of a joint that the network sees and is sure of
+JOINT_WEIGHT = 0.15  # of a joint that the network sees and is sure of, where a depth point weighs as in the refit
 SPARSER = 8  # each so manieth vertex is held against free space
 SEE_THROUGH_M = 0.015  # what is read this far behind the skin is not the hand
 SPACE_WEIGHT = 1.0  # of a vertex in free space, where a joint weighs 1

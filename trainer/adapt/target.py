@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...edge.look import vertices_of_joints
+from ...edge.look import trust, vertices_of_joints
 from ...edge.refit import Refit
 from ...hand.crop import CROP_SIZE, points_from_uvd
 from ...hand.kinematics import Shape
@@ -26,7 +26,6 @@ from .shape import estimate_shape, trustworthy
 Array = NDArray[Any]
 TEACHER_POINTS = 250  # of the hand's depth points in a view
 LOOK_BATCH = 32
-TRUST_M = 0.015  # a joint with this expected error counts a half, as in the daemon
 CALM_NS = 150_000_000  # moments further apart say nothing of each other's fingers
 CALM_REACH_M = 0.06  # nor do hands that have moved further
 LEAST_MOMENTS = 6  # fewer teach too little; whether more did is the gate's to say
@@ -150,9 +149,8 @@ def look(net: nn.Module, crops: Sequence[Crop], views: Sequence[View]) -> list[S
             expected = joint_vertices @ error[k] * (crop.cube_m / 2)
             points = points_of(crop, hand[k])
             depth = depth_seen(views[first + k], crop, CROP_SIZE)
-            trust = 1 / (1 + (expected / TRUST_M) ** 2)
             slope = crop.cube_m / 2 / crop.distance_m
-            sights.append(Sight(vertices, trust, points, crop.T_ref_crop, depth, slope))
+            sights.append(Sight(vertices, trust(expected), points, crop.T_ref_crop, depth, slope))
     return sights
 
 

@@ -76,6 +76,7 @@ class FusedHand:
     shape: FusedShape | None = None
     left_behind: Step | None = None
     pose: HandPose | None = None
+    fitted: Pose | None = None  # before jumps are faded and noise smoothed
 
     @property
     def is_left(self) -> bool:
@@ -166,7 +167,7 @@ class Fuser:
         hand.right_votes = min(max(hand.right_votes, -MOST_VOTES), MOST_VOTES)
         if hand.is_left != was_left:  # a left hand's angles are not the right one's
             hand.smoother.reset()
-            hand.weights, hand.left_behind = {}, None
+            hand.weights, hand.left_behind, hand.fitted = {}, None, None
 
     # --- one hand
 
@@ -189,7 +190,8 @@ class Fuser:
         if hand.shape is None:
             hand.shape = FusedShape(self.surface, np.mean([s.sighting.alpha for s in mine], 0))
         shape = hand.shape.shape
-        pose = refit(self.surface, shape, target, guesses)
+        young = t_ns - hand.t_ns < PREDICTED_NS
+        pose = hand.fitted = refit(self.surface, shape, target, guesses, hand.fitted if young else None)
         hand.shape.observe(t_ns, pose, target, guesses)
         pose = self._without_jump(hand, t_ns, pose, {s.sighting.camera for s in mine})
         hand.weights = {s.sighting.camera: w for s, w in zip(mine, weights, strict=True)}

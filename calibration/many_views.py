@@ -27,6 +27,7 @@ LEAST_LOOSE_M, MOST_LOOSE_M = 0.012, 0.035  # ... within these
 HAND_LOOSE_M = 0.02  # so far off in its median joint, a camera's whole hand counts a quarter
 STEPS = 3
 PRIOR_M = 0.020  # a radian off the cameras' angle costs as much as a joint this far off
+CALM_M = 0.020  # and a radian off the angle of a moment ago
 POINT_WEIGHT = 2.0  # of a depth point, where a joint weighs 1; each camera has 100 or so
 POINT_SCALE_M, POINT_REACH_M = 0.010, 0.03  # Geman-McClure
 EVERY = 2  # each so manieth vertex is a place on the skin to meet depth points
@@ -181,11 +182,13 @@ def agree(guesses: list[Guess], weights: Array) -> Target:
     return Target(R, angles, mean, np.sqrt(variance))
 
 
-def refit(surface: Surface, shape: Shape, target: Target, guesses: list[Guess], steps: int = STEPS) -> Pose:
-    """The hand of a shape that fits the target and all depth points best."""
+def refit(
+    surface: Surface, shape: Shape, target: Target, guesses: list[Guess], start: Pose | None = None, steps: int = STEPS
+) -> Pose:
+    """The hand of a shape that fits the target and all depth points best; start: as it was a moment ago."""
     rest, skin = surface.wear(shape)
     chain, trust = surface.chain, target.trust
-    R, angles = target.R, target.angles
+    R, angles = (target.R, target.angles) if start is None else (start.R, start.angles)
     posed = chain.pose(R, angles, rest)
     at = trust @ (target.joints_m - posed.joints_m) / trust.sum()
     for _ in range(steps):
@@ -197,6 +200,9 @@ def refit(surface: Surface, shape: Shape, target: Target, guesses: list[Guess], 
         normal[_DIAGONAL, _DIAGONAL] += 1e-9
         normal[_DIAGONAL[6:], _DIAGONAL[6:]] += PRIOR_M**2
         gradient[6:] += PRIOR_M**2 * (target.angles - angles)
+        if start is not None:
+            normal[_DIAGONAL[6:], _DIAGONAL[6:]] += CALM_M**2
+            gradient[6:] += CALM_M**2 * (start.angles - angles)
         places = surface.places(posed, rest, skin)
         for guess in guesses:
             if len(guess.points_m):

@@ -29,6 +29,7 @@ STEPS, FIRST_STEPS = 2, 4  # from where the hand was a frame ago, and from the n
 ANGLE_PRIOR_M = 0.010  # a radian off the parts' own angle costs as much as a point this far off
 JOINT_WEIGHT, DEPTH_WEIGHT = 0.3, 4.0  # of a joint and of a depth point
 DEPTH_SCALE_M = 0.010  # Geman-McClure: a point this far off counts a quarter
+LEAST_ALIKE = 1 + 2 * math.cos(math.radians(60))  # trace of the turn between two wrists, the second no start for one
 CALM_M = 0.020  # a radian off the angle of a frame ago costs as much as a point this far off
 DEPTH_REACH_M = 0.03
 APART_WEIGHT = 10.0
@@ -176,7 +177,8 @@ class Refit:
         """Fit to vertices (V, 3) m, and to the hand's depth points (N, 3) m in the same frame.
 
         A shape given is kept; else bone scales are the frame's own and beta is 0. weights (21,) say how far to trust
-        each joint of the vertices. start: the wrist's rotation (3, 3) and angles (20,) rad of a moment ago.
+        each joint of the vertices. start: the wrist's rotation (3, 3) and angles (20,) rad of a moment ago; no start
+        if the network sees the wrist turned away from it by more than 60 degrees.
         """
         rotation, scale, shift = self.parts(vertices_m)
         target = self._joints(rotation, scale, shift)
@@ -186,6 +188,8 @@ class Refit:
         rest = self._at_rest(shape)
         wanted = _inside(self.chain.angles(rotation))
         trust = _ONES if weights is None else np.asarray(weights, np.float64)
+        if start is not None and np.vdot(start[0], rotation[0]) < LEAST_ALIKE:
+            start = None
         root, angles = (rotation[0], wanted) if start is None else start
         posed = self.chain.pose(root, angles, rest)
         # The wrist lies in the middle of little skin; all joints together say better where the hand is.

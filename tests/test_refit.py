@@ -180,6 +180,31 @@ def test_depth_points_draw_the_hand_onto_them() -> None:
     assert np.mean(with_points) < 0.8 * np.mean(without)
 
 
+def test_where_the_hand_was_a_moment_ago_is_the_better_start() -> None:
+    rng = np.random.default_rng(13)
+    cold, warm, limits = [], [], ANGLE_LIMITS_RAD.T
+    for _ in range(60):
+        theta, alpha, _ = random_hand(rng)
+        joints, vertices = posed(theta, alpha, np.zeros(7))
+        seen = {"shape": Shape(alpha, np.zeros(7)), "points_m": front_points(vertices, rng)}
+        start = (
+            so3_exp(rng.normal(0, 0.05, 3)) @ so3_exp(theta[3:6]),
+            (theta[6:] + rng.normal(0, 0.1, 20)).clip(*limits),
+        )
+        wrong = vertices + T.weights @ rng.normal(0, 0.01, (16, 3))
+        cold.append(mean_error_mm(REFIT.solve(wrong, **seen).joints_m, joints))
+        warm.append(mean_error_mm(REFIT.solve(wrong, **seen, start=start).joints_m, joints))
+    assert np.mean(warm) < 0.9 * np.mean(cold)  # in half as many steps
+
+
+def test_a_start_far_from_what_the_network_sees_is_none() -> None:
+    vertices = posed(np.array([0, 0, 0.5, *np.zeros(23)]), np.ones(6), np.zeros(7))[1]
+    for degrees, same in ((170, True), (70, True), (50, False)):
+        start = so3_exp(np.radians([0, degrees, 0])), np.zeros(20)
+        fits = [REFIT.solve(vertices, start=s).joints_m for s in (start, None)]
+        assert bool((fits[0] == fits[1]).all()) is same
+
+
 def test_points_far_from_the_hand_change_nothing_and_none_are_as_good_as_no_points() -> None:
     rng = np.random.default_rng(12)
     vertices = posed(*random_hand(rng))[1]

@@ -54,7 +54,7 @@ class TorchEngine:
             prediction = HandPrediction(
                 vertices_uvd=output.vertices_uvd[0].numpy(),
                 error=np.exp(np.minimum(output.log_error[0].numpy(), 2.0)),
-                right_logit=logit,
+                right_logit=float(output.right_logit[0]) - prior(self._config.left_share),
                 presence_logit=float(output.presence_logit[0]) - prior(self._config.negative_share),
                 hand=(output.hand_logit[0].numpy() > 0).reshape(image.shape[0] // 2, -1),
             )

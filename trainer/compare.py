@@ -31,6 +31,7 @@ COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("p50", ("joint_mm", "p50")),
     ("p90", ("joint_mm", "p90")),
     ("p99", ("joint_mm", "p99")),
+    ("closed form", ("parts_joint_mm",)),
     ("tips", ("tips_mm",)),
     ("PA", ("pa_mm",)),
     ("worst < 20 mm, %", ("worst_joint", "below_20_mm")),

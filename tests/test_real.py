@@ -284,7 +284,7 @@ def test_the_config_of_older_checkpoints_has_no_real_frames_and_cards_no_folders
 # A network that is trained already, and one from nothing.
 STARTS: dict[str, dict[str, Any]] = {
     "dgn-nano": {"width": None, "init": str(MODELS / "dgn-nano.pt"), "lr": 4e-4, "muon_lr": 4e-3, "samples": 384},
-    "deephps": {"width": 16, "samples": 640},
+    "deephps": {"width": 16, "samples": 1920},
 }
 
 

@@ -21,7 +21,7 @@ from .many_views import PRIOR_M, Guess, Pose, Surface, Target
 Array = NDArray[Any]
 EVERY_NS = 50_000_000
 HELD_FRAMES = 60  # looked at, then the shape is final
-NOISE_M = 0.012  # of a row; neighbouring frames and pixels are wrong alike
+NOISE_M = 0.006  # of a row; neighbouring frames and pixels are wrong alike
 FADE = 0.985  # what earlier frames count for: they were looked at with a worse shape
 SPREAD, SPREAD_OF_FINGERS, SPREAD_OF_MORPHS = 0.15, 0.03, 0.4  # the prior's deviations
 STEP = 0.01  # of the differences

@@ -24,7 +24,7 @@ Array = NDArray[Any]
 Clock = Literal["monotonic", "unix"]
 CARRY_NS = 60_000_000  # a pose is carried on for so long
 KEPT = 8  # messages
-POINTS = 120  # of a hand's depth points, at most so many are looked at
+POINTS = 240  # of a hand's depth points, at most so many are looked at
 MIRROR4 = np.diag([*MIRROR, 1.0])
 NO_POINTS = np.zeros((0, 3))
 

@@ -76,7 +76,7 @@ def test_a_checkpoint_can_be_measured_before_it_is_exported(net: str, tmp_path: 
     weights = build_net(config).state_dict()
     state = {"version": 2, "config": asdict(config), "seen": 0, "net": weights, "averaged": weights}
     save(state, tmp_path / "last.pt")
-    result = evaluate("synthetic:val", Model(tmp_path / "last.pt"), 2)
+    result = evaluate("synthetic:val", Model(tmp_path / "last.pt", threads=0), 2)
     assert result["n"] == 2 and result["joint_mm"]["mean"] > 5 and result["model"] == sha256(tmp_path / "last.pt")
     assert (result["side_right"] is None) == (net != "dgn-nano")
     (tmp_path / "last.pt").write_bytes(b"nothing")

@@ -24,7 +24,7 @@ class TorchEngine:
     """The averaged network of a checkpoint on the CPU. Opening raises TrainError."""
 
     def __init__(self, checkpoint: Path, threads: int = 1) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(threads or 1)
         self._net, config, _ = load_net(checkpoint)
         self._module = net_module(config.net)
         self._config = config
@@ -39,7 +39,7 @@ class TorchEngine:
             inputs={"image": [1, 1, size, size]},
             outputs={},
         )
-        self.name = f"torch {torch.__version__}, {threads} thread{'s' if threads > 1 else ''}"
+        self.name = f"torch {torch.__version__}, {threads or 1} thread{'s' if threads > 1 else ''}"
 
     def run(self, image: NDArray[np.float32]) -> list[Array]:
         """The network's own outputs, whatever they are."""

@@ -106,7 +106,8 @@ class Fuser:
             sure = hand.steps > 0 or len(mine) > 1  # one camera alone must see a new hand twice
             if mine and sure and hand.id == 0:
                 hand.id, self._next_id = self._next_id, self._next_id + 1
-            fused = self._measured(hand, t_ns, mine) if mine else self._predicted(hand, t_ns)
+            others = [_in_mirror(s.guess) for s in its if s.sighting.is_left != hand.is_left]
+            fused = self._measured(hand, t_ns, mine, others) if mine else self._predicted(hand, t_ns)
             if fused is None:
                 self.hands.remove(hand)
                 if hand.id:
@@ -183,7 +184,9 @@ class Fuser:
         guess = guess._replace(joints_m=joints * mirror, sigma_m=sigma_m(sighting, camera, joints))
         return Seen(sighting, joints, guess)
 
-    def _measured(self, hand: FusedHand, t_ns: int, mine: list[Seen]) -> TrackedHand:
+    def _measured(self, hand: FusedHand, t_ns: int, mine: list[Seen], others: list[Guess]) -> TrackedHand:
+        """others are the guesses of cameras that take it for the other side's: their depth points are its own all the
+        same."""
         guesses = [s.guess for s in mine]
         weights = self._weights(hand, t_ns, mine)
         target = agree(guesses, weights)
@@ -191,7 +194,7 @@ class Fuser:
             hand.shape = FusedShape(self.surface, np.mean([s.sighting.alpha for s in mine], 0))
         shape = hand.shape.shape
         young = t_ns - hand.t_ns < PREDICTED_NS
-        pose = hand.fitted = refit(self.surface, shape, target, guesses, hand.fitted if young else None)
+        pose = hand.fitted = refit(self.surface, shape, target, guesses + others, hand.fitted if young else None)
         hand.shape.observe(t_ns, pose, target, guesses)
         pose = self._without_jump(hand, t_ns, pose, {s.sighting.camera for s in mine})
         hand.weights = {s.sighting.camera: w for s, w in zip(mine, weights, strict=True)}
@@ -308,6 +311,11 @@ def sigma_m(sighting: Sighting, camera: RigCamera, joints_m: Array) -> Array:
     speed = float(np.linalg.norm(sighting.velocity_m_s))
     clock = (speed * camera.time.sigma_s) ** 2 + (0.5 * speed * sighting.carried_s) ** 2
     return np.asarray(np.sqrt(np.clip(expected, 0.002, 0.06) ** 2 + placed + clock))
+
+
+def _in_mirror(guess: Guess) -> Guess:
+    """Its depth points and camera, for the hand of the other side."""
+    return guess._replace(points_m=guess.points_m * MIRROR, eye_m=guess.eye_m * MIRROR)
 
 
 def _distance(centre_m: Array, s: Seen) -> float:

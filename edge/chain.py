@@ -66,8 +66,8 @@ class Chain:
         self._root = np.zeros((4, 4))
         self._root[3, 3] = 1
         self._turns = _turns()
-        self._flat_angles = np.zeros(20)
-        self._flat_angles[IS_FLEXION] = t.flat_flex_rad[1:]
+        self.flat_angles = np.zeros(20)
+        self.flat_angles[IS_FLEXION] = t.flat_flex_rad[1:]
 
     def at_rest(self, shape: Shape) -> Rest:
         """What a shape's bones fix."""
@@ -96,7 +96,7 @@ class Chain:
 
     def pose(self, root: Array, angles: Array, rest: Rest) -> Posed:
         """The chain at a wrist's rotation (3, 3) and angles (20,) rad."""
-        bent = (self._flat_angles + angles)[:, None]
+        bent = (self.flat_angles + angles)[:, None]
         still, along, across = rest.links
         links = (still + np.cos(bent) * along + np.sin(bent) * across).reshape(5, 4, 4, 4)
         frames = np.empty((16, 4, 4))
@@ -132,7 +132,7 @@ class Chain:
         angles[:, 0], angles[:, 1] = flex, abd
         # One axis only: a hinge takes all of its rotation about it.
         angles[:, 2:] = np.arctan2(hinges[..., 2, 1] - hinges[..., 1, 2], hinges[..., 1, 1] + hinges[..., 2, 2])
-        return angles.ravel() - self._flat_angles
+        return angles.ravel() - self.flat_angles
 
     def screws(self, posed: Posed) -> Array:
         """(6, 20) of the angles: moment about the wrist over direction of the axis. Flexion is about a frame's x, and

@@ -73,6 +73,9 @@ def cli() -> None:
 @recording_options
 @metrics_option
 @click.option("--tune/--no-tune", default=True, show_default=True, help="Try once which CPU engine is fastest here.")
+@click.option(
+    "--fast/--no-fast", default=True, show_default=True, help="Compute with what numba compiled, if anything."
+)
 @click.option("--fps", type=float, help="Replay rate, Hz; 0 is as fast as possible.")
 @click.option("--loop", is_flag=True, help="Start a recording over when it ends.")
 @click.option("--wait", is_flag=True, help="Wait for a camera that is not there yet.")
@@ -83,7 +86,7 @@ def run(
     context: click.Context, camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int,
     finder: str, hands: int, smooth: bool, person: Path | None, bind: str, insecure: bool, fps: float | None,
     loop: bool, wait: bool, frames: int | None, view: bool | None, keys: Path | None, log: str | None,
-    record: Path | None, deterministic: bool, metrics: str | None, tune: bool,
+    record: Path | None, deterministic: bool, metrics: str | None, tune: bool, fast: bool,
 ) -> None:  # fmt: skip
     """Track hands and publish them until the stream ends or Ctrl-C.
 
@@ -92,7 +95,9 @@ def run(
     edge-hand run --camera replay --source recording.mcap
     edge-hand run --camera synthetic
     """
+    from .arithmetic import PLAIN
     from .cli_record import clock_of, recording_to
+    from .compiling import open_arithmetic
     from .desk import Desk
     from .finder import open_finder
     from .health import watch_health
@@ -114,7 +119,10 @@ def run(
     if note := own_note(context):
         tell(note)
     serving = open_lasting_engine(engine, model, threads, tell, tune=tune and not deterministic)
-    tracker = Tracker(serving, open_finder(finder, threads), smooth, hands, new_person=person_maker(person))
+    arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
+    tracker = Tracker(
+        serving, open_finder(finder, threads), smooth, hands, new_person=person_maker(person), arithmetic=arithmetic
+    )
 
     def open_it() -> Camera:
         options = {"mode": mode, "fps": fps, "loop": loop, "deterministic": deterministic}

@@ -8,7 +8,7 @@ import click
 
 from .cameras import camera_kinds
 from .cli_options import engine_options, json_option
-from .shell import make_folders, write_json
+from .shell import make_folders, say, write_json
 
 
 @click.group(invoke_without_command=True)
@@ -23,6 +23,9 @@ from .shell import make_folders, write_json
 @click.option(
     "--tune/--no-tune", default=True, envvar="EDGE_HAND_TUNE", help="With the CPU engine that is fastest here."
 )
+@click.option(
+    "--fast/--no-fast", default=True, envvar="EDGE_HAND_FAST", help="With arithmetic that numba compiled, if it can."
+)
 @click.option("--compare", type=click.Choice(["mediapipe"]), help="Measure that tracker in the same run, by turns.")
 @click.option("--compare-python", type=Path, help="The Python that has it, if it is not this one.")
 @click.option("--plot", type=Path, help="Draw the latency over time to this .svg.")
@@ -30,8 +33,8 @@ from .shell import make_folders, write_json
 @click.pass_context
 def bench(
     ctx: click.Context, camera: str, source: str | None, mode: str | None, engine: str, model: Path, threads: int,
-    frames: int | None, minutes: float | None, flat_out: bool | None, startup: bool, tune: bool, compare: str | None,
-    compare_python: Path | None, plot: Path | None, json_path: Path | None,
+    frames: int | None, minutes: float | None, flat_out: bool | None, startup: bool, tune: bool, fast: bool,
+    compare: str | None, compare_python: Path | None, plot: Path | None, json_path: Path | None,
 ) -> None:  # fmt: skip
     """Time every stage of the pipeline: p50, p95, p99 and frames a second; what it takes; what machine this is.
 
@@ -47,11 +50,13 @@ def bench(
         return
     from contextlib import nullcontext
 
+    from .arithmetic import PLAIN
     from .bench.chart import write_chart
     from .bench.compare import MediaPipe
     from .bench.measure import AT_RATE_S, Source
     from .bench.measure import bench as measure
     from .bench.report import table
+    from .compiling import open_arithmetic
 
     if compare and flat_out is False:
         raise click.UsageError("--compare measures flat out; leave --at-rate out")
@@ -63,6 +68,7 @@ def bench(
             Source(camera, source, mode), engine=engine, model=model, threads=threads, frames=frames,
             seconds=60 * minutes if minutes else AT_RATE_S, flat_out=flat_out is not False,
             at_rate=flat_out is not True, startup=startup, tune=tune, peer=peer,
+            arithmetic=open_arithmetic(say, wait=True) if fast else PLAIN,
         )  # fmt: skip
     click.echo(table(result))
     write_json(result, json_path)

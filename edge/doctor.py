@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from . import board
 from .board import ROOT, read
 from .cameras import CameraError
+from .compiling import standing
 from .engines.tensorrt import BELOW, LEAST
 from .engines.tensorrt.driver import CudaError, Gpu, probe
 from .engines.tensorrt.plan import cache_folder
@@ -60,7 +61,8 @@ def examine(setup: Setup, root: Path = ROOT, models: Path = MODELS, cache: Path 
     """Everything, in the order in which it is read."""
     parts: list[list[Finding]] = [
         machine(root), cameras(root), rights(root), gpu(root), clocks(root), engine_cache(cache or cache_folder()),
-        the_models(models, setup.model), the_config(setup), port(setup.bind), the_keys(setup.keys), packages(),
+        the_models(models, setup.model), the_config(setup), port(setup.bind), the_keys(setup.keys), arithmetic(),
+        packages(),
     ]  # fmt: skip
     return [finding for part in parts for finding in part]
 
@@ -360,6 +362,11 @@ def the_keys(folder: Path | None) -> list[Finding]:
     return [
         Finding("ok", "keys", f"{folder}, for {', '.join(names) or 'nobody yet: edge-hand keys add ' + str(folder)}")
     ]
+
+
+def arithmetic() -> list[Finding]:
+    """What the loop computes with around the network."""
+    return [Finding("ok", "arithmetic", standing())]
 
 
 def packages() -> list[Finding]:

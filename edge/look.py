@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -60,8 +61,8 @@ class Look(NamedTuple):
 class Eye:
     """Looks with one engine; adds what crops and network cost (us) to stages_us."""
 
-    def __init__(self, engine: Engine, stages_us: dict[str, float]) -> None:
-        self.engine, self.stages_us = engine, stages_us
+    def __init__(self, engine: Engine, stages_us: dict[str, float], crop: Callable[..., HandCrop] = crop_depth) -> None:
+        self.engine, self.stages_us, self._crop = engine, stages_us, crop
         self.joint_vertices = vertices_of_joints()  # (21, V)
         self._centre_weights = self.joint_vertices.mean(0).astype(np.float32)
         self._error_weights = self.joint_vertices.astype(np.float32)
@@ -70,7 +71,7 @@ class Eye:
         """Look at a place (3,) m; size is the hand's, 1 on average, so that the network sees one of average size."""
         begun = time.perf_counter()
         card = self.engine.card
-        crop = crop_depth(frame, HandRoi("unknown", centre_m, card.cube_m * size, 1.0), card.crop_size, mirrored)
+        crop = self._crop(frame, HandRoi("unknown", centre_m, card.cube_m * size, 1.0), card.crop_size, mirrored)
         cropped = time.perf_counter()
         prediction = predict(self.engine, crop)
         self.stages_us["crop"] += (cropped - begun) * 1e6

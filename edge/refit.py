@@ -218,7 +218,7 @@ class Refit:
             posed = self.chain.pose(state.root, state.angles, rest)
         state, posed = self._part(state, posed, rest)
         wrist = rigid(state.root, state.at_m)
-        return Fit(state.angles, *shape, posed.joints_m + state.at_m, wrist, target, _NO_VERTICES)
+        return Fit(state.angles, *shape, posed.joints_m + state.at_m, wrist, target, NO_VERTICES)
 
     def _part(self, state: State, posed: Posed, rest: Rest) -> tuple[State, Posed]:
         """Move fingers out of each other and the palm, the joints staying where they are as far as they can."""
@@ -349,4 +349,4 @@ def _squares() -> Array:
 
 _SQUARES = _squares()
 _NO_BETA = np.zeros(7)
-_NO_VERTICES = np.zeros((0, 3))
+NO_VERTICES = np.zeros((0, 3))

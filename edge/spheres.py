@@ -44,7 +44,7 @@ class Spheres:
             for knuckle in _PALM[1]:
                 rows.append(_between(0, knuckle, share))
                 owner.append((-1, 0, _PALM_M))
-        self._mix = np.stack(rows)  # (S, 21)
+        self.mix = np.stack(rows)  # (S, 21)
         finger = np.array([o[0] for o in owner])
         self.part = np.array([o[1] for o in owner])
         radius = np.array([o[2] for o in owner])
@@ -53,13 +53,13 @@ class Spheres:
         # A finger's first bone begins in the palm; the thumb's lies along it.
         first = (self.part % 3 == 1) | (self.part == 2)
         upper &= ~(first[:, None] & (finger == -1)) & ~(first & (finger[:, None] == -1))
-        self._least = np.where(upper, least, 0)  # (S, S)
+        self.least_m = np.where(upper, least, 0)  # (S, S)
         self._lifted = np.ones((2, len(radius), 5), np.float32)
         self._least_squared = np.where(upper, least**2, -1).astype(np.float32)
 
     def overlaps(self, posed: Posed) -> Overlaps | None:
         """The pairs that overlap, the deepest if there are many; None if none does."""
-        centre = self._mix @ posed.joints_m  # (S, 3)
+        centre = self.mix @ posed.joints_m  # (S, 3)
         one, other = self._lifted  # |a - b|^2 = (a, |a|^2, 1) . (-2 b, 1, |b|^2)
         one[:, :3], other[:, :3] = centre, -2 * centre
         one[:, 3] = other[:, 4] = np.add.reduce(centre * centre, 1)
@@ -69,7 +69,7 @@ class Spheres:
         i, j = np.divmod(near, len(centre))
         apart = centre[i] - centre[j]
         distance = np.linalg.norm(apart, axis=1)
-        deep = self._least[i, j] - distance
+        deep = self.least_m[i, j] - distance
         if len(near) > MOST_PAIRS:
             keep = np.argsort(-deep)[:MOST_PAIRS]
             i, j, apart, distance, deep = i[keep], j[keep], apart[keep], distance[keep], deep[keep]

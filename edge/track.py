@@ -13,12 +13,12 @@ from ..hand.crop import MIRROR, camera_from_crop
 from ..hand.frames import DepthFrame, HandPose, Side
 from ..hand.kinematics import Shape
 from ..hand.messages import Motion
+from .arithmetic import PLAIN, Arithmetic
 from .confidence import Calibration, joint_confidence
-from .look import Eye, Look, fit_mm, hand_points, trust, vertices_m
+from .look import Eye, Look, hand_points, trust, vertices_m
 from .person import Person
 from .refit import Fit, Refit, theta_of
 from .smooth import Smoother
-from .visibility import visible
 
 Array = NDArray[Any]
 PREDICTED_NS = 150_000_000  # a hand that was not measured is guessed for so long, then it is lost
@@ -103,8 +103,11 @@ class Track:
 class Poser:
     """From looks at a track's hand to what is published of it."""
 
-    def __init__(self, refit: Refit, eye: Eye, calibration: Calibration, smooth: bool) -> None:
+    def __init__(
+        self, refit: Refit, eye: Eye, calibration: Calibration, smooth: bool, arithmetic: Arithmetic = PLAIN
+    ) -> None:
         self.refit, self.eye, self.calibration, self.smooth = refit, eye, calibration, smooth
+        self._visible, self._fit_mm = arithmetic.visible, arithmetic.fit_mm
 
     def measured(self, track: Track, frame: DepthFrame, look: Look) -> TrackedHand:
         """Refit the hand of a look, smooth it, remember it in the track."""
@@ -123,7 +126,7 @@ class Poser:
         smoothed = track.smoother(frame.t_ns, t_raw, fit.angles)
         t, angles = (smoothed.T_camera_wrist, smoothed.angles) if self.smooth else (t_raw, fit.angles)
         joints, vertices = self._hand(t, angles, shape, left)
-        seen = visible(frame, joints)
+        seen = self._visible(frame, joints)
         side_conf = 1 / (1 + math.exp(track.right_votes if left else -track.right_votes))
         side: Side = "left" if left else "right"
         track.pose = HandPose(
@@ -138,7 +141,7 @@ class Poser:
             joints_m=joints,
             vertices_m=vertices,
             joint_conf=joint_confidence(error_m, seen, self.calibration),
-            fit_mm=fit_mm(camera_from_crop(look.crop, points), vertices),
+            fit_mm=self._fit_mm(camera_from_crop(look.crop, points), vertices),
         )
         track.measured += 1
         return TrackedHand(track.id, track.pose, raw, 0.0, smoothed.motion, seen)
@@ -164,7 +167,7 @@ class Poser:
             joint_conf=was.joint_conf * fading,
             fit_mm=float("nan"),
         )
-        return TrackedHand(track.id, pose, None, age_ns * 1e-6, ahead.motion, visible(frame, joints))
+        return TrackedHand(track.id, pose, None, age_ns * 1e-6, ahead.motion, self._visible(frame, joints))
 
     def _hand(self, t: Array, angles: Array, shape: Shape, left: bool) -> tuple[Array, Array]:
         """Joints (21, 3) and vertices (V, 3) m, in the camera frame, of a wrist (4, 4) and angles (20,)."""

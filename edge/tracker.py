@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.frames import DepthFrame, HandRoi
+from .arithmetic import PLAIN, Arithmetic
 from .confidence import calibration_of
 from .engines import Engine
 from .finder import NEAR_M, Finder, open_finder
@@ -57,7 +58,8 @@ class Tracker:
     max_hands: int = MAX_HANDS
     confirm: bool = True  # publish a doubtful new hand only when a second frame shows it too
     new_person: Callable[[], Person] = Person
-    refit: Refit = field(default_factory=Refit)
+    arithmetic: Arithmetic = PLAIN
+    refit: Refit | None = None  # else the arithmetic's own
     stages_us: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     tracks: list[Track] = field(default_factory=list)
     _lost: list[Track] = field(default_factory=list)
@@ -67,8 +69,10 @@ class Tracker:
     _t_ns: int = NEVER_NS
 
     def __post_init__(self) -> None:
-        self.eye = Eye(self.engine, self.stages_us)
-        self._poser = Poser(self.refit, self.eye, calibration_of(self.engine.card.confidence), self.smooth)
+        self.refit = self.refit or self.arithmetic.refit()
+        self.eye = Eye(self.engine, self.stages_us, self.arithmetic.crop_depth)
+        calibration = calibration_of(self.engine.card.confidence)
+        self._poser = Poser(self.refit, self.eye, calibration, self.smooth, self.arithmetic)
 
     def process(self, frame: DepthFrame) -> list[TrackedHand]:
         """The hands of this frame, those measured and those predicted; none if none is there."""

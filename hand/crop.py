@@ -34,7 +34,7 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
     rotation = look_at(centre)
     half = roi.cube_m / 2
     camera = frame.intrinsics
-    grid = _sub_pixels(size) * (half / distance)  # slopes of the sub-pixels' centres
+    grid = sub_pixels(size) * (half / distance)  # slopes of the sub-pixels' centres
     across = -grid if mirrored else grid
     if camera.is_distorted:
         z = _plane(rotation[2], across, grid)
@@ -70,7 +70,7 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
 
 
 @lru_cache(4)
-def _sub_pixels(size: int) -> Array:
+def sub_pixels(size: int) -> Array:
     """(2S,) where the sub-pixels of a crop lie, in half cubes: first those that begin a pixel, then the others."""
     return (np.arange(2 * size).reshape(size, 2).T.ravel() + 0.5) / size - 1
 

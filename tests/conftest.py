@@ -10,6 +10,7 @@ import pytest
 from edge_hand.edge.log import LOG
 
 os.environ.setdefault("EDGE_HAND_TUNE", "0")  # daemons that tests start do not try out engines
+os.environ.setdefault("EDGE_HAND_FAST", "0")  # nor compile
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..arithmetic import PLAIN, Arithmetic
 from ..board import device
 from ..cameras import Camera, open_camera
 from ..engines import Engine, open_engine
@@ -127,6 +128,7 @@ def bench(
     startup: bool = True,
     tune: bool = True,
     peer: Peer | None = None,
+    arithmetic: Arithmetic = PLAIN,
 ) -> dict[str, Any]:
     """Measure flat out and at the sensor's rate, whichever is asked for; the first of them fills the result's own
     fields, the other is `at_rate`. seconds is for how long at the sensor's rate. Raises BenchError, or what camera and
@@ -146,12 +148,15 @@ def bench(
     opened = ready(open_engine(engine, model, threads, tune=tune))
     result: dict[str, Any] = {}
     if flat_out:
-        result = _flat_out(Memory(camera, held, cycle=frames is not None), opened, frames, peer)
+        result = _flat_out(Memory(camera, held, cycle=frames is not None), opened, arithmetic, frames, peer)
     if at_rate and live:
         with open_camera(source.kind, source.source, mode=source.mode) as again:
-            result = {**result, "at_rate": _at_rate(again, opened, seconds)}
+            result = {**result, "at_rate": _at_rate(again, opened, arithmetic, seconds)}
     elif at_rate:
-        result = {**result, "at_rate": _at_rate(Memory(camera, held, camera.fps, cycle=True), opened, seconds)}
+        result = {
+            **result,
+            "at_rate": _at_rate(Memory(camera, held, camera.fps, cycle=True), opened, arithmetic, seconds),
+        }
     if not flat_out:
         result = result["at_rate"]
     frames_mb = round(sum(frame.depth.nbytes for frame in held) / 2**20, 1)
@@ -160,6 +165,7 @@ def bench(
     if startup:
         fresh = [
             "--tune" if tune else "--no-tune",
+            "--no-fast" if arithmetic is PLAIN else "--fast",
             "--engine",
             engine,
             "--model",
@@ -174,6 +180,7 @@ def bench(
         "camera": {"kind": source.kind, "name": camera.name, "fps": camera.fps, "flat_out": flat_out,
                    "size": [camera.intrinsics.width, camera.intrinsics.height]},
         "engine": opened.name,
+        "arithmetic": arithmetic.name,
         "model": {"name": card.name, "sha256": card.sha256, "precision": card.precision},
         "threads": max(1, threads),
         "versions": {name: version(name) for name in ("edge-hand", "onnxruntime", "numpy", "pyzmq")},
@@ -195,8 +202,10 @@ def ready(engine: Engine) -> Engine:
     return engine
 
 
-def _flat_out(memory: Memory, engine: Engine, frames: int | None, peer: Peer | None) -> dict[str, Any]:
-    with _course(memory, engine) as (course, subscriber), Usage() as usage:
+def _flat_out(
+    memory: Memory, engine: Engine, arithmetic: Arithmetic, frames: int | None, peer: Peer | None
+) -> dict[str, Any]:
+    with _course(memory, engine, arithmetic) as (course, subscriber), Usage() as usage:
         left = math.inf if frames is None else frames
         while left > 0 and not course.over:
             course.go(min(left, BLOCK if peer else math.inf))
@@ -210,20 +219,20 @@ def _flat_out(memory: Memory, engine: Engine, frames: int | None, peer: Peer | N
     return result
 
 
-def _at_rate(camera: Camera, engine: Engine, seconds: float) -> dict[str, Any]:
-    with _course(camera, engine) as (course, subscriber), Usage() as usage:
+def _at_rate(camera: Camera, engine: Engine, arithmetic: Arithmetic, seconds: float) -> dict[str, Any]:
+    with _course(camera, engine, arithmetic) as (course, subscriber), Usage() as usage:
         course.go(seconds=seconds)
     return {**course.result(), "tracked": course.loop.totals.tracked, "subscriber": subscriber.seen, **usage.result()}
 
 
 @contextmanager
-def _course(camera: Camera, engine: Engine) -> Iterator[tuple[Course, Subscriber]]:
+def _course(camera: Camera, engine: Engine, arithmetic: Arithmetic) -> Iterator[tuple[Course, Subscriber]]:
     """A warm loop with a subscriber that has arrived."""
     with (
         Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
         Subscriber(publisher, camera.name) as subscriber,
     ):
-        course = Course(Loop(camera, Tracker(engine), publisher))
+        course = Course(Loop(camera, Tracker(engine, arithmetic=arithmetic), publisher))
         course.warm_up()
         yield course, subscriber
         time.sleep(0.1)  # for what is still on its way

@@ -51,7 +51,8 @@ def table(result: dict[str, Any]) -> str:
             f"{other['ours_cpu_p50_ms']:.2f} ms: {other['times_less_cpu']:.1f} times less"
         )
     device, model = result["device"], result["model"]
-    lines.append(f"{result['engine']}, {model['name']} ({model['precision']}, {model['sha256'][:12]})")
+    arithmetic = "; the rest is compiled" if result.get("arithmetic") == "compiled" else ""
+    lines.append(f"{result['engine']}, {model['name']} ({model['precision']}, {model['sha256'][:12]}){arithmetic}")
     where = [
         device["board"],
         device["cpu"],

@@ -1,0 +1,34 @@
+"""What a tracker computes a frame with: plain numpy, or the same compiled (`compiling.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..hand import crop
+from ..hand.frames import DepthFrame, HandCrop, HandRoi
+from .look import fit_mm
+from .refit import Refit
+from .visibility import visible
+
+Array = NDArray[Any]
+
+
+class Cropper(Protocol):
+    def __call__(self, frame: DepthFrame, roi: HandRoi, size: int, mirrored: bool, /) -> HandCrop: ...
+
+
+class Arithmetic(NamedTuple):
+    """The functions of these names, and what makes a Refit."""
+
+    refit: Callable[[], Refit]
+    crop_depth: Cropper
+    visible: Callable[[DepthFrame, Array], NDArray[np.int8]]
+    fit_mm: Callable[[Array, Array], float]
+    name: str
+
+
+PLAIN = Arithmetic(Refit, crop.crop_depth, visible, fit_mm, "numpy")

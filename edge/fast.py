@@ -1,0 +1,146 @@
+"""The compiled twin of what the loop computes each frame. Importing it compiles, or loads what was (`compiling.py`)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..hand.crop import CROP_SIZE, crop_depth, look_at, sub_pixels
+from ..hand.frames import DepthFrame, HandCrop, HandRoi
+from ..hand.kinematics import Shape
+from ..hand.skeleton import ANGLE_LIMITS_RAD
+from . import kernels_depth, kernels_hand, kernels_solve
+from .arithmetic import Arithmetic
+from .refit import NO_VERTICES, Fit, Refit
+from .visibility import REACH_M, visible
+
+Array = NDArray[Any]
+_EVERY, _NONE, _FLAT, _STRAIGHT = np.ones(21), np.zeros((0, 3)), np.eye(3), np.zeros(20)
+
+
+class FastRefit(Refit):
+    """As Refit. What each frame needs is compiled, `pose` and `solve` with a given shape; all else is Refit's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        t, mix = self.template, self.spheres.mix
+        moves = t.weights > 0  # (V, 16)
+        order = np.lexsort(moves.T)
+        part, place = moves[order].T.nonzero()
+        first = np.flatnonzero(
+            (np.diff(part, prepend=-1) != 0) | (np.diff(place, prepend=-1) != 1)
+        )  # entry of each run
+        self._entries = part, order[place]
+        at = (mix > 0).argmax(1)
+        toward = 20 - (mix[:, ::-1] > 0).argmax(1)
+        self._model = kernels_hand.Model(
+            order=order,
+            runs=np.stack([part[first], place[first], place[np.append(first[1:], len(part)) - 1] + 1, first], 1),
+            moments=self._entries_of(self._moments.T, 4),
+            normals=self._entries_of(self._normals, 3),
+            own=t.part[order].astype(np.int64),
+            axes=t.axes,
+            flat=self.chain.flat_angles,
+            limits=np.ascontiguousarray(ANGLE_LIMITS_RAD.T),
+            centroid=self._centroid,
+            variance=self._variance,
+            joint_skin=self._joint_skin,
+            at=at,
+            toward=toward,
+            share=mix[np.arange(len(mix)), toward],
+            on=self.spheres.part,
+            least=self.spheres.least_m,
+        )
+        self._packed: list[Any] = [None, None, None, None]  # a skin and its entries, a rest and its kernels_hand.Rest
+
+    def solve(
+        self,
+        vertices_m: Array,
+        *,
+        shape: Shape | None = None,
+        points_m: Array | None = None,
+        weights: Array | None = None,
+        start: tuple[Array, Array] | None = None,
+    ) -> Fit:
+        if shape is None:
+            return super().solve(vertices_m, points_m=points_m, weights=weights, start=start)
+        wrist, angles, joints, free = kernels_solve.solve(
+            self._model,
+            self._rest_of(shape),
+            np.ascontiguousarray(vertices_m.T, np.float32),
+            _NONE if points_m is None else _floats(points_m),
+            _EVERY if weights is None else _floats(weights),
+            start is not None,
+            _FLAT if start is None else _floats(start[0]),
+            _STRAIGHT if start is None else _floats(start[1]),
+        )
+        return Fit(angles, *shape, joints, wrist, free, NO_VERTICES)
+
+    def pose(self, T_wrist: Array, angles: Array, shape: Shape) -> tuple[Array, Array]:
+        joints, vertices = kernels_hand.pose(self._model, self._rest_of(shape), _floats(T_wrist), _floats(angles))
+        return joints, vertices
+
+    def _rest_of(self, shape: Shape) -> Any:
+        """The shape as the kernels take it."""
+        self._wear(shape.beta)
+        rest, packed = self._at_rest(shape), self._packed
+        if packed[0] is not self._skin:
+            packed[:] = self._skin, self._entries_of(self._skin, 4), None, None
+        if packed[2] is not rest:
+            packed[2:] = rest, kernels_hand.Rest(rest.links, rest.tips_m, rest.scale, packed[1])
+        return packed[3]
+
+    def _entries_of(self, rows: Array, each: int) -> Array:
+        """Of (16 * each, V) what is not zero: (each, K)."""
+        part, vertex = self._entries
+        return np.ascontiguousarray(rows.reshape(16, each, -1).transpose(1, 0, 2)[:, part, vertex])
+
+
+def fast_crop(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored: bool = False) -> HandCrop:
+    """As `crop_depth`, to the last bit; cameras with distortion are left to it."""
+    camera = frame.intrinsics
+    if camera.is_distorted or frame.depth.dtype != np.uint16:
+        return crop_depth(frame, roi, size, mirrored)
+    centre = np.asarray(roi.centre_m, np.float64)
+    distance, half = math.hypot(*centre.tolist()), roi.cube_m / 2
+    rotation = look_at(centre)
+    grid = sub_pixels(size) * (half / distance)
+    across = -grid if mirrored else grid
+    a, b, c = rotation
+    rays = np.stack((camera.fx * a + camera.cx * c, camera.fy * b + camera.cy * c, c))  # to column, row and z
+    image = np.empty((size, size), np.float32)
+    kernels_depth.crop(
+        image,
+        np.ascontiguousarray(frame.depth),
+        (rays[:, :1] * across + rays[:, 2:]).astype(np.float32),
+        (rays[:, 1:2] * grid).astype(np.float32),
+        frame.depth_unit_m / half,
+        distance / half,
+    )
+    return HandCrop(image, rotation, distance, roi.cube_m, mirrored)
+
+
+def fast_visible(frame: DepthFrame, joints_m: Array) -> NDArray[np.int8]:
+    """As `visible`; cameras with distortion are left to it."""
+    camera = frame.intrinsics
+    if camera.is_distorted or frame.depth.dtype != np.uint16:
+        return visible(frame, joints_m)
+    seen = np.empty(len(joints_m), np.int8)
+    pinhole = np.array((camera.fx, camera.fy, camera.cx, camera.cy, frame.depth_unit_m))
+    kernels_depth.visible(seen, np.ascontiguousarray(frame.depth), pinhole, _floats(joints_m), REACH_M)
+    return seen
+
+
+def fast_fit_mm(points_m: Array, mesh_m: Array) -> float:
+    """As `fit_mm`."""
+    return float(kernels_depth.fit_mm(_floats(points_m), np.asarray(mesh_m, np.float32)))
+
+
+def _floats(values: Array) -> Array:
+    return np.ascontiguousarray(values, np.float64)
+
+
+FAST = Arithmetic(FastRefit, fast_crop, fast_visible, fast_fit_mm, "compiled")

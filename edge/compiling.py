@@ -128,12 +128,13 @@ def take(folder: Path) -> Arithmetic:
     """`fast.FAST`, compiled into or loaded from the folder. numba's other users keep their own cache."""
     import numba
 
-    before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
+    settings: Any = numba.config
+    before, settings.CACHE_DIR = settings.CACHE_DIR, str(folder)
     try:
         fast: Arithmetic = importlib.import_module(".fast", __package__).FAST
         return fast
     finally:
-        numba.config.CACHE_DIR = before
+        settings.CACHE_DIR = before
 
 
 def _begin() -> subprocess.Popen[bytes]:

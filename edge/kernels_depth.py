@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numba
 import numpy as np
-from numba import njit, types
 from numpy.typing import NDArray
 
 from ..hand.crop import BACKGROUND
@@ -21,6 +21,7 @@ from .look import GAUGE_POINTS
 from .visibility import BEHIND_M, NEAREST_M, STEP_M
 
 Array = NDArray[Any]
+types: Any = numba.types
 F = TypeVar("F", bound=Callable[..., Any])
 LOOSE = {"contract", "reassoc", "nsz", "arcp"}  # sums in any order; NaN stays NaN
 
@@ -32,6 +33,7 @@ def array_of(dtype: Any, ndim: int, layout: str = "C", readonly: bool = True) ->
 def compiled(signature: Any = None, exact: bool = False) -> Callable[[F], F]:
     """Compile a function; one that is called from outside has a signature, and is kept."""
     options = {"error_model": "numpy", "fastmath": False if exact else LOOSE}
+    njit: Any = numba.njit
     decorate: Callable[[F], F] = njit(signature, cache=True, **options) if signature is not None else njit(**options)
     return decorate
 

@@ -9,11 +9,10 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from ..hand.skeleton import THUMB_TWIST_PER_FLEX
-from .kernels_depth import array_of, compiled
+from .kernels_depth import array_of, compiled, types
 
 Array = NDArray[Any]
 

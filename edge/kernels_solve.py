@@ -9,11 +9,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import types
 from numpy.typing import NDArray
 
 from ..hand.skeleton import THUMB_TWIST_PER_FLEX
-from .kernels_depth import array_of, compiled, nearest
+from .kernels_depth import array_of, compiled, nearest, types
 from .kernels_hand import MODEL, REST, Model, Rest, angles_of, parts_of, pose_chain, pose_skin, times
 from .refit import (
     ANGLE_PRIOR_M,
@@ -98,9 +97,9 @@ def _count_joints(screws: Array, joints: Array, off: Array, weight: Array, norma
 @compiled()
 def _step(m: Model, root: Array, at: Array, angles: Array, normal: Array, gradient: Array) -> None:
     """`refit._step` in place, by Cholesky's method in the lower triangle."""
-    for a in range(20):
-        i = 6 + a
-        if (gradient[i] < 0 and angles[a] <= m.limits[0, a]) or (gradient[i] >= 0 and angles[a] >= m.limits[1, a]):
+    for k in range(20):
+        i = 6 + k
+        if (gradient[i] < 0 and angles[k] <= m.limits[0, k]) or (gradient[i] >= 0 and angles[k] >= m.limits[1, k]):
             normal[i, :i] = 0
             normal[i + 1 :, i] = 0
             normal[i, i], gradient[i] = 1, 0

@@ -59,15 +59,18 @@ def farthest(a: Fit, b: Fit) -> float:
 
 
 def assert_same_fit(vertices: Array, **given: Any) -> None:
-    """The twins agree to 10 um and 1 mrad. Where numpy's own answer leaps when a vertex moves by a millionth of a
-    millimetre (an angle that is just at its limit), one of the answers that it leaps between."""
+    """The twins agree to 10 um and 1 mrad. For three noisy hands in a hundred numpy's own answer leaps when everything
+    moves by 0.1 um, the rounding of 32 bits: an angle is just at its limit. There it is one of the answers that it
+    leaps between."""
     slow, quick = (refit.solve(vertices, **given) for refit in refits())
-    rng = np.random.default_rng(0)
-    nearest = farthest(slow, quick)
-    for _ in range(20):
+    rng, nearest = np.random.default_rng(0), farthest(slow, quick)
+    for i in range(100):
         if nearest < 1e-5:
             break
-        again = refits()[0].solve(vertices + rng.normal(0, 1e-9, vertices.shape), **given)
+        moved = dict(given)
+        if given.get("points_m") is not None:
+            moved["points_m"] = given["points_m"] + rng.normal(0, 10.0 ** -(7 + i % 2), given["points_m"].shape)
+        again = refits()[0].solve(vertices + rng.normal(0, 10.0 ** -(7 + i % 2), vertices.shape), **moved)
         nearest = min(nearest, farthest(again, quick))
     assert nearest < 1e-5
     assert (quick.angles >= LOW).all() and (quick.angles <= HIGH).all()

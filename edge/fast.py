@@ -107,16 +107,15 @@ def fast_crop(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored: 
     centre = np.asarray(roi.centre_m, np.float64)
     distance, half = math.hypot(*centre.tolist()), roi.cube_m / 2
     rotation = look_at(centre)
-    grid = sub_pixels(size) * (half / distance)
-    across = -grid if mirrored else grid
-    a, b, c = rotation
-    rays = np.stack((camera.fx * a + camera.cx * c, camera.fy * b + camera.cy * c, c))  # to column, row and z
-    image = np.empty((size, size), np.float32)
+    image, step = np.empty((size, size), np.float32), half / distance
     kernels_depth.crop(
         image,
         np.ascontiguousarray(frame.depth),
-        (rays[:, :1] * across + rays[:, 2:]).astype(np.float32),
-        (rays[:, 1:2] * grid).astype(np.float32),
+        sub_pixels(size),
+        rotation,
+        np.array((camera.fx, camera.fy, camera.cx, camera.cy)),
+        step,
+        -step if mirrored else step,
         frame.depth_unit_m / half,
         distance / half,
     )

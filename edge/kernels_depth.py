@@ -104,27 +104,37 @@ def visible(seen: Array, depth: Array, camera: Array, joints: Array, reach: Arra
         seen[j] = 0 if hiding > skin else 1 if skin > 0 else -1
 
 
-_slopes = array_of(types.float32, 2)
+_f32, _f64 = types.float32, types.float64
 
 
 @compiled(
-    types.void(array_of(types.float32, 2, readonly=False), _depth, _slopes, _slopes, types.float32, types.float32),
-    exact=True,
+    types.void(array_of(_f32, 2, readonly=False), _depth, _vector, _matrix, _vector, _f64, _f64, _f32, _f32), exact=True
 )
-def crop(image: Array, depth: Array, across: Array, down: Array, scale: float, middle: float) -> None:
-    """The last part of `crop_depth` into image (S, S) float32. across and down (3, 2S) float32 are what each column and
-    row of sub-pixels adds to column, row and z of its ray; depth counts times scale over z, less middle, are d."""
-    size = len(image)
-    height, width = depth.shape
-    counts, one = depth.reshape(-1), np.float32(1)
+def crop(
+    image: Array, depth: Array, grid: Array, rotation: Array, camera: Array, down: float, across: float, scale: float,
+    middle: float,
+) -> None:  # fmt: skip
+    """`crop_depth` into image (S, S) float32. grid (2S,) are the sub-pixels, down and across its steps, camera fx, fy,
+    cx and cy; depth counts times scale over the ray's z, less middle, are d."""
+    size, (height, width) = len(image), depth.shape
+    counts, one, none = depth.reshape(-1), np.float32(1), np.float32(0)
+    rays, slopes = np.empty((3, 3)), np.empty((3, 2 * size), np.float32)
+    for i in range(3):
+        rays[0, i] = camera[0] * rotation[0, i] + camera[2] * rotation[2, i]
+        rays[1, i] = camera[1] * rotation[1, i] + camera[3] * rotation[2, i]
+        rays[2, i] = rotation[2, i]
+    for i in range(3):
+        for u in range(2 * size):
+            slopes[i, u] = rays[i, 0] * (grid[u] * across) + rays[i, 2]
     at, per_z = np.empty(2 * size, np.int32), np.empty(2 * size, np.float32)
     d = np.empty((2, 2 * size), np.float32)
     for v in range(size):
         for half in range(2):
-            u0, v0, w0 = down[0, v + half * size], down[1, v + half * size], down[2, v + half * size]
+            y = grid[v + half * size] * down
+            u0, v0, w0 = np.float32(rays[0, 1] * y), np.float32(rays[1, 1] * y), np.float32(rays[2, 1] * y)
             for u in range(2 * size):
-                per_z[u] = one / (w0 + across[2, u])
-                column, row = np.rint((u0 + across[0, u]) * per_z[u]), np.rint((v0 + across[1, u]) * per_z[u])
+                per_z[u] = one / (w0 + slopes[2, u])
+                column, row = np.rint((u0 + slopes[0, u]) * per_z[u]), np.rint((v0 + slopes[1, u]) * per_z[u])
                 inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (per_z[u] > 0)
                 at[u] = np.int32(row) * np.int32(width) + np.int32(column) if inside else np.int32(-1)
             for u in range(2 * size):
@@ -132,11 +142,9 @@ def crop(image: Array, depth: Array, across: Array, down: Array, scale: float, m
                 count = counts[k] if k >= 0 else np.uint16(0)
                 d[half, u] = np.float32(count) * per_z[u] * scale - middle
         for u in range(size):
-            total, n = np.float32(0), 0
-            for half in range(2):
-                for k in (u, u + size):
-                    value = d[half, k]
-                    if abs(value) < 1:
-                        total += value
-                        n += 1
-            image[v, u] = total / np.float32(n) if n else BACKGROUND
+            a, b, c, e = d[0, u], d[0, u + size], d[1, u], d[1, u + size]
+            total = (a if abs(a) < 1 else none) + (b if abs(b) < 1 else none)
+            total += c if abs(c) < 1 else none
+            total += e if abs(e) < 1 else none
+            n = np.float32((abs(a) < 1) + (abs(b) < 1) + (abs(c) < 1) + (abs(e) < 1))
+            image[v, u] = total / n if n > 0 else BACKGROUND

@@ -61,9 +61,9 @@ def open_arithmetic(say: Say, wait: bool = False) -> Arithmetic:
             raise NotCompiled(f"numba {'.'.join(map(str, have))} is older than {'.'.join(map(str, LEAST_NUMBA))}")
         folder = kept()
         if not folder.exists():
-            child = _begin()
+            child = _begin(wait)
             if not wait:
-                say("arithmetic: numpy; compiled for the next start, which takes about a minute at lowest priority")
+                say("arithmetic: numpy; numba compiles it for the next start, about a minute at the lowest priority")
                 return PLAIN
             say("arithmetic: compiling, once on this machine; about a minute")
             try:
@@ -137,26 +137,27 @@ def take(folder: Path) -> Arithmetic:
         settings.CACHE_DIR = before
 
 
-def _begin() -> subprocess.Popen[bytes]:
+def _begin(wait: bool) -> subprocess.Popen[bytes]:
     """Start to compile in a child process, which outlives this one. Raises NotCompiled."""
     try:
         parent = cache_folder() / "kernels"
         parent.mkdir(parents=True, exist_ok=True)
         if not os.access(parent, os.W_OK):
             raise NotCompiled(f"{parent} cannot be written, to keep what is compiled")
-        command = [sys.executable, "-m", f"{__package__}.compiling"]
+        command = [sys.executable, "-m", f"{__package__}.compiling", *(["wait"] if wait else [])]
         nothing = subprocess.DEVNULL
         return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
     except OSError as error:
         raise NotCompiled(f"{cache_folder()}: {(error.strerror or str(error)).lower()}") from None
 
 
-def compile_now() -> None:
-    """Compile in this process, and keep it: whole, or a word on why not. One process at a time does."""
+def compile_now(wait: bool = True) -> None:
+    """Compile in this process, and keep it: whole, or a word on why not. One process at a time does; another waits for
+    it, or leaves it to that one."""
     folder = kept()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder.parent):
-        if folder.exists():
+    with _alone(folder.parent, wait) as alone:
+        if folder.exists() or not alone:
             return
         made = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
         try:
@@ -197,10 +198,14 @@ def standing() -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, wait: bool) -> Iterator[bool]:
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _hashes(folder: Path) -> dict[str, str]:
@@ -221,4 +226,4 @@ def _read(path: str) -> str:
 
 if __name__ == "__main__":
     os.setpriority(os.PRIO_PROCESS, 0, 19)
-    compile_now()
+    compile_now(wait="wait" in sys.argv)

@@ -40,10 +40,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "kernels"
 
 
-def begun(work: Callable[[], None]) -> Callable[[], Any]:
+def begun(work: Callable[[], None]) -> Callable[[bool], Any]:
     """In place of a child process: the work done at once, in this one."""
 
-    def begin() -> Any:
+    def begin(wait: bool) -> Any:
         work()
         return subprocess.Popen([sys.executable, "-c", ""])
 
@@ -69,7 +69,7 @@ def test_an_old_numba_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_first_run_stays_with_numpy_and_the_second_takes_what_it_had_compiled(cache: Path) -> None:
     assert compiling.standing() == "numpy; the next run has it compiled for the one after"
     arithmetic, said = opened()
-    assert arithmetic is PLAIN and len(said) == 1 and "compiled for the next start" in said[0]
+    assert arithmetic is PLAIN and len(said) == 1 and "numba compiles it for the next start" in said[0]
     assert compiling.standing() == "compiled"
     assert opened() == (TOGETHER, [])
 
@@ -77,6 +77,16 @@ def test_the_first_run_stays_with_numpy_and_the_second_takes_what_it_had_compile
 def test_a_bench_waits_for_the_compiling(cache: Path) -> None:
     arithmetic, said = opened(wait=True)
     assert arithmetic is TOGETHER and said == ["arithmetic: compiling, once on this machine; about a minute"]
+
+
+def test_who_does_not_wait_leaves_it_to_who_compiles_already(cache: Path) -> None:
+    cache.mkdir(parents=True)
+    with compiling._alone(cache, wait=True) as alone:
+        assert alone
+        compiling.compile_now(wait=False)
+    assert not compiling.kept().exists()
+    compiling.compile_now(wait=False)
+    assert compiling.kept().exists()
 
 
 def test_another_cpu_or_source_wants_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +214,7 @@ def test_a_fresh_machine_compiles_once_and_then_replays_alike_each_time(
     pytest.importorskip("numba")
     monkeypatch.setenv("EDGE_HAND_CACHE", str(tmp_path))
     (slow, *slow_joints), said = follow()
-    assert slow == "numpy 0 0" and "compiled for the next start" in said
+    assert slow == "numpy 0 0" and "numba compiles it for the next start" in said
     until = time.monotonic() + 300
     while not (compiling.kept() / compiling.READY).exists():
         assert time.monotonic() < until

@@ -160,10 +160,11 @@ class Fuser:
         return again
 
     def _vote(self, hand: FusedHand, its: list[Seen]) -> None:
+        """Cameras that see the hand well say which side it is."""
         was_left = hand.is_left
         for s in its:
             conf = min(max(s.sighting.side_conf, 0.5), 0.98)
-            votes = math.log(conf / (1 - conf)) * (-1 if s.sighting.is_left else 1)
+            votes = math.log(conf / (1 - conf)) * (-1 if s.sighting.is_left else 1) * s.sighting.score
             hand.right_votes = VOTES_KEPT * hand.right_votes + votes
         hand.right_votes = min(max(hand.right_votes, -MOST_VOTES), MOST_VOTES)
         if hand.is_left != was_left:  # a left hand's angles are not the right one's

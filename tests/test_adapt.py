@@ -23,11 +23,16 @@ from edge_hand.edge.recording import RecordingWriter  # noqa: E402
 from edge_hand.trainer.adapt import frames, run, session, target  # noqa: E402
 from edge_hand.trainer.adapt.augment import Estimate, Labeller, UserHands, shown_left  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError, View  # noqa: E402
-from edge_hand.trainer.checkpoint import TrainConfig, build_net, load_net, save  # noqa: E402
+from edge_hand.trainer.checkpoint import TrainConfig, TrainError, build_net, load_net, save  # noqa: E402
 from edge_hand.trainer.synth.rig_views import RigClip, rig_clip  # noqa: E402
 
 BIG = Shape(np.array([1.08, 1.17, 1.25, 1.25, 1.23, 1.2]), np.zeros(7))
 MOMENTS = 6
+
+
+@pytest.fixture(autouse=True)
+def few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PROBES", 16)
 
 
 @pytest.fixture(scope="module")
@@ -162,10 +167,29 @@ def test_a_run_learns_stops_and_goes_on(
         run.adapt_net(small, known, tmp_path, replace(config, seed=9), threads=1, resume=True)
 
 
-def test_a_change_that_forgets_others_hands_is_taken_back(
-    small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_full_disk_loses_nothing_and_is_said_in_one_line(
+    known: target.Target, small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(run, "PROBES", 16)
+    config = run.AdaptConfig(steps=3, batch=8, target_share=0.5, user_share=0.25)
+    run.adapt_net(small, known, tmp_path, replace(config, steps=1), threads=1)
+    before = (tmp_path / "adapted.pt").read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    lines: list[str] = []
+    monkeypatch.setattr(run, "SAVE_S", 0.0)
+    monkeypatch.setattr(run, "save", full)
+    with pytest.raises(AdaptError, match=r"adapted.pt cannot be written: no space left .* before it is intact$"):
+        run.adapt_net(small, known, tmp_path, config, threads=1, say=lines.append)
+    assert (tmp_path / "adapted.pt").read_bytes() == before
+    assert sum(line.endswith("learning goes on") for line in lines) == 3
+    (tmp_path / "adapted.pt").write_bytes(before[:1000])
+    with pytest.raises(TrainError, match="not a readable checkpoint"):
+        run.adapt_net(small, known, tmp_path, config, threads=1, resume=True)
+
+
+def test_a_change_that_forgets_others_hands_is_taken_back(small: Path) -> None:
     base, same, spoilt = (load_net(small)[0] for _ in range(3))
     assert run.blend(base, same) == 1.0
     with torch.no_grad():
@@ -208,6 +232,19 @@ def test_what_cannot_be_adapted_to_is_refused_in_one_line(clip: RigClip, tmp_pat
         target.prepare(footage, torch.nn.Identity())
 
 
+def test_hands_that_come_and_go_teach_nothing_unless_there_are_no_others() -> None:
+    def seen(t_ms: float, x: float) -> frames._Raw:
+        return frames._Raw([], 0, int(t_ms * 1e6), frames._Seen(np.array([x, 0.0, 0.5]), 1.0))
+
+    hand = [seen(100 * i, 0.02 * i) for i in range(15) if i not in (5, 6, 7)]  # not seen for 0.4 s
+    other = [seen(100 * i, 0.9 - 0.01 * i) for i in range(4, 10)]  # for 0.5 s, half a metre away
+    both = sorted(hand + other, key=lambda one: one.t_ns)
+    assert frames._lasting(both) == hand
+    assert frames._lasting(other) == other
+    apart = [seen(1000 * i, 0.0) for i in range(20)]  # single frames, which do not follow on each other
+    assert frames._lasting(apart) == apart
+
+
 @pytest.mark.slow
 def test_footage_of_a_rig_has_the_hand_in_every_camera(clip: RigClip, tmp_path: Path) -> None:
     from edge_hand.edge.engines import open_engine
@@ -237,6 +274,7 @@ def _together(small: Path, folder: Path) -> None:
     with parallel.join() as group:
         mine = target.load_target(folder / f"{group.rank}.npz")
         config = run.AdaptConfig(steps=2, batch=8, target_share=0.5, user_share=0.25)
+        run.PROBES = 16
         run.adapt_net(small, mine, folder / "out", config, threads=1, group=group)
 
 

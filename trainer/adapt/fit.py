@@ -69,7 +69,7 @@ class Teacher:
     """Fits hands of one shape; owns what is fixed of it."""
 
     def __init__(self, shape: Shape, refit: Refit | None = None) -> None:
-        self.refit = refit or Refit(every=1)
+        self.refit = refit or Refit()
         self.shape = shape
         self.rest = self.refit.chain.at_rest(shape)
         self.skin = np.ascontiguousarray(self.refit.chain.skin_of(shape.beta)[:, ::SPARSER])

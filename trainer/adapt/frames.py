@@ -32,6 +32,8 @@ MOST_MOMENTS = 900
 SAME_M = 0.10  # hands of two cameras as near as this are one
 APART_NS = 25_000_000  # frames of two cameras further apart in time than this do not show one moment
 LEAST_HZ, ENOUGH = 12.0, 300  # frames beyond this rate say the same again, if there are enough of them
+# Hands are followed over gaps of so long, as far as this and so fast; those followed for less time teach nothing.
+GAP_NS, NEXT_M, NEXT_M_S, LASTING_NS = 500_000_000, 0.08, 2.0, 1_000_000_000
 HELD_OUT = 0.25  # of every recording, its end, that the gate judges by
 SECOND_NS = 1_000_000_000
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
@@ -138,6 +140,15 @@ class _Seen(NamedTuple):
     votes: float
 
 
+class _Raw(NamedTuple):
+    """A hand of one time, before it is known whether it is a left one: its views are not mirrored yet."""
+
+    views: list[View]
+    seq: int
+    t_ns: int
+    hand: _Seen
+
+
 def _watch(
     group: list[tuple[FrameSource, Array]], engine: Engine, number: int, share: float, most: int, single: bool,
     say: Callable[[str], None],
@@ -150,7 +161,7 @@ def _watch(
     stride = max(1, min(round(first.fps / LEAST_HZ), last // ENOUGH), -(-last // most))
     finder = open_finder()
     trackers = [Tracker(engine, finder, smooth=False, confirm=False) for _ in group]
-    raw: list[tuple[list[View], int, int, float]] = []  # unmirrored views, seq, t_ns, votes of one hand
+    raw: list[_Raw] = []
     alone, together, frames = 0, 0, 0
     for i, shot in enumerate(_in_step([s for s, _ in group])):
         if i >= last:
@@ -171,17 +182,37 @@ def _watch(
                 if frame is not None and (view := cut_window(frame, T, hand.centre_m, camera)) is not None
             ]
             if views:
-                raw.append((views, anchor.seq, i * SECOND_NS if single else anchor.t_ns, hand.votes))
+                raw.append(_Raw(views, anchor.seq, i * SECOND_NS if single else anchor.t_ns, hand))
         if frames % 100 < len(group):
             say(f"reading {first.name}: {i + 1} of {last} frames, {len(raw)} hands")
     one_hand = together < 0.05 * max(alone + together, 1)
-    all_left = sum(votes for *_, votes in raw) < 0
+    raw = _lasting(raw)
+    all_left = sum(hand.votes for *_, hand in raw) < 0
     moments = []
-    for views, seq, t_ns, votes in raw:
-        is_left = all_left if one_hand else votes < 0
+    for views, seq, t_ns, hand in raw:
+        is_left = all_left if one_hand else hand.votes < 0
         turned = tuple(mirrored(v) for v in views) if is_left else tuple(views)
         moments.append(Moment(turned, number, seq, t_ns, is_left))
     return moments, frames
+
+
+def _lasting(raw: list[_Raw]) -> list[_Raw]:
+    """The hands that were followed long enough: what comes and goes is seldom one. All of them, if none was."""
+    runs: list[list[_Raw]] = []
+    for one in raw:
+        near = []
+        for run in runs:
+            passed_ns = one.t_ns - run[-1].t_ns
+            if 0 < passed_ns <= GAP_NS:
+                apart_m = float(np.linalg.norm(one.hand.centre_m - run[-1].hand.centre_m))
+                if apart_m < NEXT_M + NEXT_M_S * passed_ns * 1e-9:
+                    near.append((apart_m, run))
+        if near:
+            min(near, key=lambda pair: pair[0])[1].append(one)
+        else:
+            runs.append([one])
+    kept = {id(one) for run in runs if run[-1].t_ns - run[0].t_ns >= LASTING_NS for one in run}
+    return [one for one in raw if id(one) in kept] if kept else raw
 
 
 def _in_step(sources: list[FrameSource]) -> Iterator[list[DepthFrame | None]]:

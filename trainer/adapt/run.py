@@ -25,13 +25,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...hand.crop import CROP_SIZE
 from .. import parallel
-from ..checkpoint import CHECKPOINT_VERSION, TrainConfig, load_net, save
+from ..checkpoint import CHECKPOINT_VERSION, TrainConfig, load_checkpoint, load_net, load_weights, save
 from ..losses import Labels
 from ..nets import net_module
 from ..optimizers import build_optimizers
 from ..parallel import Group
 from ..synth.samples import Generator, Sample
-from ..train import images, joint_error_mm, set_threads, update_average
+from ..train import images, joint_error_mm, set_threads, unsaved, update_average
 from .augment import JITTER_M, Labeller, UserHands, shown_left
 from .dgn import TargetBatch, some_of
 from .fit import Fitted, Teacher
@@ -40,8 +40,8 @@ from .target import Target
 
 METHODS = {"dgn": "dgn", "dibra": "dibra"}  # a name, and the module of this folder whose `Terms` it is
 SAY_S, SAVE_S = 10.0, 60.0
-MOST_FORGOTTEN, PROBES = 0.012, 400  # of the joint error on so many rendered hands; the gate allows 2 %
-SHARES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
+MOST_FORGOTTEN, PROBES = 0.013, 1600  # of the joint error on so many rendered hands; the gate allows 2 %
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the change that may be kept
 WARMUP, FALL = 20, 1.5  # steps until the rates are full; they fall to nothing over the last 1 / FALL of the way
 NEGATIVE_SHARE, LEFT_SHARE = 0.1, 0.1  # of the hands of everybody; of the target's crops shown in the mirror
 
@@ -150,17 +150,23 @@ def adapt_net(
                 say(progress(run.step, config.steps, run.seconds, minutes, shown))
                 last, totals, counted = now, {}, 0
             if group.rank == 0 and (now - saved > SAVE_S):
-                save(run.state(seen), path)
+                try:
+                    save(run.state(seen), path)
+                except OSError as problem:
+                    say(f"{unsaved(path, problem)}; learning goes on")
                 saved = now
     done = run.step >= config.steps or (minutes is not None and run.seconds >= 60 * minutes)
     share = 1.0
     if group.rank == 0:
-        save(run.state(seen), path)
-        if done:
-            share = blend(load_net(base)[0], run.averaged, config.seed)
-            say(f"{share:.0%} of the change is kept, so that hands of others are seen as before")
+        try:
             save(run.state(seen), path)
-        _write(out / "log.json", {"config": asdict(config), "log": log, "share": share})
+            if done:
+                share = blend(load_net(base)[0], run.averaged, config.seed)
+                say(f"{share:.0%} of the change is kept, so that hands of others are seen as before")
+                save(run.state(seen), path)
+            _write(out / "log.json", {"config": asdict(config), "log": log, "share": share})
+        except OSError as problem:
+            raise AdaptError(unsaved(path, problem)) from None
     return Adapted(path, run.step, run.seconds, log, peak_mib(), done, share)
 
 
@@ -251,11 +257,11 @@ class _Run:
         }  # fmt: skip
 
     def resume(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_checkpoint(path)
         if state.get("adapt") != asdict(self.config):
             raise AdaptError(f"--resume: {path} was adapted with other options; give the same, or another --out")
-        self.net.load_state_dict(state["net"])
-        self.averaged.load_state_dict(state["averaged"])
+        load_weights(self.net, state["net"], path)
+        load_weights(self.averaged, state["averaged"], path)
         for optimizer, its in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its)
         for own, saved in zip(self.method.parameters(), state["method"], strict=True):

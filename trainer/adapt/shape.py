@@ -37,7 +37,7 @@ def estimate_shape(
     """The shape of the hand in moments, each a sequence of sights, and how many of them were good enough to count."""
     pick = np.unique(np.linspace(0, max(len(moments) - 1, 0), min(MOST, len(moments))).astype(int))
     chosen = [moments[i] for i in pick]
-    refit, shape, used = refit or Refit(every=1), AVERAGE, 0
+    refit, shape, used = refit or Refit(), AVERAGE, 0
     slopes = beta_slopes(refit)
     fits: list[Fitted | None] = [None] * len(chosen)
     for turn in range(ROUNDS):

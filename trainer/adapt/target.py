@@ -83,7 +83,7 @@ def prepare(footage: Footage, net: nn.Module, say: Callable[[str], None] = lambd
     owner = np.repeat(np.arange(len(moments)), [len(m.views) for m in moments])
     sights = look(net, [cut_crop(v, CUBE_M, CROP_SIZE) for v in views], views)
     by_moment = [[sights[i] for i in np.flatnonzero(owner == m)] for m in range(len(moments))]
-    refit = Refit(every=1)
+    refit = Refit()
     shape, used = estimate_shape(by_moment, refit, say)
     if used < 5:
         raise AdaptError("adapt: the network's hands do not fit the depth of this recording; nothing to learn from")

@@ -49,7 +49,7 @@ class Reloader:
     """Changes a daemon's settings: `reload` and `use` from any thread, `apply` from the loop's, between frames.
 
     settings are those of `edge-hand run` by their parameters' names; reread gives them anew. say hears what engines
-    have to say when they are opened.
+    have to say when they are opened; with tune those of `auto` try out what this machine can do (`tune.py`).
     """
 
     def __init__(
@@ -58,10 +58,11 @@ class Reloader:
         reread: Callable[[], Mapping[str, Any]],
         engine: SwapEngine,
         say: Callable[[str], None],
+        tune: bool = False,
     ) -> None:
         self.model: Path = settings["model"]  # in use, or about to be
         self._settings, self._reread = dict(settings), reread
-        self._engine, self._say = engine, say
+        self._engine, self._say, self._tune = engine, say, tune
         self._card = engine.card  # that the tracker was made for
         self._change: dict[str, Any] = {}  # of the tracker's fields, to put in place
         self._lock = threading.Lock()
@@ -77,7 +78,7 @@ class Reloader:
             if differ & {"finder", "threads"}:
                 change["finder"] = open_finder(new["finder"], new["threads"])
             model = new["model"] if "model" in differ else self.model
-            another = load_card(model).sha256 != self._engine.card.sha256
+            another = load_card(model).sha256 != self._engine.asked.sha256
             if another or differ & {"engine", "threads"}:
                 self._propose(model, new["engine"], new["threads"])
             held = sorted(differ - set(LIVE))
@@ -93,7 +94,7 @@ class Reloader:
         """Serve with another model; one line that says so. Raises ReloadError."""
         with self._alone():
             card = load_card(model)
-            if card.sha256 == self._engine.card.sha256:
+            if card.sha256 == self._engine.asked.sha256:
                 self.model = model
                 return f"{card.name} {card.sha256[:12]} serves already"
             self._propose(model, self._settings["engine"], self._settings["threads"])
@@ -112,12 +113,12 @@ class Reloader:
 
     def _propose(self, model: Path, kind: str, threads: int) -> None:
         def opened() -> Engine:
-            return open_engine(kind, model, threads, say=self._say)
+            return open_engine(kind, model, threads, say=self._say, tune=self._tune)
 
-        end_s = time.monotonic() + PATIENCE_S
+        asked, end_s = load_card(model), time.monotonic() + PATIENCE_S
         while self._engine.busy and time.monotonic() < end_s:  # a better engine for the same model, at the start
             time.sleep(0.05)
-        self._engine.propose(opened, implausible)
+        self._engine.propose(opened, implausible, asked)
         self.model = model
 
     @contextlib.contextmanager

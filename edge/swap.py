@@ -50,10 +50,12 @@ class SwapEngine:
         openers: Sequence[Open] = (),
     ) -> None:
         self._now = engine
+        self.asked = engine.card  # of the network that was asked for; what serves may be another form of it
+        self._asked_before = self._asked_ready = self.asked
         self.openers = list(openers)
         self._openers_before: list[Open] = []
         self._opener: Open | None = None  # of the one that is ready
-        self._making = False
+        self._making = self._closed = False
         self._failures, self._down, self._mend_s = 0, "", 0.0
         self.probation = probation
         self._before: Engine | None = None
@@ -119,15 +121,16 @@ class SwapEngine:
             )
             self._worker.start()
 
-    def propose(self, candidate: Open, check: Callable[[Engine], str]) -> None:
+    def propose(self, candidate: Open, check: Callable[[Engine], str], asked: ModelCard) -> None:
         """Open a candidate here and now, in the caller's thread; serve with it from the next frame on if it takes what
-        this engine takes and check finds nothing wrong, in one line. Raises ModelError, and all stays as it is.
+        this engine takes and check finds nothing wrong, in one line. asked is the card of the network that is asked
+        for. Raises ModelError, and all stays as it is.
         """
         with self._lock:
             self._refuse_a_second()
             self._making = True
         try:
-            wrong = self._prepare(candidate, check)
+            wrong = self._prepare(candidate, check, asked)
         finally:
             self._making = False
         if wrong:
@@ -138,6 +141,7 @@ class SwapEngine:
         if self._before is None:
             return False
         bad, self._now, self._before = self._now, self._before, None
+        self.asked = self._asked_before
         self.openers, self._down = self._openers_before or self.openers, ""
         self._say(f"engine: back to {_of(self._now)}: {why} ({_of(bad)})")
         _close(bad)
@@ -154,8 +158,14 @@ class SwapEngine:
         if self.busy:
             raise ModelError("engine: another one is already being made ready")
 
-    def _prepare(self, candidate: Open, check: Callable[[Engine], str]) -> str:
-        """Make a candidate ready; what is wrong with it otherwise."""
+    def close(self) -> None:
+        """Close all that is open; what is still in the making is closed when it is ready."""
+        self._closed = True
+        for engine in (self._now, self._before, self._ready):
+            _close(engine)
+
+    def _prepare(self, candidate: Open, check: Callable[[Engine], str], asked: ModelCard | None = None) -> str:
+        """Make a candidate ready; what is wrong with it otherwise. asked: of another network than before."""
         engine: Engine | None = None
         try:
             engine = candidate()
@@ -167,7 +177,10 @@ class SwapEngine:
             self._say(f"engine: {_of(self)} stays; {'the new one' if engine is None else _of(engine)}: {wrong}")
             _close(engine)
             return wrong
-        self._opener, self._ready = candidate, engine
+        if self._closed:
+            _close(engine)
+            return ""
+        self._opener, self._asked_ready, self._ready = candidate, asked or self.asked, engine
         return ""
 
     def _mend(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
@@ -200,6 +213,7 @@ class SwapEngine:
             _close(self._before)
         before, self._now, self._ready, self._frames = self._now, ready, None, 0
         self._before, self._down = before, ""
+        self._asked_before, self.asked = self.asked, self._asked_ready
         if self.openers and self._opener is not None:
             self._openers_before = self.openers
             self.openers = [self._opener, self.openers[0]]

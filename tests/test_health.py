@@ -111,7 +111,7 @@ def test_a_network_made_worse_on_purpose_is_taken_back_with_the_stores_pointer(t
     with Daemon(tmp_path, store) as daemon:
         daemon.run(35)
         use(store, bad.number)
-        daemon.engine.propose(lambda: open_engine("onnxruntime", bad.model), lambda engine: "")
+        daemon.engine.propose(lambda: open_engine("onnxruntime", bad.model), lambda engine: "", load_card(bad.model))
         daemon.run(1)
         assert daemon.engine.card == load_card(bad.model) and daemon.health.watching
         daemon.run(120, until="back to")
@@ -132,7 +132,7 @@ def test_a_network_as_good_as_the_one_before_stays_and_has_proven_itself(tmp_pat
     with Daemon(tmp_path, store) as daemon:
         daemon.run(35)
         use(store, good.number)
-        daemon.engine.propose(lambda: open_engine("onnxruntime", good.model), lambda engine: "")
+        daemon.engine.propose(lambda: open_engine("onnxruntime", good.model), lambda engine: "", load_card(good.model))
         daemon.run(45)
         wait_for(lambda: is_proven(store, good.number))
         assert daemon.engine.card == load_card(good.model) and in_use(store) == good.number
@@ -142,7 +142,7 @@ def test_a_network_as_good_as_the_one_before_stays_and_has_proven_itself(tmp_pat
 def test_a_network_that_sees_no_hand_at_all_is_noticed_since_the_finder_still_does(tmp_path: Path) -> None:
     with Daemon(tmp_path, tmp_path / "models", fps=60.0) as daemon:  # the finder looks every 60 ms
         daemon.run(35)
-        daemon.engine.propose(Blind, lambda engine: "")
+        daemon.engine.propose(Blind, lambda engine: "", load_card(FLOAT))
         daemon.run(90, until="back to")
         assert daemon.engine.card == load_card(FLOAT)
         assert "share of frames in which a hand in view is measured 0." in daemon.said[1]

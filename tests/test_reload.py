@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,18 @@ def test_a_model_file_that_was_replaced_by_a_good_one_is_taken(model: Path, fram
     placed(FLOAT, model)
     assert daemon.reload() == f"now {model} as it is now"
     assert daemon.track(frames[0]) >= 0 and daemon.engine.card == load_card(FLOAT)
+
+
+def test_a_model_that_self_tuning_serves_in_another_form_is_left_alone(frames: list[DepthFrame]) -> None:
+    daemon = Daemon()
+    daemon.engine.offer(lambda: open_engine("onnxruntime", FLOAT, 1), lambda: open_engine("onnxruntime", FLOAT, 1), 1.0)
+    assert daemon.engine.wait(30)
+    daemon.track(frames[0])
+    assert daemon.engine.card == load_card(FLOAT)
+    assert daemon.reloader.use(DEFAULT_MODEL).endswith("serves already")
+    assert daemon.reload() == "nothing to change"
+    daemon.track(frames[1])
+    assert daemon.engine.card == load_card(FLOAT)
 
 
 @pytest.mark.parametrize(
@@ -223,10 +236,44 @@ def test_an_engine_that_cannot_be_opened_falls_back_to_what_served_before() -> N
     image, said = crops(64)[0], []
     engine = SwapEngine(open_engine("onnxruntime"), said.append, 20, [lambda: open_engine("onnxruntime")])
     candidates = [Failing(len(crops(64)) + 21)]  # the probe's runs, and those on probation
-    engine.propose(lambda: candidates.pop(), implausible)
+    engine.propose(lambda: candidates.pop(), implausible, engine.card)
     for _ in range(23):
         engine.run(image)
     assert engine.name.startswith("onnxruntime ") and said[-1].endswith(", opened anew")
+
+
+def test_closing_closes_what_serves_what_was_before_and_what_is_still_being_made() -> None:
+    closed: list[int] = []
+
+    class Closing(Failing):
+        def close(self) -> None:
+            closed.append(id(self))
+
+    first, second, third = (Closing(1000) for _ in range(3))
+    engine = SwapEngine(first, lambda line: None)
+    engine.propose(lambda: second, implausible, engine.card)
+    engine.run(crops(64)[0])
+    begun, go = threading.Event(), threading.Event()
+
+    def slowly() -> Any:
+        begun.set()
+        go.wait(10)
+        return third
+
+    engine.offer(slowly, lambda: open_engine("onnxruntime"), 100.0)
+    assert begun.wait(10)
+    engine.close()
+    go.set()
+    assert engine.wait(30) and sorted(closed) == sorted(map(id, (first, second, third)))
+
+
+def test_what_was_asked_for_comes_back_with_what_is_taken_back(frames: list[DepthFrame]) -> None:
+    daemon = Daemon()
+    daemon.reload(model=FLOAT)
+    daemon.track(frames[0])
+    assert daemon.engine.asked == load_card(FLOAT)
+    assert daemon.engine.rollback() and daemon.engine.asked == load_card(DEFAULT_MODEL)
+    assert daemon.reload() == f"now {FLOAT} as it is now"
 
 
 def test_an_engine_that_stays_broken_is_told_and_ends_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from contextlib import nullcontext
@@ -26,6 +27,9 @@ from .model_card import ModelError
 from .shell import CommandError, say
 
 BIND = "tcp://127.0.0.1:5555"
+# What a disk or its rights refuse, wherever it happens, is the user's to mend and no bug.
+THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+            errno.ENAMETOOLONG}  # fmt: skip
 
 
 class Commands(click.Group):
@@ -118,7 +122,8 @@ def run(
     desk, notifier = Desk(tell, complain), Notifier()
     if note := own_note(context):
         tell(note)
-    serving = open_lasting_engine(engine, model, threads, tell, tune=tune and not deterministic)
+    tuned = tune and not deterministic
+    serving = open_lasting_engine(engine, model, threads, tell, tuned)
     arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
     tracker = Tracker(
         serving, open_finder(finder, threads), smooth, hands, new_person=person_maker(person), arithmetic=arithmetic
@@ -153,7 +158,7 @@ def run(
         def done() -> bool:
             return desk.between() or (frames is not None and the_loop.totals.frames >= frames)
 
-        reloader = Reloader(context.params, lambda: reread(context), serving, tell)
+        reloader = Reloader(context.params, lambda: reread(context), serving, tell, tuned)
         minders.append(watch_health(tracker, serving, reloader, complain))
         draws = view or (view is None and sys.stdout.isatty())
         with desk.serve(the_loop, reloader, publisher.address), Viewer(Screen()) if draws else nullcontext() as viewer:
@@ -232,16 +237,25 @@ def main() -> None:
         PersonError, KeysError, ServiceError, ConfigError, ControlError, CalibrateError,
         ServeError, StoreError,
     )  # fmt: skip
+
+    def fail(line: str) -> None:
+        if log_is_open():
+            LOG.error("%s", line)
+        else:
+            say(f"edge-hand: {line}")
+
     try:
         cli()
     except known as error:
-        if log_is_open():
-            LOG.error("%s", error)
-        else:
-            say(f"edge-hand: {error}")
+        fail(str(error))
         sys.exit(2 if isinstance(error, ConfigError) else 1)
     except BrokenPipeError:
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in THE_DISK:
+            raise
+        fail(": ".join([*([str(error.filename)] if error.filename else []), (error.strerror or "").lower()]))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ For those who ask (all that follows raises ControlError, one line):
     sockets() -> list[Path]                 the daemons that run here and may be asked
     ask(path, "status") -> Reply            one of them; "reload" and "stop" are the other words
     ask(path, "use", model) -> Reply        serve with this .onnx file; ok is False if it was refused, message says why
-    use_model(model) -> list[Reply]         the same to all of them; none runs: an empty list
     Reply(ok, camera, message, values)      values holds the numbers of a "status"
 
 A daemon looks at the model before it answers: it must load, be of the same kind and give plausible hands on the probe
@@ -91,11 +90,6 @@ def ask(path: Path, request: str, model: Path | None = None, *, timeout_s: float
         why = getattr(error, "strerror", None) or str(error)
         raise ControlError(f"{path}: no daemon can be asked there ({why.lower()})") from None
     return decode_reply(line)
-
-
-def use_model(model: Path, *, timeout_s: float = ANSWER_S) -> list[Reply]:
-    """Ask every daemon of this machine to serve with this model. Raises ControlError."""
-    return [ask(path, "use", model, timeout_s=timeout_s) for path in sockets()]
 
 
 # --- the daemon

@@ -266,7 +266,7 @@ def _temperatures(root: Path) -> list[str]:
 
 def engine_cache(folder: Path) -> list[Finding]:
     """Plans and tunings: whether they can be kept, how large they are, which are of no use any more."""
-    above = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    above = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
     if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
         mend = f"sudo install -d -o {os.geteuid()} {folder}, or set EDGE_HAND_CACHE"
         said = f"{folder} cannot be written: every start builds and tunes anew"
@@ -342,9 +342,9 @@ def port(bind: str) -> list[Finding]:
 
 def _ipc(bind: str) -> list[Finding]:
     path = Path(bind.removeprefix("ipc://"))
-    if path.exists() and not stat.S_ISSOCK(path.stat().st_mode):
+    if os.path.exists(path) and not stat.S_ISSOCK(path.stat().st_mode):
         return [Finding("bad", "address", f"{path} is no socket, and would be lost", "take another --bind")]
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         return [Finding("bad", "address", f"the folder of {path} does not exist", f"mkdir -p {path.parent}")]
     return [Finding("ok", "address", bind)]
 
@@ -359,6 +359,9 @@ def the_keys(folder: Path | None) -> list[Finding]:
     except KeysError as error:
         said, _, mend = str(error).rpartition(": ")
         return [Finding("bad", "keys", said or mend, mend if said else "")]
+    except OSError as error:
+        said = f"{folder} cannot be read ({(error.strerror or str(error)).lower()})"
+        return [Finding("bad", "keys", said, "run it as the daemon's user, or with sudo")]
     return [
         Finding("ok", "keys", f"{folder}, for {', '.join(names) or 'nobody yet: edge-hand keys add ' + str(folder)}")
     ]

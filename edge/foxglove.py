@@ -5,7 +5,6 @@ panel, numbers to plot, the camera's calibration; JSON in Foxglove's schemas, an
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from ..hand.camera import Intrinsics
@@ -61,17 +60,22 @@ def calibration_json(camera: str, t_ns: int, k: Intrinsics) -> tuple[Schema, byt
     return _jsonschema("foxglove.CameraCalibration", value), json.dumps(value).encode()
 
 
-def scene_json(parts: list[bytes]) -> tuple[Schema, bytes]:
-    """foxglove.SceneUpdate: a line a bone, of each hand of a joints message; those of hands that are gone go."""
-    message = _joints(parts)
+def joints_json(parts: list[bytes]) -> dict[str, tuple[Schema, bytes]]:
+    """What Foxglove shows of a joints message: by the topic's kind, `scene` and `plot`."""
+    message = decode(parts)
+    assert isinstance(message, JointsMessage)
+    return {"scene": _scene(message), "plot": _plot(message)}
+
+
+def _scene(message: JointsMessage) -> tuple[Schema, bytes]:
+    """foxglove.SceneUpdate: a line a bone, of each hand; those of hands that are gone go."""
     entities = [_entity(message, hand) for hand in message.hands]
     value = {"deletions": [{"timestamp": _time(message.t_capture_ns), "type": 1, "id": ""}], "entities": entities}
     return SCENE_SCHEMA, json.dumps(value).encode()
 
 
-def plot_json(parts: list[bytes]) -> tuple[Schema, bytes]:
-    """The numbers of a joints message by name: `plot.<camera>.hands[0].joints_m.index_tip.x`."""
-    message = _joints(parts)
+def _plot(message: JointsMessage) -> tuple[Schema, bytes]:
+    """The numbers by name: `plot.<camera>.hands[0].joints_m.index_tip.x`."""
     value = {
         "seq": message.seq,
         "latency_ms": message.latency_ms,
@@ -80,15 +84,6 @@ def plot_json(parts: list[bytes]) -> tuple[Schema, bytes]:
         "hands": [_numbers(hand) for hand in message.hands],
     }
     return PLOT_SCHEMA, json.dumps(value).encode()
-
-
-FROM_JOINTS: dict[str, Callable[[list[bytes]], tuple[Schema, bytes]]] = {"scene": scene_json, "plot": plot_json}
-
-
-def _joints(parts: list[bytes]) -> JointsMessage:
-    message = decode(parts)
-    assert isinstance(message, JointsMessage)
-    return message
 
 
 def _entity(message: JointsMessage, hand: HandJoints) -> dict[str, Any]:

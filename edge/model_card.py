@@ -52,7 +52,7 @@ class ModelCard:
 def find_model(name: str) -> Path:
     """A path as it is, or the name of a model that ships with edge-hand."""
     shipped = MODELS / f"{name}.onnx"
-    return shipped if shipped.is_file() and not Path(name).exists() else Path(name)
+    return shipped if os.path.isfile(shipped) and not os.path.exists(name) else Path(name)  # Path's own may raise
 
 
 def card_path(model: Path) -> Path:
@@ -65,6 +65,8 @@ def load_card(model: Path) -> ModelCard:
         return _load_card(model)
     except ModelError as error:
         raise ModelError(one_line(str(error))) from None  # it may quote the card
+    except OSError as error:
+        raise ModelError(f"model {model}: cannot be read ({(error.strerror or str(error)).lower()})") from None
 
 
 def _load_card(model: Path) -> ModelCard:

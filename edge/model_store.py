@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ class StoreError(Exception):
 class Version(NamedTuple):
     """An accepted network. model is its file for CPUs, the int8 one if there is one; made_from says in a few words what
     it learned from; over is the number of the network it was better than; report is the gate's; baseline holds the
-    health measures (`health.py`) it had there."""
+    health measures (`health.py`) it had there; hashes the sha256 of every file."""
 
     number: int
     folder: Path
@@ -46,6 +46,7 @@ class Version(NamedTuple):
     over: int
     report: dict[str, Any]
     baseline: dict[str, Any]
+    hashes: dict[str, str]
 
 
 class Pointer(NamedTuple):
@@ -100,7 +101,7 @@ def load_version(folder: Path) -> Version:
         model = folder / str(about["model"])
         return Version(
             int(folder.name), folder, model, str(about["made_utc"]), str(about["made_from"]), int(about["over"]),
-            dict(report), dict(about["baseline"]),
+            dict(report), dict(about["baseline"]), dict(about["sha256"]),
         )  # fmt: skip
     except OSError as error:
         raise StoreError(f"{folder}: cannot be read ({(error.strerror or str(error)).lower()})") from None
@@ -119,10 +120,11 @@ def version(store: Path, number: int) -> Version:
 
 def check(version: Version) -> None:
     """Raise StoreError or ModelError unless every file of the version is as it was when it was accepted."""
-    hashes = json.loads((version.folder / "version.json").read_bytes())["sha256"]
-    for name, expected in hashes.items():
-        path = version.folder / name
-        if not path.is_file() or sha256(path) != expected:
+    for name, expected in version.hashes.items():
+        path, seen = version.folder / name, ""
+        with suppress(OSError):  # gone, or not ours to read
+            seen = sha256(path)
+        if seen != expected:
             raise StoreError(f"{path} is not the file that was accepted; `edge-hand models use shipped`, or another")
     load_card(version.model)
 
@@ -143,6 +145,8 @@ def add(
     try:
         store.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(store):
+            for left in store.glob(".new-*"):  # by a power cut
+                shutil.rmtree(left, ignore_errors=True)
             number = max([v.number for v in versions(store)], default=0) + 1
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=store))
             try:

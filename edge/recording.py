@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame
-from .foxglove import DEPTH_SCHEMA, FROM_JOINTS, calibration_json, schema_of_wire
+from .foxglove import DEPTH_SCHEMA, calibration_json, joints_json, schema_of_wire
 from .mcap_file import ChunkWriter, Contents, Fields, McapError, Message
 
 VERSION = 2
@@ -107,8 +107,8 @@ class RecordingWriter:
             self._channels[topic] = self._channel(topic, "msgpack", schema_of_wire(kind))
         self._writer.message(self._channels[topic], 0, t_ns, t_ns, parts[1])
         if kind == "joints":
-            for name, view in FROM_JOINTS.items():
-                self._json(f"{name}.{camera}", t_ns, *view(parts))
+            for name, view in joints_json(parts).items():
+                self._json(f"{name}.{camera}", t_ns, *view)
 
     def flush(self, sync: bool = False) -> None:
         """Write all there is as a chunk, so that a killed process does not lose it; with sync, nor a power cut."""
@@ -327,15 +327,6 @@ def decode_image(data: bytes, width: int, height: int) -> NDArray[np.uint16]:
     if len(counts) != 2 * width * height:
         raise ValueError(f"has {len(counts)} bytes, expected {2 * width * height}")
     return np.frombuffer(counts, "<u2").reshape(height, width).astype(np.uint16)
-
-
-def encode_depth_png(depth: NDArray[np.uint16], compress_level: int = 9) -> bytes:
-    """(H, W) counts to a lossless 16-bit greyscale PNG."""
-    from PIL import Image
-
-    out = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(depth)).save(out, "PNG", compress_level=compress_level)  # mode I;16
-    return out.getvalue()
 
 
 def decode_depth_png(data: bytes, width: int, height: int) -> NDArray[np.uint16]:

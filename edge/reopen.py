@@ -59,7 +59,6 @@ class LastingCamera:
         silent_s: float = SILENT_S,
     ) -> None:
         self.name, self.fps = camera.name, camera.fps
-        self.reopened = 0
         self._fruitless = 0  # openings since the last usable frame
         self._intrinsics = camera.intrinsics
         self._open_again, self._signs, self._alive = open_again, signs or usb_devices, alive
@@ -90,7 +89,8 @@ class LastingCamera:
         try:
             frame = self._checked(self._next(camera, deadline_s, timeout_s))
         except (BadFrame, FrameTimeout) as error:
-            if self._camera is not None and time.monotonic() - self._good_s > self._silent_s:
+            answered = self._camera is not None and self._reading is None  # a read that hangs is `_next`'s to judge
+            if answered and time.monotonic() - self._good_s > self._silent_s:
                 self._leave(str(error))
             raise
         self._good_s, self._delay_s, self._fruitless = time.monotonic(), FIRST_DELAY_S, 0
@@ -185,8 +185,7 @@ class LastingCamera:
                 self._progress()
                 continue
             self._opening, self._camera, self._intrinsics = None, camera, camera.intrinsics
-            self._raw_seq, self.reopened = 1 << 62, self.reopened + 1
-            self._good_s = time.monotonic() + self._silent_s
+            self._raw_seq, self._good_s = 1 << 62, time.monotonic() + self._silent_s
             self._fruitless += 1
             self._progress()
             return camera

@@ -29,7 +29,6 @@ CAMERA = {
     "unplug": 2.0, "stall": 1.5, "hang": 4.0, "reset": 0.5, "torn": 0.0, "repeat": 0.0, "backward": 0.8, "late": 1.0,
     "freeze": 1.0,
 }  # fmt: skip
-BLIND = ("unplug", "stall", "hang", "reset", "freeze")  # no new picture is there as long as they last
 PROCESS = ("engine error", "clock set", "bad model", "good model", "bad settings", "settings", "flood")
 FIRST = ("full disk", "kill -9")  # of the daemon's first life, which records; memory is watched in the second
 START_S = 10.0  # until the first fault

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -63,7 +65,7 @@ def _played(
 
 def _has_messages(path: Path) -> bool:
     """Whether messages were recorded beside the frames."""
-    if path.suffix != ".mcap" or not path.is_file():
+    if path.suffix != ".mcap" or not os.path.isfile(path):
         return False
     with Recording(path) as recording:
         return any(message.parts[0] != b"topology" for message in recording.published())
@@ -76,7 +78,8 @@ class _WithClouds(Publisher):
         super().__init__(address, topology=topology())
         self._recording, self._clouds = recording, Clouds()
         self._frames = iter(recording)
-        self._frame: DepthFrame | None = None
+        self._frame: DepthFrame | None = None  # the last one read
+        self._asked_ns = 0
         self._tracked: set[int] = set()
 
     def publish(self, parts: list[bytes]) -> bool:
@@ -102,11 +105,10 @@ class _WithClouds(Publisher):
 
     def _frame_at(self, t_ns: int) -> DepthFrame | None:
         """The frame captured then; frames are read forwards, and from the start again for an earlier one."""
-        if self._frame is not None and self._frame.t_ns > t_ns:
+        if t_ns < self._asked_ns:
             self._frames, self._frame = iter(self._recording), None
-        try:
+        self._asked_ns = t_ns
+        with contextlib.suppress(StopIteration, RecordingError):  # the end; a damaged frame, behind which it goes on
             while self._frame is None or self._frame.t_ns < t_ns:
                 self._frame = next(self._frames)
-        except (StopIteration, RecordingError):
-            self._frames, self._frame = iter(self._recording), None
         return self._frame if self._frame is not None and self._frame.t_ns == t_ns else None

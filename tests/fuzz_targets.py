@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 import zstandard
+from depth_png import encode_depth_png
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, RigError, RigPair, load_rig, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import cli
 from edge_hand.edge.config import ConfigError, read_config, settings_of
 from edge_hand.edge.model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
-from edge_hand.edge.recording import METADATA, Recording, RecordingError, RecordingWriter, encode_depth_png
+from edge_hand.edge.recording import METADATA, Recording, RecordingError, RecordingWriter
 from edge_hand.edge.service import SOURCE
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.wire import WireError, decode

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,13 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import edge_hand.edge.cli as commands
 import numpy as np
 import pytest
+from depth_png import encode_depth_png
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import cli
 from edge_hand.edge.client import subscribe
 from edge_hand.edge.model_card import DEFAULT_MODEL, sha256
-from edge_hand.edge.recording import Recording, RecordingWriter, encode_depth_png
+from edge_hand.edge.recording import Recording, RecordingWriter
 from edge_hand.hand.wire import JointsMessage
 
 TIMEOUT_S = 60
@@ -298,6 +301,13 @@ def test_a_model_that_cannot_be_used_is_one_line(model: Path) -> None:
     assert refusal(*run) == f"model {model}: its card net.json is missing; `edge-hand export` writes both"
 
 
+def test_a_path_that_may_not_even_be_looked_at_is_one_line() -> None:
+    path = "x" * 300  # too long; a folder that this user may not search answers with another number of the same kind
+    assert refusal("run", "--camera", "synthetic", "--model", f"{path}.onnx").startswith(f"model {path}.onnx: ")
+    assert refusal("run", "--camera", "replay", "--source", f"{path}.mcap").startswith(f"{path}.mcap")
+    assert refusal("view", "--port", 0, "--source", f"{path}.mcap").startswith(f"{path}.mcap")
+
+
 def test_a_taken_port_is_one_line() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
@@ -324,3 +334,20 @@ def test_a_wrong_option_is_exit_code_2(arguments: str) -> None:
     done = edge_hand(*arguments.split())
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: ") and "Error: " in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("what", [errno.ENOSPC, errno.EACCES])
+def test_what_the_disk_refuses_is_one_line_wherever_it_happens(
+    what: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused() -> None:
+        raise OSError(what, os.strerror(what), "/some/file")
+
+    monkeypatch.setattr(commands, "cli", refused)
+    with pytest.raises(SystemExit) as end:
+        commands.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == f"edge-hand: /some/file: {os.strerror(what).lower()}\n"
+    what = errno.EBADF  # a bug
+    with pytest.raises(OSError):
+        commands.main()

@@ -23,7 +23,6 @@ from edge_hand.edge.control import (
     decode_request,
     encode_reply,
     sockets,
-    use_model,
 )  # fmt: skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +61,7 @@ def test_a_daemon_is_found_and_answers(folder: Path) -> None:
         assert daemon.path == folder / "front.sock" and sockets() == [daemon.path]
         assert ask(daemon.path, "status") == Reply(True, "front", "status", {"frames": 7})
         assert ask(daemon.path, "reload") == Reply(False, "front", "this cannot be", {})
-        assert use_model(Path("net.onnx"))[0].message == f"use {os.getcwd()}/net.onnx"
+        assert ask(daemon.path, "use", Path("net.onnx")).message == f"use {os.getcwd()}/net.onnx"
     assert sockets() == [] and list(folder.iterdir()) == []
     with pytest.raises(ControlError, match=r"front\.sock: no daemon can be asked there \(no such file or directory\)$"):
         ask(folder / "front.sock", "status")
@@ -153,7 +152,7 @@ def test_who_waits_for_a_model_keeps_nobody_from_asking() -> None:
         return answer(request)
 
     with ControlSocket("front", slow) as daemon:
-        waiting = threading.Thread(target=use_model, args=(Path("/net.onnx"),))
+        waiting = threading.Thread(target=ask, args=(daemon.path, "use", Path("/net.onnx")))
         waiting.start()
         assert ask(daemon.path, "status", timeout_s=5).ok and waiting.is_alive()
         release.set()

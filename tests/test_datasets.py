@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from depth_png import encode_depth_png
 from edge_hand.edge.model_card import DEFAULT_MODEL
-from edge_hand.edge.recording import RecordingWriter, encode_depth_png
+from edge_hand.edge.recording import RecordingWriter
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.kinematics import pose_hand

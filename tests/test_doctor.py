@@ -312,3 +312,11 @@ def test_the_command_ends_with_1_if_something_is_bad(tmp_path: Path) -> None:
     assert (ill.returncode, ill.stderr) == (1, "") and "'hnds' is unknown; did you mean hands?" in ill.stdout
     found = json.loads((tmp_path / "d.json").read_text())
     assert "bad" in {finding["level"] for finding in found["findings"]} and found["device"]["cpu"]
+
+
+def test_a_path_that_may_not_even_be_looked_at_is_a_finding(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)  # too long; a folder that may not be searched is an OSError as well, but not to root
+    assert doctor.the_models(MODELS, path.with_suffix(".onnx"))[0].level == "bad"
+    assert one(doctor.the_keys(path), "keys").level == "bad"
+    assert one(doctor.engine_cache(path), "engine cache").said.startswith(str(path))
+    assert doctor.port(f"ipc://{path}/hands")[0].level == "bad"

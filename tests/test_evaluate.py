@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from depth_png import encode_depth_png
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.evaluate import ARM_M, evaluate_recording, hand_points, recording_table, surface_distance_mm
 from edge_hand.edge.finder import CUBE_M
-from edge_hand.edge.recording import encode_depth_png
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.se3 import so3_exp, transform

@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import pytest
 import zmq
+from depth_png import encode_depth_png
 from edge_hand.edge import loop as loop_module
 from edge_hand.edge.cameras import BadFrame, Camera, open_camera
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
@@ -20,7 +21,7 @@ from edge_hand.edge.client import Subscription, subscribe
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.recording import RecordingWriter, encode_depth_png
+from edge_hand.edge.recording import RecordingWriter
 from edge_hand.edge.tracker import STAGES, Tracker
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.template import template

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from edge_hand.edge import model_store
 from edge_hand.edge.cli import cli
 from edge_hand.edge.control import ControlSocket, Reply, Request
 from edge_hand.edge.engines import open_engine
@@ -113,6 +114,36 @@ def test_a_changed_file_is_never_put_in_use_and_the_daemon_says_so_and_serves_as
         use(store, 1)
     model, line = own_model(store)
     assert model == DEFAULT_MODEL and line.startswith("model: dgn-nano-int8 as shipped, since ") and "\n" not in line
+
+
+def test_a_version_without_its_hashes_is_passed_over_too(store: Path) -> None:
+    about = add(store, [FLOAT], "a", {}).folder / "version.json"
+    use(store, 1)
+    values = json.loads(about.read_text())
+    del values["sha256"]
+    about.chmod(0o644)
+    about.write_text(json.dumps(values))
+    with pytest.raises(StoreError, match=r"0001: version\.json or gate\.json is damaged$"):
+        current(store)
+    assert own_model(store)[0] == DEFAULT_MODEL
+
+
+def test_a_version_that_may_not_be_read_is_passed_over_too(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(store, [FLOAT], "a", {})
+    use(store, 1)
+
+    def forbidden(path: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(model_store, "sha256", forbidden)  # root, who may run this test, may read any file
+    assert own_model(store)[0] == DEFAULT_MODEL
+
+
+def test_what_a_power_cut_left_half_added_is_removed_by_the_next(store: Path) -> None:
+    (store / ".new-abc").mkdir(parents=True)
+    (store / ".new-abc" / "adapted-1.onnx").write_bytes(b"half of it")
+    assert add(store, [FLOAT], "a", {}).number == 1
+    assert sorted(f.name for f in store.iterdir()) == [".lock", "0001"]
 
 
 def test_a_version_that_cannot_be_written_leaves_nothing(store: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import numba
 import numpy as np
 import pytest
 import torch
+from depth_png import encode_depth_png
 from edge_hand.edge.model_card import MODELS
-from edge_hand.edge.recording import RecordingWriter, encode_depth_png
+from edge_hand.edge.recording import RecordingWriter
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.crop import crop_depth, points_from_uvd
 from edge_hand.hand.frames import DepthFrame, HandRoi

@@ -122,11 +122,10 @@ def test_live_frames_come_unchanged_with_unit_intrinsics_and_host_times(unit_m):
             assert (frame.camera, frame.seq, frame.depth_unit_m) == ("900000000042", number, unit_m)
             assert frame.intrinsics == INTRINSICS
             assert pushed_ns - 1000 <= frame.t_ns <= time.monotonic_ns()
-        assert camera.dropped == 0
 
 
 @needs_realsense
-def test_live_gives_the_newest_frame_and_counts_the_dropped():
+def test_live_gives_the_newest_frame():
     soft = SoftwareCamera()
     with RealSenseCamera(mode="640x480@30", device=soft.device) as camera:
         soft.push(noise(1), 1, 1000.0)
@@ -135,7 +134,6 @@ def test_live_gives_the_newest_frame_and_counts_the_dropped():
             soft.push(noise(number), number, 1000.0 + 33 * number)
             time.sleep(0.005)
         assert camera.read(2.0).seq == 10
-        assert camera.dropped == 8
 
 
 @needs_realsense
@@ -187,7 +185,6 @@ def played_back(path, unit_m):
         start_ns = time.monotonic_ns()
         frames = read_all(camera)
         elapsed_ns = time.monotonic_ns() - start_ns
-        assert camera.dropped == 1
         with pytest.raises(EndOfStream, match="no more frames"):
             camera.read(0.5)
     assert [frame.seq for frame in frames] == [1, 2, 3, 5, 6]
@@ -211,7 +208,6 @@ def test_a_looped_recording_goes_on_counting(recording):
     path, _ = recording
     with open_camera("realsense", str(path), fps=500, loop=True) as camera:
         frames = [camera.read(5.0) for _ in range(12)]
-        assert camera.dropped == 2
     assert [frame.seq for frame in frames] == [1, 2, 3, 5, 6, 7, 8, 9, 11, 12, 13, 14]
     assert np.array_equal(frames[5].depth, noise(1))
     assert min(np.diff([frame.t_ns for frame in frames])) >= 2_000_000

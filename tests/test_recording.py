@@ -17,13 +17,14 @@ import msgpack
 import numpy as np
 import pytest
 import zstandard
+from depth_png import encode_depth_png
+from edge_hand.edge import foxglove
 from edge_hand.edge.recording import (
     METADATA,
     Recording,
     RecordingError,
     RecordingWriter,
     decode_depth_png,
-    encode_depth_png,
 )
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
@@ -195,6 +196,19 @@ def test_the_depth_is_a_ros_2_image_and_the_hand_a_scene(tmp_path: Path) -> None
     assert plot["hands"][0]["angles_rad"]["index_pip_flex"] == pytest.approx(hand.angles_rad[6], abs=1e-4)
     calibration = json.loads(seen["calibration.front"][2])
     assert calibration["K"][0] == 40.5 and calibration["D"] == [0.1, -0.2, 0.001, 0.002, 0.03]
+
+
+def test_a_message_is_decoded_once_for_all_that_foxglove_shows_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the recorder's thread, which takes the interpreter from the loop's."""
+    decoded: list[bytes] = []
+    monkeypatch.setattr(foxglove, "decode", lambda parts: decoded.append(parts[0]) or decode(parts))
+    with RecordingWriter(tmp_path / "a.mcap") as writer:
+        writer.write(next(some_frames(1, "front")))
+        for parts in messages():
+            writer.message(parts, 5_000_000_000)
+    assert decoded == [b"joints.front"]
 
 
 # --- who may read it, and when it is there

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from depth_png import encode_depth_png
 from edge_hand.edge.cameras import BadFrame, CameraError, EndOfStream, FrameTimeout, camera_kinds, open_camera
 from edge_hand.edge.cameras.replay import PngFolder, ReplayCamera
-from edge_hand.edge.recording import RecordingWriter, encode_depth_png
+from edge_hand.edge.recording import RecordingWriter
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 from PIL import Image

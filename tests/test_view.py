@@ -27,13 +27,14 @@ from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.model_card import DEFAULT_MODEL
 from edge_hand.edge.publish import Publisher
+from edge_hand.edge.recording import RecordingError
 from edge_hand.edge.tracker import Tracker
 from edge_hand.edge.view import served
 from edge_hand.edge.view_board import FRESH_S, GONE_S, Board
 from edge_hand.edge.view_packet import POINT_M, Packets
-from edge_hand.edge.view_source import published
+from edge_hand.edge.view_source import _WithClouds, published
 from edge_hand.hand.camera import Intrinsics
-from edge_hand.hand.frames import HandPose
+from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.wire import (
     HandCloud,
     Header,
@@ -229,6 +230,28 @@ def test_a_recording_is_shown_with_or_without_messages_in_it(engine: Engine, tmp
         body = first_packets(server.url, has_all_of_a_hand)
     says = body["cameras"][0]["message"] or ""
     assert body["cameras"][0]["camera"] == "synthetic-0" and (messages or "played" not in says)
+
+
+def test_frames_that_a_recording_lacks_do_not_make_it_be_read_again() -> None:
+    """Some in a row, a damaged one, and those behind its end."""
+    read: list[int] = []
+
+    def decoded(t_ns: int) -> DepthFrame:
+        read.append(t_ns)
+        if t_ns == 70:
+            raise RecordingError("a frame is damaged")
+        lens = Intrinsics(4, 4, 4.0, 4.0, 1.5, 1.5)
+        return DepthFrame("front", t_ns, t_ns, np.zeros((4, 4), np.uint16), 0.001, lens)
+
+    class Gaps:
+        def __iter__(self) -> Iterator[DepthFrame]:
+            return map(decoded, [10, 20, 60, 70, 80])
+
+    source = _WithClouds("tcp://127.0.0.1:*", Gaps())  # type: ignore[arg-type]
+    for lap in (1, 2):
+        found = [source._frame_at(t_ns) for t_ns in range(10, 110, 10)]
+        assert [frame and frame.t_ns for frame in found] == [10, 20, None, None, None, 60, None, 80, None, None]
+        assert read == lap * [10, 20, 60, 70, 80]
 
 
 def test_only_pages_of_this_machine_may_read_it() -> None:

@@ -74,7 +74,10 @@ def open_camera(kind: str, source: str | None = None, **options: Any) -> Camera:
     for key in given:
         if key not in known:
             raise CameraError(f"camera {kind!r} has no option --{key}; it has {', '.join('--' + k for k in known)}")
-    camera: Camera = backend(source, **given)
+    try:
+        camera: Camera = backend(source, **given)
+    except OSError as error:  # a folder that may not be searched
+        raise CameraError(f"{source}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
     return camera
 
 

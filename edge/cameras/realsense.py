@@ -83,7 +83,6 @@ class RealSenseCamera:
 
     Live, `read` gives the newest frame, with t_ns = its mid-exposure as well as the camera tells it. A recording is
     shown as the replay camera does: each frame at its time, none dropped, fps None as recorded or 0 at once.
-    `dropped` counts the frames which the sensor made and `read` did not return, by the gaps in the frame numbers.
     device is a librealsense device to use instead of a connected one (a software device).
     """
 
@@ -106,7 +105,6 @@ class RealSenseCamera:
         self._seq_offset, self._t_offset_ns = 0, 0
         # Of this lap: time and number of the first frame; number and time of the last.
         self._first_ns, self._first_number, self._last = 0, 0, (-1, 0)
-        self.dropped = 0
         if source is None:
             self._label = f"realsense {serial}" if serial else "realsense"
             profile = self._start_device(serial, parse_mode(mode), device)
@@ -256,10 +254,7 @@ class RealSenseCamera:
         rs = self._rs
         number = int(depth.get_frame_number())
         stamp_ns = round(depth.get_timestamp() * 1e6)
-        before, _ = self._last
-        if before >= 0 and number > before:
-            self.dropped += number - before - 1
-        if before < 0:
+        if self._last[0] < 0:
             self._first_ns, self._first_number = stamp_ns, number
         self._last = (number, stamp_ns)
         if self._source is not None:

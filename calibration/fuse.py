@@ -70,6 +70,7 @@ class FusedHand:
     right_votes: float = 0.0
     id: int = 0
     steps: int = 0
+    measured_ns: int = 0  # t_ns is that of the last step, in which cameras may only have predicted it
     velocity_m_s: Array = field(default_factory=lambda: np.zeros(3))
     weights: dict[int, Array] = field(default_factory=dict)  # (21,) of each camera in the last step
     smoother: Smoother = field(default_factory=lambda: Smoother(PLACE, TURN, FINGERS))
@@ -102,7 +103,7 @@ class Fuser:
         found: list[TrackedHand] = []
         for hand, its in self._assigned(t_ns, seen):
             self._vote(hand, its)
-            mine = [s for s in its if s.sighting.is_left == hand.is_left]
+            mine = [s for s in its if s.sighting.is_left == hand.is_left and s.sighting.age_ms * 1e6 <= PREDICTED_NS]
             sure = hand.steps > 0 or len(mine) > 1  # one camera alone must see a new hand twice
             if mine and sure and hand.id == 0:
                 hand.id, self._next_id = self._next_id, self._next_id + 1
@@ -209,6 +210,8 @@ class Fuser:
         )
         conf = joint_confidence(target.sigma_m, visible, Calibration(hidden=0.0))
         tracked = any(s.sighting.tracked for s in mine)
+        age_ns = 0 if tracked else round(1e6 * min(s.sighting.age_ms for s in mine))
+        hand.measured_ns = max(hand.measured_ns, t_ns - age_ns)
         hand.pose = self._pose(
             hand, pose, "tracked" if tracked else "predicted", conf, float(np.max([s.sighting.score for s in mine]))
         )
@@ -217,7 +220,7 @@ class Fuser:
         hand.centre_m, hand.t_ns, hand.steps = centre, t_ns, hand.steps + 1
         raw = raw * MIRROR if hand.is_left else raw
         motion = Motion(smoothed.velocity_m_s, smoothed.angular_velocity_rad_s, smoothed.angle_rates_rad_s)
-        age_ms = 0.0 if tracked else 1.0
+        age_ms = (t_ns - hand.measured_ns) * 1e-6
         return TrackedHand(
             hand.id, hand.pose, raw if tracked else None, age_ms, _mirrored(motion) if hand.is_left else motion, visible
         )
@@ -261,11 +264,11 @@ class Fuser:
 
     def _predicted(self, hand: FusedHand, t_ns: int) -> TrackedHand | None:
         """The hand where it should be by now; None if it was not seen for too long."""
-        age_ns = t_ns - hand.t_ns
-        ahead = hand.smoother.predict(t_ns) if 0 <= age_ns <= PREDICTED_NS else None
+        age_ns = t_ns - hand.measured_ns
+        ahead = hand.smoother.predict(t_ns) if age_ns <= PREDICTED_NS else None
         if ahead is None or hand.pose is None:
             return None
-        fading = math.exp(-age_ns / PREDICTED_NS)
+        fading = math.exp((hand.t_ns - t_ns) / PREDICTED_NS)
         T = ahead.T_camera_wrist
         pose = self._pose(
             hand,

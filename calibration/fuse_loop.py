@@ -27,13 +27,14 @@ class FuseLoop:
     def __init__(self, rig: Rig, publisher: Publisher, smooth: bool = True, say: Callable[[str], None] = print) -> None:
         self.rig, self.publisher, self.say = rig, publisher, say
         self.views, self.fuser = Views(rig), Fuser(rig, smooth)
-        self.frames = self.tracked = self.late = 0
+        self.frames = self.tracked = self.lost = 0
+        self.trouble: dict[str, str] = {}  # as the listener has it, like lost
         self.stages_us = {"wait": 0.0, "fuse": 0.0, "publish": 0.0}
         self._begun_ns = time.monotonic_ns()
         self._recent: deque[int] = deque(maxlen=60)
         self._header = Header(CAMERA, -1, self._begun_ns, time.time_ns(), self._begun_ns)
         self._state: StatusState = "starting"
-        self._told: tuple[str, frozenset[str], frozenset[str]] | None = None
+        self._told: tuple[str, frozenset[str], frozenset[str], frozenset[str]] | None = None
         self._status_ns = self._frame_ns = self._begun_ns
 
     def run(self, listener: Listener, stop: Callable[[], bool]) -> None:
@@ -42,6 +43,7 @@ class FuseLoop:
             while not stop():
                 waiting = self.views.wait_ns * 1e-9 / 3
                 heard = listener.take(waiting if self.views.waiting else IDLE_S)
+                self.trouble, self.lost = listener.trouble(), listener.lost
                 self.handle(heard, time.monotonic_ns())
         finally:
             self._publish_status("stopping", time.monotonic_ns())
@@ -72,7 +74,7 @@ class FuseLoop:
         self.stages_us["wait"], self.stages_us["fuse"] = (begun - captured_ns) * 1e-3, (fused - begun) * 1e-3
         wire = [WireHand(h.id, h.age_ms, h.pose, h.joints_raw_m, h.visible, h.motion) for h in hands]
         if self.publisher.wants(f"joints.{CAMERA}"):
-            self.publisher.publish(encode_joints(self._header, wire, stages_us=self.stages_us, dropped=self.late))
+            self.publisher.publish(encode_joints(self._header, wire, stages_us=self.stages_us, dropped=self.views.late))
         if self.publisher.wants(f"mesh.{CAMERA}"):
             self.publisher.publish(encode_mesh(self._header, wire))
         self.stages_us["publish"] = (time.monotonic_ns() - fused) * 1e-3
@@ -84,7 +86,7 @@ class FuseLoop:
         self._state = "tracked" if "tracked" in states else "predicted" if states else "lost"
 
     def _heartbeat(self, state: StatusState, now_ns: int) -> None:
-        told = state, frozenset(self.views.silent(now_ns)), frozenset(self.views.unknown)
+        told = state, frozenset(self.views.silent(now_ns)), frozenset(self.views.unknown), frozenset(self.trouble)
         new = told != self._told
         if new and (self._told is None or told[1:] != self._told[1:]):
             self.say(self._words(now_ns))
@@ -93,7 +95,7 @@ class FuseLoop:
             self._publish_status(state, now_ns)
 
     def _words(self, now_ns: int) -> str:
-        """Which cameras are there, in one line."""
+        """Which cameras are there, and what is wrong, in one line."""
         silent, known = self.views.silent(now_ns), len(self.rig.cameras)
         text = f"{known - len(silent)} of {known} cameras"
         if silent:
@@ -101,6 +103,9 @@ class FuseLoop:
             text += ": " + ", ".join(gone)
         if self.views.unknown:
             text += f"; not in the rig file: {', '.join(sorted(self.views.unknown))}"
+        text += "".join(f"; {address}: {why}" for address, why in self.trouble.items())
+        if self.lost:
+            text += f"; {self.lost} messages lost, for they come faster than they are fused"
         return text
 
     def _publish_status(self, state: StatusState, now_ns: int) -> None:
@@ -112,7 +117,8 @@ class FuseLoop:
         fps = (len(recent) - 1) * 1e9 / max(recent[-1] - recent[0], 1) if len(recent) > 1 else 0.0
         self.publisher.publish(
             encode_status(
-                header, state=state, fps=fps, frames=self.frames, dropped=self.late, bad_frames=0, engine="fusion",
-                model=self.rig.name, uptime_s=(now_ns - self._begun_ns) * 1e-9, message=self._words(now_ns),
+                header, state=state, fps=fps, frames=self.frames, dropped=self.views.late, bad_frames=0,
+                engine="fusion", model=self.rig.name, uptime_s=(now_ns - self._begun_ns) * 1e-9,
+                message=self._words(now_ns),
             )
         )  # fmt: skip

@@ -6,7 +6,6 @@ of the hosts' wall clocks, and whatever these are apart is part of the time offs
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..edge.client import subscribe
 from ..edge.cloud import points_near
 from ..edge.engines import Engine, open_engine
 from ..edge.refit import Refit
@@ -26,8 +24,10 @@ from ..hand.camera import Intrinsics
 from ..hand.crop import MIRROR
 from ..hand.frames import DepthFrame
 from ..hand.kinematics import Shape
-from ..hand.messages import CloudMessage, HandJoints, JointsMessage, WireError
+from ..hand.messages import CloudMessage, HandJoints, JointsMessage, Message
+from .listen import Listener
 from .observe import JOINTS, Cloud, ObserveError, Sight
+from .sight import MIRROR4, shows_left
 
 Array = NDArray[Any]
 
@@ -64,8 +64,7 @@ class Collected:
             raise ObserveError(
                 f"{self.serial}: its daemon does not send clouds with intrinsics: update edge-hand there"
             )
-        count = len(self.times_s)  # it may grow meanwhile
-        times, joints = np.array(self.times_s[:count]), np.array(self.joints_m[:count])
+        times, joints = np.array(self.times_s), np.array(self.joints_m)
         return Sight(self.serial, self.stream, self.intrinsics, times, joints, tuple(self.clouds))
 
 
@@ -102,55 +101,46 @@ def watch_frames(frames: Iterable[DepthFrame], engine: Engine | None = None) -> 
     return looker.collected.sight()
 
 
-class Listener:
-    """Subscribes to one daemon in a thread and collects what its camera saw; use with `with`."""
+class Hearer:
+    """Keeps what one daemon's camera saw, as its listener hears it."""
 
-    def __init__(self, address: str, keys: Path | None = None) -> None:
-        self.address, self.collected, self.error = address, Collected(), ""
-        self._subscription = subscribe(address, ("joints", "cloud"), latest=False, timeout_s=0.5, keys=keys)
+    def __init__(self, listener: Listener) -> None:
+        self.collected = Collected()
+        self._listener, self._address = listener, listener.addresses[0]
+        self._heard_s = time.monotonic()
         self._waiting: dict[int, JointsMessage] = {}
-        self._refit, self._stop, self._id = Refit(), threading.Event(), -1
-        self._thread = threading.Thread(target=self._listen, name=f"listen {address}", daemon=True)
+        self._refit, self._id = Refit(), -1
 
-    def __enter__(self) -> Listener:
-        self._thread.start()
-        return self
+    def hear(self) -> None:
+        """What came by now. Raises ObserveError if it cannot be read, is of two cameras, or nothing for too long."""
+        heard = self._listener.take(0)
+        for _, message in heard:
+            self._sort(message)
+        why = self._listener.trouble().get(self._address)
+        if why:
+            raise ObserveError(f"{self._address}: {why}")
+        if heard:
+            self._heard_s = time.monotonic()
+        elif time.monotonic() - self._heard_s > SILENCE_S:
+            raise ObserveError(
+                f"no message from {self._address} for {SILENCE_S:g} s; is `edge-hand run` running there?"
+            )
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._subscription.close()
-
-    def _listen(self) -> None:
-        heard = time.monotonic()
-        while not self._stop.is_set():
-            try:
-                message = next(self._subscription)
-            except TimeoutError:
-                if time.monotonic() - heard > SILENCE_S:
-                    self.error = (
-                        f"no message from {self.address} for {SILENCE_S:g} s; is `edge-hand run` running there?"
-                    )
-                continue
-            except WireError as error:
-                self.error = f"{self.address}: {error}"
-                continue
-            heard = time.monotonic()
-            if isinstance(message, JointsMessage):
-                self._waiting[message.seq] = message
-                while len(self._waiting) > 10:  # its cloud was lost: the joints still count
-                    self._take(self._waiting.pop(next(iter(self._waiting))), None)
-            elif isinstance(message, CloudMessage):
-                self.collected.intrinsics = message.intrinsics or self.collected.intrinsics
-                joints = self._waiting.pop(message.seq, None)
-                if joints is not None:
-                    self._take(joints, message)
+    def _sort(self, message: Message) -> None:
+        if isinstance(message, JointsMessage):
+            self._waiting[message.seq] = message
+            while len(self._waiting) > 10:  # its cloud was lost: the joints still count
+                self._take(self._waiting.pop(next(iter(self._waiting))), None)
+        elif isinstance(message, CloudMessage):
+            self.collected.intrinsics = message.intrinsics or self.collected.intrinsics
+            joints = self._waiting.pop(message.seq, None)
+            if joints is not None:
+                self._take(joints, message)
 
     def _take(self, joints: JointsMessage, cloud: CloudMessage | None) -> None:
         name = self.collected.serial
         if name and name != joints.camera:
-            self.error = f"{self.address} publishes {name} and {joints.camera}: give one address a camera"
-            return
+            raise ObserveError(f"{self._address} publishes {name} and {joints.camera}: give one address a camera")
         self.collected.serial = joints.camera
         t_s = joints.t_capture_unix_ns * 1e-9
         hands = [hand for hand in joints.hands if hand.joints_raw_m is not None]
@@ -168,35 +158,24 @@ def listen(
     addresses: Sequence[str], seconds: float, keys: Path | None, watch: Callable[[list[Sight]], bool]
 ) -> list[Sight]:
     """Collect from daemons for so long, one camera each; watch is called twice a second with what is there so far and
-    ends it by True. Raises ObserveError if one is silent."""
+    ends it by True. Raises ObserveError if one is silent, or sends what cannot be read."""
     with ExitStack() as stack:
-        listeners = [stack.enter_context(Listener(address, keys)) for address in addresses]
+        listeners = [stack.enter_context(Listener([address], ("joints", "cloud"), keys)) for address in addresses]
+        hearers = [Hearer(listener) for listener in listeners]
         begun = time.monotonic()
         while time.monotonic() - begun < seconds:
             time.sleep(0.5)
-            wrong = [listener.error for listener in listeners if listener.error]
-            if wrong:
-                raise ObserveError(wrong[0])
-            ready = [x.collected.sight() for x in listeners if x.collected.times_s and x.collected.intrinsics]
-            if len(ready) == len(listeners) and watch(ready):
+            for hearer in hearers:
+                hearer.hear()
+            ready = [x.collected.sight() for x in hearers if x.collected.times_s and x.collected.intrinsics]
+            if len(ready) == len(hearers) and watch(ready):
                 break
-    return [listener.collected.sight() for listener in listeners]
+    return [hearer.collected.sight() for hearer in hearers]
 
 
 def mesh_of(hand: HandJoints, refit: Refit) -> Array:
     """The mesh (V, 3) m that a joints message implies."""
-    T, left = np.asarray(hand.T_camera_wrist, np.float64), _is_left(hand)
+    T, left = np.asarray(hand.T_camera_wrist, np.float64), shows_left(hand.joints_m, hand.T_camera_wrist)
     shape = Shape(np.asarray(hand.alpha, np.float64), np.asarray(hand.beta, np.float64))
-    mirror = np.diag([*MIRROR, 1.0])
-    _, mesh = refit.pose(mirror @ T @ mirror if left else T, np.asarray(hand.angles_rad, np.float64), shape)
+    _, mesh = refit.pose(MIRROR4 @ T @ MIRROR4 if left else T, np.asarray(hand.angles_rad, np.float64), shape)
     return (mesh * MIRROR if left else mesh).astype(np.float32)
-
-
-def _is_left(hand: HandJoints) -> bool:
-    """By its side, or if that is not known, by how thumb and fingers lie in the wrist's frame: a right hand's thumb is
-    at -x."""
-    if hand.side != "unknown":
-        return hand.side == "left"
-    T = np.asarray(hand.T_camera_wrist, np.float64)
-    thumb, little = (T[:3, :3].T @ (np.asarray(hand.joints_m[i], np.float64) - T[:3, 3]) for i in (2, 17))
-    return bool(thumb[0] > little[0])

@@ -15,6 +15,7 @@ from ..hand.messages import Message, WireError
 
 POLL_S = 0.2
 MOST = 4096  # messages kept; beyond them the oldest are lost
+TROUBLE_NS = 2_000_000_000  # for so long it is told that a message was not the contract's
 
 
 class Heard(NamedTuple):
@@ -27,13 +28,13 @@ class Heard(NamedTuple):
 class Listener:
     """`with Listener(addresses) as listener`, then `take()`. Raises SubscribeError or KeysError on entry.
 
-    trouble is the last message that was not the contract's.
+    lost counts the messages that were not taken in time.
     """
 
     def __init__(self, addresses: Sequence[str], topics: Sequence[str], keys: Path | None = None) -> None:
         self.addresses, self.topics, self.keys = tuple(addresses), tuple(topics), keys
-        self.trouble = ""
         self.lost = 0
+        self._trouble: dict[str, tuple[int, str]] = {}
         self._queue: queue.Queue[Heard] = queue.Queue(MOST)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -64,6 +65,11 @@ class Listener:
         except queue.Empty:
             return heard
 
+    def trouble(self) -> dict[str, str]:
+        """By address, what was wrong with its last message that was not the contract's, if it came of late."""
+        since_ns = time.monotonic_ns() - TROUBLE_NS
+        return {address: why for address, (t_ns, why) in self._trouble.copy().items() if t_ns > since_ns}
+
     def _listen(self, address: str) -> None:
         with subscribe(address, self.topics, latest=False, timeout_s=POLL_S, keys=self.keys) as messages:
             while not self._stop.is_set():
@@ -72,7 +78,7 @@ class Listener:
                 except TimeoutError:
                     continue
                 except WireError as error:
-                    self.trouble = f"{address}: {error}"
+                    self._trouble[address] = time.monotonic_ns(), str(error)
                     continue
                 if self._queue.full():
                     self.lost += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +11,8 @@ from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTime
 from ..edge.engines import open_engine
 from .gather import Looker
 from .observe import Sight
+
+SILENCE_S = 5.0  # without a frame, after which a camera counts as gone
 
 
 def open_source(text: str) -> tuple[Camera, bool]:
@@ -25,7 +28,7 @@ def open_source(text: str) -> tuple[Camera, bool]:
 def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]], bool]) -> list[Sight]:
     """Track all sources, a frame of each in turn: recordings up to so many seconds, cameras until watch says enough.
 
-    watch is called about twice a second of the frames' own time.
+    watch is called about twice a second of the frames' own time. Raises CameraError for a camera that gives no frames.
     """
     engine = open_engine()
     with ExitStack() as stack:
@@ -34,16 +37,21 @@ def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]
         live = any(is_live for _, is_live in opened)
         lookers = [Looker(engine) for _ in cameras]
         running, shown_s = list(range(len(cameras))), 0.0
+        silent: dict[int, float] = {}  # since when a camera gives no frame
         while running:
             # The one that is furthest behind in its own time goes next, so that all end together.
             n = min(running, key=lambda i: _elapsed_s(lookers[i]))
             try:
-                lookers[n].look(cameras[n].read())
+                frame = cameras[n].read()
             except EndOfStream:
                 running.remove(n)
                 continue
-            except (BadFrame, FrameTimeout):
+            except (BadFrame, FrameTimeout) as error:
+                if time.monotonic() - silent.setdefault(n, time.monotonic()) > SILENCE_S:
+                    raise CameraError(f"no frame that can be used for {SILENCE_S:g} s: {error}") from None
                 continue
+            silent.pop(n, None)
+            lookers[n].look(frame)
             if _elapsed_s(lookers[n]) > seconds:
                 running.remove(n)
             now_s = min(_elapsed_s(looker) for looker in lookers)

@@ -32,7 +32,7 @@ CONVENTIONS = {
     "frame": "x right, y down, z forward, at the pinhole of the stream; pixel centres at integers",
     "T_ref_cam": "p_ref = T_ref_cam p_cam, 4x4, row by row",
     "covariance": "6x6 of [rotation, translation] in the reference frame: T_true = [Exp(w) | d] T_ref_cam",
-    "time": "t_ref = t_cam + offset_s, growing by drift_ppm",
+    "time": "t_ref = t_cam + offset_s; drift_ppm is 0",
     "depth": "1 / z_true = scale / z + offset_per_m",
 }
 
@@ -51,7 +51,7 @@ class RigError(Exception):
 class TimeOffset:
     offset_s: float = 0.0
     sigma_s: float = 0.0
-    drift_ppm: float = 0.0
+    drift_ppm: float = 0.0  # any other value is refused
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Rig:
     pairs: tuple[RigPair, ...]
     quality: Quality
 
-    def camera(self, serial: str, width: int, height: int, stream: str | None = None) -> RigCamera:
+    def camera(self, serial: str, width: int, height: int) -> RigCamera:
         """A connected camera's entry. Raises RigError if the rig does not know it as it is."""
         known = {camera.serial: camera for camera in self.cameras}
         if serial not in known:
@@ -128,8 +128,6 @@ class Rig:
             raise RigError(
                 f"rig {self.name}: camera {serial} was calibrated at {size[0]}x{size[1]}, it runs at {width}x{height}"
             )
-        if stream is not None and stream != camera.stream:
-            raise RigError(f"rig {self.name}: camera {serial} was calibrated as {camera.stream}, it runs as {stream}")
         return camera
 
     def check(self, serial: str, intrinsics: Intrinsics) -> RigCamera:
@@ -246,6 +244,11 @@ def _camera(item: Any, where: str) -> RigCamera:
     ):
         raise RigError(f"{where}: the covariance is not symmetric and positive")
     time = TimeOffset(**_values(TimeOffset, item["time"], f"{where}: time"))
+    if time.drift_ppm:
+        raise RigError(
+            f"{where}: drift_ppm {time.drift_ppm:g} is not applied, only 0 is possible: let NTP or PTP hold the hosts' "
+            "clocks together"
+        )
     depth = DepthCorrection(**_values(DepthCorrection, item["depth"], f"{where}: depth"))
     if not 0.5 < depth.scale < 2:
         raise RigError(f"{where}: depth scale {depth.scale} is not plausible")

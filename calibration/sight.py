@@ -34,7 +34,8 @@ class Sighting(NamedTuple):
 
     T_wrist (4, 4) m; angles (20,) rad; alpha (6,), beta (7,); raw_off_m (21, 3) from the joints of that pose, which are
     smoothed, to those measured; joint_conf (21,) as on the wire; visible (21,) int8 or None; velocity_m_s (3,) of the
-    wrist; points_m (N, 3) the depth points of the hand; carried_s since it was seen, negative until then.
+    wrist; points_m (N, 3) the depth points of the hand; carried_s since the message, negative until then; age_ms since
+    the hand was measured.
     """
 
     camera: int
@@ -53,6 +54,7 @@ class Sighting(NamedTuple):
     velocity_m_s: Array
     points_m: Array
     carried_s: float
+    age_ms: float
 
     @property
     def shape(self) -> Shape:
@@ -135,6 +137,7 @@ class View:
             velocity_m_s=velocity,
             points_m=points_m,
             carried_s=carried_s,
+            age_ms=max(hand.age_ms + 1e3 * carried_s, 0.0),
         )
 
     def _corrected(self, points_m: Array) -> Array:

@@ -176,6 +176,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     """The file's entries, with `intrinsics` made of them."""
     try:
         known = json.loads(path.read_text())
+        if not isinstance(known, dict):
+            raise SourceError(f"{path} holds {type(known).__name__}, expected a map with the intrinsics")
         lens = {key: known[key] for key in ("width", "height", "fx", "fy", "cx", "cy")}
         known["intrinsics"] = Intrinsics(**lens, distortion=tuple(known.get("distortion", (0.0,) * 5)))
     except OSError as error:
@@ -184,9 +186,13 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from None
     except KeyError as error:
         raise SourceError(f"{path}: {error.args[0]} is missing") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise SourceError(f"{path}: {error}") from None
-    return dict(known)
+    for key, least, most in (("fps", 1e-3, 1000), ("depth_scale_m", 1e-6, 0.1)):
+        value = known.get(key, most)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            raise SourceError(f"{path}: {key} is {value!r}, expected a number from {least:g} to {most:g}")
+    return known
 
 
 def _read_times(path: Path) -> Array | None:

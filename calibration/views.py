@@ -25,6 +25,7 @@ class Views:
         self.views = {camera.serial: View(i, camera) for i, camera in enumerate(rig.cameras)}
         self.clock: Clock = "monotonic"
         self.unknown: set[str] = set()  # cameras that the rig does not know
+        self.late = 0  # frames that came after the step of their moment
         self._boot: dict[str, int] = {}
         self._came: dict[str, int] = {}  # when the last joints message of a camera came
         self._clouded: dict[str, int] = {}  # seq of the last cloud of a camera
@@ -80,11 +81,12 @@ class Views:
         complete = all(s in self._new and self._has_cloud(s) for s in live)
         if not complete and now_ns - min(self._new.values()) < self.wait_ns:
             return None
-        newest = [t for s in self._new if (t := self.views[s].newest_ns) is not None]
-        self._new.clear()
+        new, self._new = self._new, {}
+        newest = [t for s in new if (t := self.views[s].newest_ns) is not None]
         t_ns = sum(newest) // len(newest)
         if self._last_ns is not None and t_ns <= self._last_ns and self._last_ns - t_ns < LIVE_NS:
-            return None  # a straggler
+            self.late += len(new)
+            return None
         self._last_ns = t_ns
         return t_ns
 

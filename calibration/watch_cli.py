@@ -59,9 +59,9 @@ def watch(
             t_ns = views.due(now_ns)
             if t_ns is None or not watcher.observe(t_ns, views.at(t_ns)):
                 if time.monotonic() - said > SAY_S and not views.live(now_ns):
-                    click.echo(
-                        f"nothing is heard of {', '.join(addresses)}: is `edge-hand run` running there?", err=True
-                    )
+                    wrong = [f"{address}: {why}" for address, why in listener.trouble().items()]
+                    silence = f"nothing is heard of {', '.join(addresses)}: is `edge-hand run` running there?"
+                    click.echo("; ".join(wrong) or silence, err=True)
                     said = time.monotonic()
                 continue
             found = watcher.judge()

@@ -13,7 +13,6 @@ import json
 import math
 import os
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from ..hand.kinematics import AVERAGE, Shape
 from ..hand.skeleton import PART_JOINTS, PART_SCALES
 from .chain import JOINT_PARTS
-from .refit import EACH_AXIS, THRICE, Refit
+from .refit import EACH_AXIS, THRICE, Fit, Refit
 
 Array = NDArray[Any]
 VERSION = 1
@@ -49,27 +48,25 @@ class PersonError(Exception):
 class Person:
     """The shape so far (`shape`), whether it is final (`held`) and how many good frames were looked at (`frames`)."""
 
-    def __init__(self, shape: Shape | None = None, refit: Refit | None = None) -> None:
-        """A known shape is held from the start. refit should know the whole skin: sparser places look farther away, so
-        that hands come out too small."""
+    def __init__(self, shape: Shape | None = None) -> None:
+        """A known shape is held from the start."""
         self.shape = shape or AVERAGE
         self.held = shape is not None
         self.frames = 0
         self.seen_ns = 0
-        self._refit = refit
         self._last_ns: int | None = None
         self._information = np.zeros((6, 6))
         self._pull = np.zeros(6)
 
     def observe(
-        self, vertices_m: Array, weight: float, t_ns: int, points_m: Array | None = None, weights: Array | None = None
+        self, refit: Refit, fit: Fit, weight: float, t_ns: int, points_m: Array, weights: Array | None = None
     ) -> None:
-        """Look at a frame: the network's vertices (V, 3) m, how far to trust them (0 to 1), the hand's depth points
-        (N, 3) m in the same frame, and how far to trust each joint, weights (21,).
+        """Look at a frame: how the hand was fitted to it with the shape so far, how far to trust the frame (0 to 1),
+        the hand's depth points (N, 3) m in the fit's frame, and how far to trust each joint, weights (21,).
 
         Without enough points only the fingers' proportions and the network's own scale are to be had.
         """
-        if self.held or not (weight >= LEAST_WEIGHT and np.isfinite(vertices_m).all()):
+        if self.held or not (weight >= LEAST_WEIGHT and np.isfinite(fit.joints_free_m).all()):
             return
         passed = None if self._last_ns is None else t_ns - self._last_ns
         if passed is not None and 0 <= passed < EVERY_NS:
@@ -78,8 +75,7 @@ class Person:
         if passed is not None and passed > 0:
             self.seen_ns += min(passed, MOST_GAP_NS)
         self.frames += 1
-        self._refit = self._refit or _a_refit()
-        information, pull = shape_evidence(self._refit, vertices_m, self.shape, points_m, weights)
+        information, pull = shape_evidence(refit, fit, points_m, weights)
         share = (weight / NOISE_M) ** 2
         self._information = FADE * self._information + share * information
         self._pull = FADE * self._pull + share * (information @ self.shape.alpha + pull)
@@ -103,7 +99,7 @@ class Person:
             raise PersonError(f"person {path}: cannot be written ({error.strerror})") from None
 
     @classmethod
-    def load(cls, path: Path, refit: Refit | None = None) -> Person:
+    def load(cls, path: Path) -> Person:
         """A person saved before, whose shape is held. Raises PersonError."""
         try:
             entries = json.loads(path.read_bytes())
@@ -115,7 +111,7 @@ class Person:
             raise PersonError(f"person {path}: not a person of version {VERSION}")
         alpha = _numbers(path, entries, "alpha", 6, *_RANGE)
         beta = _numbers(path, entries, "beta", 7, -1.0, 1.0)
-        return cls(Shape(alpha, beta), refit)
+        return cls(Shape(alpha, beta))
 
 
 def person_maker(path: Path | None) -> Callable[[], Person]:
@@ -135,11 +131,9 @@ def keep_shape(path: Path, person: Person | None) -> str:
     return f"person {path}: the palm is {person.shape.alpha[0]:.2f} times the template's"
 
 
-def shape_evidence(
-    refit: Refit, vertices_m: Array, shape: Shape, points_m: Array | None, weights: Array | None = None
-) -> tuple[Array, Array]:
-    """Of one frame: information (6, 6) on the bone scales and pull (6,) away from those of shape."""
-    fit = refit.solve(vertices_m, shape=shape, points_m=points_m, weights=weights)
+def shape_evidence(refit: Refit, fit: Fit, points_m: Array, weights: Array | None = None) -> tuple[Array, Array]:
+    """Of one fitted frame: information (6, 6) on the bone scales and pull (6,) away from those of the fit."""
+    shape = fit.shape
     rest, at = refit.chain.at_rest(shape), fit.T_wrist[:3, 3]
     posed = refit.chain.pose(fit.T_wrist[:3, :3], fit.angles, rest)
     screws, joints = refit.chain.screws(posed), posed.joints_m
@@ -154,7 +148,7 @@ def shape_evidence(
     gradient = (target - joints - at).ravel() @ trusted
     normal[range(6, 26), range(6, 26)] += refit.angle_prior
     normal[26, 26] += 1e-9
-    if points_m is not None and len(points_m) >= LEAST_POINTS:
+    if len(points_m) >= LEAST_POINTS:
         meet = refit.meet(posed, rest, at, points_m)
         rows = np.zeros((len(points_m), 33))
         rows[:, :26] = refit.chain.rows(screws, meet.place_m, meet.normal, refit.chain.moved[meet.part])
@@ -191,8 +185,3 @@ def _numbers(path: Path, entries: dict[str, Any], name: str, n: int, low: float,
         if not number or not math.isfinite(value) or not low <= value <= high:
             raise PersonError(f"person {path}: {name} has {value!r}, possible are {low:g} to {high:g}")
     return np.array(values, float)
-
-
-@lru_cache(maxsize=1)
-def _a_refit() -> Refit:
-    return Refit(every=1)

@@ -35,7 +35,6 @@ DEPTH_REACH_M = 0.03
 APART_WEIGHT = 10.0
 DEEP_M = 0.0015  # spheres that overlap this much after the last step are parted by more of them
 MOST_PARTINGS = 3
-EVERY = 1  # each so manieth vertex is a place on the skin to meet depth points
 _LOW, _HIGH = ANGLE_LIMITS_RAD.T.copy()
 _JOINTS, _TIPS = list(PART_JOINTS), list(TIPS)
 _PARENTS = [max(p, 0) for p in PART_PARENTS]
@@ -94,9 +93,7 @@ def theta_of(wrist: Array, angles: Array) -> Array:
 class Refit:
     """Holds what is fixed: the template's moments, chain and skin. Arrays in, one Fit out; right hands only."""
 
-    def __init__(self, t: HandTemplate | None = None, every: int = EVERY) -> None:
-        """Depth points meet the skin at each `every`-th vertex."""
-        self.every = every
+    def __init__(self, t: HandTemplate | None = None) -> None:
         self.template = t = t or template()
         moments, self._centroid, self._variance = part_moments(t)
         self._moments = moments.astype(np.float32)  # half the memory to read, and exact to 1e-7
@@ -108,19 +105,16 @@ class Refit:
         self.angle_prior = ANGLE_PRIOR_M**2
         self._prior[6:] += self.angle_prior
         self._normals = self._normal_skin()  # (48, M)
-        self._place_parts = t.part[:: self.every]
         self._joint_skin = _joint_skin(t)
         self._rest: tuple[Shape, Rest] | None = None
         self._worn = _NO_BETA.tobytes()
         self._skin = self.chain.skin_of(_NO_BETA)
-        self._surface = np.ascontiguousarray(self._skin[:, :: self.every])
 
     def _wear(self, beta: Array) -> None:
         """Put on the skin of another beta."""
         if beta.tobytes() != self._worn:
             self._worn = beta.tobytes()
             self._skin = self.chain.skin_of(beta)
-            self._surface = np.ascontiguousarray(self._skin[:, :: self.every])
 
     def _normal_skin(self) -> Array:
         t = self.template
@@ -132,7 +126,7 @@ class Refit:
         normal /= np.linalg.norm(normal, axis=1, keepdims=True)
         local = normal[None] @ t.axes  # (16, V, 3)
         skin = (local * t.weights.T[..., None]).transpose(0, 2, 1).reshape(48, -1)
-        return np.ascontiguousarray(skin[:, :: self.every], np.float32)
+        return np.ascontiguousarray(skin, np.float32)
 
     def parts(self, vertices_m: Array) -> tuple[Array, Array, Array]:
         """Similarity of each part (eq. 3): rotation (16, 3, 3), scale (16,), shift (16, 3). The rotation's quaternion
@@ -236,7 +230,7 @@ class Refit:
 
     def meet(self, posed: Posed, rest: Rest, at_m: Array, points_m: Array) -> Meeting:
         """The place on the skin that faces the camera nearest to each depth point (Dual Grid Net, section 3.5)."""
-        skin = self.chain.skin(posed, rest, self._surface, at_m).T  # (3, M)
+        skin = self.chain.skin(posed, rest, self._skin, at_m).T  # (3, M)
         normals = posed.frames[:, :3, :3].transpose(1, 0, 2).reshape(3, 48).astype(np.float32) @ self._normals
         facing = (np.add.reduce(skin * normals) < 0).nonzero()[0]
         if not len(facing):
@@ -255,7 +249,7 @@ class Refit:
         squared = np.add.reduce(gap * gap, 1)
         near = 1 + squared * (1 / DEPTH_SCALE_M**2)
         weight = (squared < DEPTH_REACH_M**2) * (DEPTH_WEIGHT / (near * near))
-        return Meeting(place, normal, self._place_parts.take(vertex), np.add.reduce(gap * normal, 1), weight)
+        return Meeting(place, normal, self.template.part.take(vertex), np.add.reduce(gap * normal, 1), weight)
 
     def joint_rows(self, posed: Posed, screws: Array) -> Array:
         """(63, 26) d joints / d theta; rotations of the wrist are about the wrist, in the outer frame."""

@@ -114,10 +114,10 @@ class Poser:
         vertices, points = vertices_m(look), hand_points(look.crop, look.pixels)
         error_m = self.eye.joint_error_m(look)
         weights = trust(error_m)
-        track.person.observe(vertices, look.score, frame.t_ns, points, weights)
         shape = track.person.shape
         start = _a_moment_ago(track, frame, look)
         fit = self.refit.solve(vertices, shape=shape, points_m=points, weights=weights, start=start)
+        track.person.observe(self.refit, fit, look.score, frame.t_ns, points, weights)
         left = look.crop.mirrored
         t_raw = _in_camera(look, fit)
         track.fitted = t_raw, fit.angles

@@ -92,6 +92,7 @@ class Tracker:
         self._tell_sides_apart(looks)
         if self._search_is_due(frame, looks):
             self._search(frame, looks)
+        self._heed_sides(frame, looks)
         return self._publish(frame, looks)
 
     def reset(self) -> None:
@@ -156,6 +157,16 @@ class Tracker:
                 if a.is_left == b.is_left and abs(a.right_votes) < abs(b.right_votes):
                     a.vote(PAIR_VOTES if b.is_left else -PAIR_VOTES, PAIR_VOTES)
 
+    def _heed_sides(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
+        """A hand that was outvoted since it was looked at, is looked at as the other side's."""
+        for track, look in list(looks.items()):
+            if look.crop.mirrored != track.is_left:
+                again = self.eye.look(frame, look.centre_m, track.is_left, track.size)
+                if again.is_hand:
+                    looks[track] = again
+                else:
+                    del looks[track]
+
     # --- search
 
     def _search_is_due(self, frame: DepthFrame, looks: dict[Track, Look]) -> bool:
@@ -215,11 +226,13 @@ class Tracker:
         if not first.is_hand or first.centre_m[2] < NEAR_M:
             self._refused.append((roi.centre_m, frame.t_ns))
             return
+        if any(np.linalg.norm(first.centre_m - look.centre_m) < RIVAL_M for look in looks.values()):
+            return
         other = self.eye.look(frame, first.centre_m, not first.crop.mirrored)
         votes = first.right_votes + other.right_votes + 2 * SIDE_VOTES[roi.side]
         look = self.eye.look(frame, first.centre_m, votes < 0)
         believed = belief(look, roi.score)
-        if believed < MAYBE or any(np.linalg.norm(look.centre_m - k.centre_m) < RIVAL_M for k in looks.values()):
+        if believed < MAYBE:
             return
         track = self._remembered(look, frame, votes) or self._new(look, frame, votes)
         alone = not any(other.published for other in self.tracks)

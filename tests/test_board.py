@@ -216,6 +216,29 @@ def test_a_users_mistakes_end_in_one_line(tmp_path: Path) -> None:
     assert not Path(out).exists()
 
 
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"fps": 0}, "fps is 0, expected a number from 0.001 to 1000"),
+        ({"fps": "x"}, "fps is 'x', expected a number"),
+        ({"fps": True}, "fps is True, expected a number"),
+        ({"fps": float("nan")}, "fps is nan, expected a number"),
+        ({"depth_scale_m": "x"}, "depth_scale_m is 'x', expected a number from 1e-06 to 0.1"),
+        ({"depth_scale_m": None}, "depth_scale_m is None, expected a number"),
+        ([], "holds list, expected a map"),
+    ],
+)
+def test_numbers_beside_pictures_that_cannot_be_are_one_line(known: Any, words: str, tmp_path: Path) -> None:
+    record(tmp_path, 1)
+    left, right = tmp_path / "left", tmp_path / "right"
+    path = left / "camera.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | known if known else known))
+    result = run("board", "--source", str(left), "--source", str(right), "--out", str(tmp_path / "rig.json"))
+    assert isinstance(result.exception, cli.CalibrateError), repr(result.exception)
+    assert str(result.exception).startswith(str(path)) and words in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="no real recording: ../shared/data/charuco_4cam is absent")
 def test_the_real_rig_is_solved_better_than_published(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from edge_hand.calibration import look_at
 from edge_hand.calibration.cli import CalibrateError
 from edge_hand.calibration.cli import calibrate as command
 from edge_hand.calibration.cli_hand import report, summary
@@ -26,6 +27,7 @@ from edge_hand.calibration.rig import RigError, load_rig, save_rig
 from edge_hand.calibration.uncertainty import pose_difference
 from edge_hand.calibration.verify import Check, as_json, verify
 from edge_hand.calibration.verify import report as verify_report
+from edge_hand.edge.cameras import CameraError
 from edge_hand.hand.se3 import inverse, so3_exp, transform
 from edge_hand.hand.template import template
 from edge_hand.trainer.synth.rig_views import Bump, RigClip, rig_clip
@@ -282,6 +284,13 @@ def test_the_commands_say_what_they_need(tmp_path: Path) -> None:
     assert str(run.exception) == "a rig needs two or more --source, or two or more --address"
     run = CliRunner().invoke(command, ["hand", "--source", "a", "--source", "b", "--out", "rig.json"])
     assert str(run.exception).startswith("a does not exist; a source is a recording")
+
+
+def test_a_camera_that_falls_silent_ends_the_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look_at, "SILENCE_S", 1.5)
+    sources = ("synthetic:1", "faulty:synthetic:2?stall@0.5+8")
+    with pytest.raises(CameraError, match=r"^no frame that can be used for 1\.5 s: synthetic-2: no depth frame"):
+        look_at.look_at(sources, 2.0, lambda _: False)
 
 
 def test_truth_of_the_simulation_is_what_it_says() -> None:

@@ -6,10 +6,12 @@ import threading
 import time
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 from edge_hand.calibration import gather
-from edge_hand.calibration.gather import Collected, listen, mesh_of
+from edge_hand.calibration.gather import Collected, Hearer, listen, mesh_of
+from edge_hand.calibration.listen import Listener
 from edge_hand.calibration.observe import Cloud, ObserveError, Sight
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.refit import Refit
@@ -96,6 +98,27 @@ def test_a_silent_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gather, "SILENCE_S", 1.0)
     with pytest.raises(ObserveError, match=r"no message from tcp://127\.0\.0\.1:9 for 1 s"):
         listen(["tcp://127.0.0.1:9"], 20.0, None, lambda _: False)
+
+
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (messages("right", 1, pose_of("right")), "publishes left and right: give one address a camera"),
+        ([[b"joints.left", msgpack.packb({"v": 2})]], "joints.left: wire version 2, this edge-hand reads version 1"),
+    ],
+)
+def test_an_address_that_publishes_two_cameras_or_what_cannot_be_read_is_named(
+    second: list[list[bytes]], words: str
+) -> None:
+    with Publisher("tcp://127.0.0.1:0") as daemon, Listener([daemon.address], ("joints", "cloud")) as listener:
+        hearer, begun = Hearer(listener), time.monotonic()
+        with pytest.raises(ObserveError, match=f"{daemon.address}:? {words}"):
+            while time.monotonic() - begun < 5:
+                daemon.poll_subscriptions()
+                for message in (*messages("left", 0, pose_of("right")), *second):
+                    daemon.publish(message)
+                hearer.hear()
+                time.sleep(0.05)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -51,8 +51,8 @@ def truth_at(t_s: float, is_left: bool = False) -> tuple[np.ndarray, np.ndarray]
 
 
 def told(rig: Rig, k: int, i: int, off_m: np.ndarray | None = None, *, is_left: bool = False, conf: float = 0.9,
-         hand: int = 1, away_m: np.ndarray | None = None) -> JointsMessage:  # fmt: skip
-    """What camera k says of its frame i: the truth, moved by off_m in its own frame."""
+         hand: int = 1, away_m: np.ndarray | None = None, age_ms: float = 0.0) -> JointsMessage:  # fmt: skip
+    """What camera k says of its frame i: the truth, moved by off_m in its own frame; predicted if it has an age."""
     t_s = i / FPS
     camera = rig.cameras[k]
     theta = theta_at(t_s)
@@ -68,10 +68,12 @@ def told(rig: Rig, k: int, i: int, off_m: np.ndarray | None = None, *, is_left: 
     later = theta_at(t_s + 1e-3)
     speed = T_camera[:3, :3] @ ((later[:3] - theta[:3]) / 1e-3 * (MIRROR if is_left else 1))
     pose = HandPose(
-        "left" if is_left else "right", 0.98, "tracked", 0.8, T, np.concatenate([np.zeros(6), theta[6:]]),
-        AVERAGE.alpha, AVERAGE.beta, joints + off, np.zeros((3, 3)), np.full(21, conf), 3.0,
+        "left" if is_left else "right", 0.98, "predicted" if age_ms else "tracked", 0.8, T,
+        np.concatenate([np.zeros(6), theta[6:]]), AVERAGE.alpha, AVERAGE.beta, joints + off, np.zeros((3, 3)),
+        np.full(21, conf), 3.0,
     )  # fmt: skip
-    wire = WireHand(hand, 0.0, pose, joints + off, np.ones(21, np.int8), Motion(speed, np.zeros(3), np.zeros(20)))
+    motion = Motion(speed, np.zeros(3), np.zeros(20))
+    wire = WireHand(hand, age_ms, pose, None if age_ms else joints + off, np.ones(21, np.int8), motion)
     stamp = SECOND + round((t_s - camera.time.offset_s) * 1e9)
     header = Header(camera.serial, i, stamp, stamp + 5 * SECOND, stamp)
     message = decode(encode_joints(header, [wire], stages_us={}, dropped=0))
@@ -152,6 +154,22 @@ def test_a_hand_nobody_sees_is_predicted_and_then_lost():
     assert states[8] == "predicted" and states[-1] == "lost"
     at = states.index("lost")
     assert 0.1 < at / FPS < 0.3 and set(states[at:]) == {"lost"}
+
+
+def test_the_age_of_a_hand_that_cameras_only_predict_grows_until_it_is_lost():
+    """Camera 0 measures it for the last time in frame 9, camera 1 in frame 7; after frame 12 both are silent."""
+    rig = a_rig(2)
+    fuser, views = Fuser(rig), [View(k, camera) for k, camera in enumerate(rig.cameras)]
+    ages: list[float | None] = []
+    for i in range(40):
+        for k in range(2 if i <= 12 else 0):
+            views[k].take(told(rig, k, i, age_ms=max(i - (9, 7)[k], 0) * 1e3 / FPS))
+        t_ns = SECOND + round(i / FPS * 1e9)
+        hands = fuser.step(t_ns, [s for view in views for s in view.at(t_ns)])
+        ages.append(hands[0].age_ms if hands else None)
+    assert ages[5:10] == [0.0] * 5
+    assert ages[10:18] == pytest.approx([1e3 * n / FPS for n in range(1, 9)], abs=0.01)
+    assert ages[19:] == [None] * 21, "0.15 s are over"
 
 
 def test_a_hand_that_comes_back_is_the_same():
@@ -268,6 +286,18 @@ def test_a_step_is_due_when_all_live_cameras_have_spoken_or_waited_long_enough()
     views.take(told(rig, 1, 30), 400_000_000)
     assert views.due(400_000_001) is not None, "a silent camera is not waited for"
     assert list(views.silent(400_000_001)) == ["cam2"]
+
+
+def test_a_frame_that_comes_after_the_step_of_its_moment_is_counted():
+    rig = a_rig(2)
+    views = Views(rig, wait_ns=10_000_000)
+    views.take(told(rig, 0, 5), 0)
+    assert views.due(10_000_000) is not None and views.late == 0
+    views.take(told(rig, 1, 5), 12_000_000)
+    assert views.due(30_000_000) is None and views.late == 1 and not views.waiting
+    views.take(told(rig, 0, 6), 31_000_000)
+    views.take(told(rig, 1, 6), 31_000_000)
+    assert views.due(31_000_000) is not None and views.late == 1
 
 
 def test_depth_points_wait_for_their_joints_and_an_unknown_camera_is_noted():

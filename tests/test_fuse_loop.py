@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
 from edge_hand.calibration.fuse_loop import FuseLoop
@@ -21,7 +22,7 @@ from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import HandPose
 from edge_hand.hand.kinematics import AVERAGE, pose_hand
-from edge_hand.hand.messages import JointsMessage, MeshMessage, StatusMessage
+from edge_hand.hand.messages import JointsMessage, MeshMessage, Message, StatusMessage
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.template import template
 from edge_hand.hand.wire import Header, WireHand, decode, encode_joints
@@ -117,6 +118,62 @@ def test_a_listener_hears_several_daemons():
                 publisher.publish(parts(rig, k, 0))
             names |= {message.camera for _, message in listener.take(0.05) if isinstance(message, JointsMessage)}
     assert names == {"cam0", "cam1"}
+
+
+def test_a_daemon_of_another_wire_version_and_lost_messages_are_told_of_once():
+    rig, said = a_rig(), []
+    with (
+        Publisher("tcp://127.0.0.1:*") as old,
+        Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
+        subscribe(publisher.address, ("status.rig",), latest=False, timeout_s=5) as inbox,
+        Listener([old.address], ("joints",)) as listener,
+    ):
+        loop = FuseLoop(rig, publisher, say=said.append)
+        topic, payload = parts(rig, 0, 0)
+        later = [topic, msgpack.packb(msgpack.unpackb(payload) | {"v": 2})]
+        begun = time.monotonic()
+
+        def stop() -> bool:
+            for some in (old, publisher):
+                some.poll_subscriptions()
+            old.publish(later)
+            listener.lost = 3
+            return time.monotonic() - begun > 1.5
+
+        loop.run(listener, stop)
+        told = ""
+        while "wire version" not in told:
+            status = next(inbox)
+            assert isinstance(status, StatusMessage)
+            told = status.message
+    assert (
+        said[-1]
+        == told
+        == (
+            f"0 of 2 cameras: cam0 not heard yet, cam1 not heard yet; {old.address}: joints.cam0: wire version 2, this "
+            "edge-hand reads version 1: update the older end; 3 messages lost, for they come faster than they are fused"
+        )
+    )
+    assert sum("version" in line for line in said) == 1, "not with every message"
+
+
+def test_frames_that_come_too_late_are_counted_on_the_wire():
+    rig = a_rig()
+    with (
+        Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
+        subscribe(publisher.address, ("joints.rig", "status.rig"), latest=False, timeout_s=5) as inbox,
+    ):
+        loop = FuseLoop(rig, publisher, say=lambda _: None)
+        while not publisher.wants("joints.rig"):
+            publisher.poll_subscriptions()
+        late = heard(rig, 1, 0)
+        for first in (heard(rig, 0, 0), late, heard(rig, 0, 1)):
+            loop.handle([first], time.monotonic_ns())
+            loop.handle([], time.monotonic_ns() + loop.views.wait_ns)
+        got: list[Message] = []
+        while not {JointsMessage, StatusMessage} <= {type(m) for m in got if m.dropped == 1}:
+            got.append(next(inbox))
+    assert [m.dropped for m in got if isinstance(m, JointsMessage)] == [0, 1]
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from edge_hand.edge.engines import Engine, open_engine, predict
 from edge_hand.edge.person import Person, PersonError, keep_shape, person_maker, shape_evidence
-from edge_hand.edge.refit import Refit
+from edge_hand.edge.refit import Fit, Refit
 from edge_hand.hand import se3
 from edge_hand.hand.crop import points_from_uvd
 from edge_hand.hand.frames import HandCrop
@@ -107,7 +107,8 @@ def frames(size: float, seed: int, sensor: str, n: int, cube_m: float = 0.25, st
 
 def watch(person: Person, seen: list[Seen], start: int = 0) -> None:
     for i, s in enumerate(seen, start):
-        person.observe(s.vertices_m, max(0.0, 1 - s.error_mm / 26), i * FRAME_NS, s.points_m)
+        fit = REFIT.solve(s.vertices_m, shape=person.shape, points_m=s.points_m)
+        person.observe(REFIT, fit, max(0.0, 1 - s.error_mm / 26), i * FRAME_NS, s.points_m)
 
 
 def error_mm(seen: list[Seen], shape: Shape | None) -> float:
@@ -151,21 +152,25 @@ def test_a_held_shape_and_a_cube_of_its_size_lessen_the_joint_error_of_hands_tha
 
 
 def test_frames_that_are_not_trusted_or_not_finite_or_repeated_teach_nothing() -> None:
-    person = Person()
-    person.observe(T.vertices_m, 0.1, 0)
-    person.observe(np.full((1609, 3), np.nan), 1.0, 0)
-    person.observe(T.vertices_m, float("nan"), 0)
+    person, fit, no_points = Person(), REFIT.solve(T.vertices_m + (0, 0, 0.5), shape=AVERAGE), np.zeros((0, 3))
+
+    def observe(t_ns: int, weight: float = 1.0, fit: Fit = fit) -> None:
+        person.observe(REFIT, fit, weight, t_ns, no_points)
+
+    observe(0, 0.1)
+    observe(0, float("nan"))
+    observe(0, fit=fit._replace(joints_free_m=np.full((21, 3), np.nan)))
     assert person.frames == 0 and person.shape is AVERAGE
     for t_ns in (0, 1000, 2000):
-        person.observe(T.vertices_m + (0, 0, 0.5), 1.0, t_ns)
+        observe(t_ns)
     assert person.frames == 1
     for i in range(100):  # the clock stands, or jumps back: time does not pass
-        person.observe(T.vertices_m + (0, 0, 0.5), 1.0, -i * FRAME_NS)
+        observe(-i * FRAME_NS)
     assert not person.held
 
 
 def test_the_evidence_points_to_the_true_scale_however_the_network_shrinks_its_hand() -> None:
-    rng, refit = np.random.default_rng(0), Refit(every=1)
+    rng = np.random.default_rng(0)
     for size in (0.85, 1.15):
         theta = np.concatenate([[0, 0, 0.5], rng.normal(0, 1, 3), np.full(20, 0.2)])
         _, vertices = (x[0] for x in pose_hand(T, theta[None], np.full((1, 6), size), np.zeros((1, 7))))
@@ -173,7 +178,8 @@ def test_the_evidence_points_to_the_true_scale_however_the_network_shrinks_its_h
         normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
         points = corner.mean(1)[(normal * corner.mean(1)).sum(1) < 0][::8]
         shrunk = vertices.mean(0) + 0.93 * (vertices - vertices.mean(0))
-        information, pull = shape_evidence(refit, shrunk, AVERAGE, points)
+        fit = REFIT.solve(shrunk, shape=AVERAGE, points_m=points)
+        information, pull = shape_evidence(REFIT, fit, points)
         assert np.linalg.eigvalsh(information).min() > -1e-9
         growth = float(np.ones(6) @ pull / (np.ones(6) @ information @ np.ones(6)))
         assert np.sign(growth) == np.sign(size - 1) and 0.4 < growth / (size - 1) < 1.4
@@ -187,7 +193,8 @@ def test_a_person_is_the_same_after_it_was_saved_and_is_held_at_once(tmp_path: P
     loaded = person_maker(path)()
     assert loaded.held
     np.testing.assert_allclose(np.concatenate(loaded.shape), np.concatenate(shape), atol=1e-5)
-    loaded.observe(T.vertices_m, 1.0, 0)
+    fit = REFIT.solve(T.vertices_m + (0, 0, 0.5), shape=loaded.shape)
+    loaded.observe(REFIT, fit, 1.0, 0, np.zeros((0, 3)))
     assert loaded.frames == 0
     assert not person_maker(None)().held and not person_maker(tmp_path / "none.json")().held
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import msgpack
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from edge_hand.calibration import watch_cli
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, load_rig, save_rig
 from edge_hand.calibration.sight import Sighting
 from edge_hand.calibration.watch import Judgement, Watch
+from edge_hand.edge.publish import Publisher
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.kinematics import AVERAGE
@@ -60,7 +65,7 @@ def moments(rig: Rig, seed: int, seconds: int, bump: tuple[int, np.ndarray, floa
             seen.append(
                 Sighting(
                     k, 1, False, 0.98, True, 0.8, T, POSES["open"], AVERAGE.alpha, AVERAGE.beta, raw, np.full(21, 0.9),
-                    None, np.zeros(3), np.zeros((0, 3)), 0.0,
+                    None, np.zeros(3), np.zeros((0, 3)), 0.0, 0.0,
                 )
             )  # fmt: skip
         yield round(t_s * 1e9), seen
@@ -131,3 +136,27 @@ def test_nothing_is_said_before_a_hand_was_seen_for_long_enough():
     first = judgements(a_rig(), 1, 4)[0][1]
     assert first.state == "watching" and first.drift is None
     assert "two cameras must see a moving hand" in first.words
+
+
+def test_a_daemon_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watch_cli, "SAY_S", 0.3)
+    monkeypatch.setattr(watch_cli.signal, "signal", lambda *_: None)  # Ctrl-C stays pytest's
+    save_rig(a_rig(2), tmp_path / "rig.json")
+    stop = threading.Event()
+    with Publisher("tcp://127.0.0.1:*") as daemon:
+
+        def publish() -> None:
+            while not stop.wait(0.02):
+                daemon.poll_subscriptions()
+                daemon.publish([b"joints.cam0", msgpack.packb({"v": 2})])
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            said = CliRunner().invoke(
+                watch_cli.watch, [str(tmp_path / "rig.json"), "--from", daemon.address, "--seconds", "2"]
+            )
+        finally:
+            stop.set()
+            thread.join()
+    assert f"{daemon.address}: joints.cam0: wire version 2, this edge-hand reads version 1" in said.output

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.look import Look
 from edge_hand.edge.track import PREDICTED_NS
 from edge_hand.edge.tracker import REMEMBERED_NS, SEARCH_NS, STAGES, Track, TrackedHand, Tracker
 from edge_hand.hand.crop import MIRROR
@@ -224,6 +225,27 @@ def test_what_is_no_longer_believed_in_is_dropped(
     monkeypatch.setattr("edge_hand.edge.tracker.belief", lambda look, score: -5.0 if score < 0.1 else 5.0)
     seen = [len(tracker.process(replace(frames[2], t_ns=frames[2].t_ns + k * SEARCH_NS))) for k in range(8)]
     assert seen[0] == 1 and seen[-1] == 0
+
+
+def test_a_hand_that_is_outvoted_after_it_was_looked_at_is_looked_at_as_the_other_side_s(
+    engine: Engine, frames: list[DepthFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = Tracker(engine)
+    for frame in frames[:4]:
+        tracker.process(frame)
+    (track,) = tracker.tracks
+    assert not track.is_left
+    shown: list[bool] = []
+    measured = tracker._poser.measured
+
+    def spy(track: Track, frame: DepthFrame, look: Look) -> TrackedHand:
+        shown.append(look.crop.mirrored)
+        return measured(track, frame, look)
+
+    monkeypatch.setattr(tracker._poser, "measured", spy)
+    monkeypatch.setattr(tracker, "_tell_sides_apart", lambda looks: track.vote(-100.0, 100.0))
+    tracker.process(frames[4])
+    assert track.is_left and (not shown or shown == [True])
 
 
 def test_a_followed_hand_costs_one_crop(engine: Engine, frames: list[DepthFrame]) -> None:

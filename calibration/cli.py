@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ..hand.whole import refusal, write_whole
 from .cli_hand import hand, verify
 from .watch_cli import watch
 
@@ -51,9 +52,7 @@ def print_target(out: Path, target: str, paper: str | None) -> None:
     try:
         found = find_target(target)
         data = print_pdf(found, paper or (target if target in ("a4", "a3") else "a4"))
-        temporary = out.with_name(f".{out.name}.tmp")
-        temporary.write_bytes(data)
-        temporary.replace(out)
+        write_whole(out, data)
     except (TargetError, OSError) as error:
         raise CalibrateError(_line(error)) from None
     click.echo(f"{out}: print at 100 %, measure the ruler, glue it on a flat plate")
@@ -172,5 +171,5 @@ def _say(text: str) -> None:
 def _line(error: Exception) -> str:
     """An error in one line, an operating system's with its file."""
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {(error.strerror or str(error)).lower()}"
+        return f"{error.filename}: {refusal(error)}"
     return " ".join(str(error).split())

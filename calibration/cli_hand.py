@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from ..hand.whole import refusal, write_json
 
 if TYPE_CHECKING:
     from .hand import HandResult
@@ -64,7 +65,7 @@ def hand(
 
             draw_hand(result, picture)
         if json_path is not None:
-            _write_json(json_path, summary(result))
+            write_json(json_path, summary(result))
     for line in report(result):
         click.echo(line)
     click.echo(f"{out} is written")
@@ -93,7 +94,7 @@ def verify(
     with _one_line():
         result = check(rig, sights)
         if json_path is not None:
-            _write_json(json_path, as_json(result))
+            write_json(json_path, as_json(result))
     for line in words(result):
         click.echo(line)
     raise SystemExit({"pass": 0, "fail": 3, "unverified": 4}[result.verdict])
@@ -172,12 +173,6 @@ def _gather(
     return found
 
 
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def _depth_mm(offset_per_m: float, z_m: float) -> float:
     """What an offset of the inverse depth is at a distance."""
     return -1e3 * offset_per_m * z_m**2
@@ -202,7 +197,7 @@ def _error(error: Exception | str) -> Exception:
     from .cli import CalibrateError
 
     if isinstance(error, OSError) and error.filename:
-        return CalibrateError(f"{error.filename}: {(error.strerror or str(error)).lower()}")
+        return CalibrateError(f"{error.filename}: {refusal(error)}")
     return CalibrateError(" ".join(str(error).split()))
 
 

@@ -12,7 +12,6 @@ None of them has room for the covariance; time offsets go to kalibr alone.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.se3 import inverse, so3_log
+from ..hand.whole import refusal, write_whole
 from .rig import Rig, RigCamera, RigError
 
 Array = NDArray[Any]
@@ -123,14 +123,11 @@ def export_rig(rig: Rig, kind: str, folder: Path) -> list[Path]:
     written = []
     for name, text in FORMATS[kind](rig).items():
         path = folder / name
-        temporary = path.with_name(f".{name}.tmp")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            os.replace(temporary, path)
+            write_whole(path, text)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise RigError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+            raise RigError(f"{path} cannot be written: {refusal(error)}") from None
         written.append(path)
     return written
 

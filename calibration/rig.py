@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..hand.camera import Intrinsics
 from ..hand.fields import one_line
+from ..hand.whole import refusal, write_json
 
 Array = NDArray[Any]
 Verdict = Literal["pass", "fail", "unverified"]
@@ -149,16 +149,10 @@ def save_rig(rig: Rig, path: Path) -> None:
     """Write the file whole or not at all. Raises RigError, also for a rig that could not be loaded again."""
     data = json.loads(json.dumps(_encode(rig)))
     decode_rig(data, str(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w") as file:
-            file.write(json.dumps(data, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_json(path, data)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RigError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise RigError(f"{path} cannot be written: {refusal(error)}") from None
 
 
 def load_rig(path: Path) -> Rig:

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from .cli_options import json_option
-from .shell import CommandError, make_folders, need_trainer, write_json
+from .shell import CommandError, make_folders, need_trainer, write_result
 
 
 @click.command()
@@ -61,4 +61,4 @@ def adapt(
         f"{target['hand_length_mm']:.0f} mm from wrist to middle tip; depth to mesh {fit['before']:.1f} -> "
         f"{fit['after']:.1f} mm; pictures in {out / 'fits.png'}"
     )
-    write_json(json.loads(json.dumps(report)), json_path)
+    write_result(json.loads(json.dumps(report)), json_path)

@@ -8,7 +8,7 @@ import click
 
 from .cameras import camera_kinds
 from .cli_options import engine_options, json_option
-from .shell import make_folders, say, write_json
+from .shell import make_folders, say, write_result
 
 
 @click.group(invoke_without_command=True)
@@ -71,7 +71,7 @@ def bench(
             arithmetic=open_arithmetic(say, wait=True) if fast else PLAIN,
         )  # fmt: skip
     click.echo(table(result))
-    write_json(result, json_path)
+    write_result(result, json_path)
     if plot:
         write_chart(result, plot)
 
@@ -118,4 +118,4 @@ def engines(engine: str, model: Path, threads: int, seconds: float, json_path: P
         click.echo(
             f"{setting!s:<46}{taken.ms:>8.3f} ms  cpu {taken.cpu_ms:.3f} ms  {ratio:.2f} of the slowest  {mm:.3f} mm"
         )
-    write_json([{"setting": str(setting), **taken._asdict(), "mm": mm} for setting, taken, mm in rows], json_path)
+    write_result([{"setting": str(setting), **taken._asdict(), "mm": mm} for setting, taken, mm in rows], json_path)

@@ -10,7 +10,7 @@ import click
 
 from .cli_options import json_option
 from .config import ConfigError
-from .shell import make_folders, write_json
+from .shell import make_folders, write_result
 
 if TYPE_CHECKING:
     from .doctor import Setup
@@ -34,7 +34,7 @@ def doctor(context: click.Context, config_path: Path | None, instance: str | Non
     make_folders(json_path and json_path.parent)
     findings = examine(setup_of(context, config_path, instance))
     click.echo(lines(findings))
-    write_json({"findings": [finding._asdict() for finding in findings], "device": device()}, json_path)
+    write_result({"findings": [finding._asdict() for finding in findings], "device": device()}, json_path)
     if any(finding.level == "bad" for finding in findings):
         sys.exit(1)
 

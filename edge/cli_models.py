@@ -11,7 +11,7 @@ import click
 
 from .cli_options import engine_options, eval_options, json_option, train_options
 from .model_card import find_model
-from .shell import CommandError, make_folders, need_trainer, write_json
+from .shell import CommandError, make_folders, need_trainer, write_result
 
 
 @click.command(name="eval")
@@ -47,7 +47,7 @@ def evaluate(
         except trainer.EvaluateError as error:
             raise CommandError(str(error)) from None
         click.echo(trainer.table(result))
-    write_json(result, json_path)
+    write_result(result, json_path)
 
 
 @click.command()

@@ -9,7 +9,7 @@ import click
 
 from .cli_options import json_option
 from .model_store import SHIPPED, Version, default_store, model_of
-from .shell import CommandError, write_json
+from .shell import CommandError, write_result
 
 store_option = click.option(
     "--store", type=Path, default=default_store, show_default="~/.local/share/edge-hand/models",
@@ -41,7 +41,9 @@ def models_list(store: Path, json_path: Path | None) -> None:
     now, all_versions = current(store), versions(store)
     click.echo(table(all_versions, SHIPPED if now is None else now.number))
     entries = [_entry(v, now is not None and v.number == now.number) for v in all_versions]
-    write_json({"store": str(store), "in_use": SHIPPED if now is None else now.number, "versions": entries}, json_path)
+    write_result(
+        {"store": str(store), "in_use": SHIPPED if now is None else now.number, "versions": entries}, json_path
+    )
 
 
 @models.command("use")

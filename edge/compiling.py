@@ -29,6 +29,7 @@ import numpy as np
 
 from ..hand.kinematics import AVERAGE
 from ..hand.template import template
+from ..hand.whole import refusal
 from .arithmetic import PLAIN, Arithmetic
 from .board import cpu_name
 from .engines.tensorrt.plan import cache_folder
@@ -148,7 +149,7 @@ def _begin(wait: bool) -> subprocess.Popen[bytes]:
         nothing = subprocess.DEVNULL
         return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
     except OSError as error:
-        raise NotCompiled(f"{cache_folder()}: {(error.strerror or str(error)).lower()}") from None
+        raise NotCompiled(f"{cache_folder()}: {refusal(error)}") from None
 
 
 def compile_now(wait: bool = True) -> None:

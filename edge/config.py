@@ -21,6 +21,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ..hand.whole import refusal
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -50,7 +52,7 @@ def read_config(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"config {path}: {(error.strerror or str(error)).lower()}") from None
+        raise ConfigError(f"config {path}: {refusal(error)}") from None
     if len(data) > MAX_BYTES:
         raise ConfigError(f"config {path}: over {MAX_BYTES} bytes")
     try:

@@ -30,6 +30,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from ..hand.whole import refusal
+
 REQUESTS = ("status", "reload", "use", "stop")
 MAX_REQUEST, MAX_REPLY = 4096, 64 << 10  # bytes of a line
 MAX_CLIENTS = 4  # at once; more of them wait
@@ -121,7 +123,7 @@ class ControlSocket:
             self._socket.listen(64)
             os.rename(fresh, self.path)  # nobody meets it before it is private and listens
         except OSError as error:
-            raise ControlError(f"control socket in {self._folder}: {(error.strerror or str(error)).lower()}") from None
+            raise ControlError(f"control socket in {self._folder}: {refusal(error)}") from None
         threading.Thread(target=self._serve, name="control", daemon=True).start()
         return self
 

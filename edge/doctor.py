@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+from ..hand.whole import refusal
 from . import board
 from .board import ROOT, read
 from .cameras import CameraError
@@ -334,7 +335,7 @@ def port(bind: str) -> list[Finding]:
         try:
             test.bind(("" if host == "*" else host, number))
         except OSError as error:
-            said = f"{bind}: {(error.strerror or str(error)).lower()}"
+            said = f"{bind}: {refusal(error)}"
             mend = f"edge-hand watch --address {bind} shows if it is one of ours; else --bind tcp://{host}:{number + 1}"
             return [Finding("warn", "address", said, mend)]
     return [Finding("ok", "address", f"{bind} is free")]
@@ -360,7 +361,7 @@ def the_keys(folder: Path | None) -> list[Finding]:
         said, _, mend = str(error).rpartition(": ")
         return [Finding("bad", "keys", said or mend, mend if said else "")]
     except OSError as error:
-        said = f"{folder} cannot be read ({(error.strerror or str(error)).lower()})"
+        said = f"{folder} cannot be read ({refusal(error)})"
         return [Finding("bad", "keys", said, "run it as the daemon's user, or with sudo")]
     return [
         Finding("ok", "keys", f"{folder}, for {', '.join(names) or 'nobody yet: edge-hand keys add ' + str(folder)}")

@@ -5,7 +5,7 @@ Pictures are (H, W, 3) uint8 RGB. Pillow is imported where it is used.
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame, HandPose
 from ..hand.render import NEAREST_M, render
 from ..hand.skeleton import JOINT_PARENTS
+from ..hand.whole import write_whole
 
 Array = NDArray[Any]
 Picture = NDArray[np.uint8]
@@ -154,12 +155,8 @@ def save_png(path: str | Path, picture: Picture) -> None:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        Image.fromarray(picture).save(temporary, format="PNG")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    Image.fromarray(picture).save(png := io.BytesIO(), format="PNG")
+    write_whole(path, png.getbuffer())
 
 
 def _visible(points_m: Array) -> NDArray[np.bool_]:

@@ -15,6 +15,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from ..hand.whole import refusal
+
 TIMEOUT_S = 5.0  # of a client that does not read or write
 MOST_AT_ONCE = 16
 
@@ -58,7 +60,7 @@ class LocalServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), handler)
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
+            why = refusal(error)
             raise ServeError(f"{option} {host}:{port}: {why}; take another, or stop what uses it") from None
         self.is_open = True
         self.host, self.is_local = host, ipaddress.ip_address(host).is_loopback

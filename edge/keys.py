@@ -20,6 +20,8 @@ from typing import NamedTuple
 import zmq
 from zmq.utils import z85
 
+from ..hand.whole import refusal
+
 SERVER, CLIENTS = "server.key_secret", "clients"
 MAX_BYTES = 4096  # of a key file
 
@@ -123,7 +125,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise KeysError(f"folder {folder} cannot be made: {(error.strerror or str(error)).lower()}") from None
+        raise KeysError(f"folder {folder} cannot be made: {refusal(error)}") from None
 
 
 def _check_private(path: Path) -> None:
@@ -131,7 +133,7 @@ def _check_private(path: Path) -> None:
     try:
         status = path.stat()
     except OSError as error:
-        raise KeysError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise KeysError(f"{path}: {refusal(error)}") from None
     if status.st_mode & 0o077:
         private = "700" if stat.S_ISDIR(status.st_mode) else "600"
         mode = stat.S_IMODE(status.st_mode)
@@ -145,7 +147,7 @@ def _read(path: Path, *names: str) -> tuple[bytes, ...]:
         with path.open("rb") as file:
             text = file.read(MAX_BYTES)
     except OSError as error:
-        raise KeysError(f"{path}: {(error.strerror or str(error)).lower()}") from None
+        raise KeysError(f"{path}: {refusal(error)}") from None
     found = dict(re.findall(rb'^\s*([a-z-]{1,16})\s*=\s*"([^"\n]{1,64})"\s*$', text, re.MULTILINE))
     if missing := [name for name in names if name.encode() not in found]:
         raise KeysError(f"{path} has no {' and no '.join(missing)}: it is no such key file, or is damaged")
@@ -176,4 +178,4 @@ def _write(path: Path, values: dict[str, bytes], owner: Path | None = None) -> N
         os.rename(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise KeysError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise KeysError(f"{path} cannot be written: {refusal(error)}") from None

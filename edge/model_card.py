@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hand.fields import one_line
+from ..hand.whole import refusal, write_json
 
 CARD_VERSION = 2
 MODELS = Path(__file__).with_name("models")
@@ -42,11 +43,8 @@ class ModelCard:
     version: int = CARD_VERSION
 
     def write(self, model: Path) -> None:
-        """Write the card beside its model, by way of a temporary name."""
-        path = card_path(model)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(temporary, path)
+        """Write the card beside its model."""
+        write_json(card_path(model), asdict(self))
 
 
 def find_model(name: str) -> Path:
@@ -66,7 +64,7 @@ def load_card(model: Path) -> ModelCard:
     except ModelError as error:
         raise ModelError(one_line(str(error))) from None  # it may quote the card
     except OSError as error:
-        raise ModelError(f"model {model}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise ModelError(f"model {model}: cannot be read ({refusal(error)})") from None
 
 
 def _load_card(model: Path) -> ModelCard:

@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..hand.whole import refusal, write_json
 from .model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
 
 FORMAT = 1
@@ -87,7 +88,7 @@ def versions(store: Path) -> list[Version]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise StoreError(f"store {store}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise StoreError(f"store {store}: cannot be read ({refusal(error)})") from None
     return [load_version(folder) for folder in folders]
 
 
@@ -104,7 +105,7 @@ def load_version(folder: Path) -> Version:
             dict(report), dict(about["baseline"]), dict(about["sha256"]),
         )  # fmt: skip
     except OSError as error:
-        raise StoreError(f"{folder}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise StoreError(f"{folder}: cannot be read ({refusal(error)})") from None
     except (ValueError, KeyError, TypeError):
         raise StoreError(f"{folder}: version.json or gate.json is damaged") from None
 
@@ -168,7 +169,7 @@ def add(
                 raise
             return load_version(store / f"{number:04d}")
     except OSError as error:
-        raise StoreError(f"store {store}: cannot be written ({(error.strerror or str(error)).lower()})") from None
+        raise StoreError(f"store {store}: cannot be written ({refusal(error)})") from None
 
 
 def in_use(store: Path) -> int:
@@ -263,7 +264,7 @@ def _pointer(store: Path) -> Pointer:
     except FileNotFoundError:
         return Pointer()
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({(error.strerror or str(error)).lower()})") from None
+        raise StoreError(f"{path}: cannot be read ({refusal(error)})") from None
     except (ValueError, KeyError, TypeError):
         raise StoreError(f"{path} is damaged; remove it to go on with the network that ships") from None
 
@@ -284,12 +285,7 @@ def _copy(model: Path, folder: Path, number: int) -> str:
 
 def _write(path: Path, values: Any) -> None:
     """JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as file:
-        file.write(json.dumps(values, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_json(path, values)
     _sync(path.parent)
 
 
@@ -311,4 +307,4 @@ def _locked(store: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise StoreError(f"store {store}: cannot be written ({(error.strerror or str(error)).lower()})") from None
+        raise StoreError(f"store {store}: cannot be written ({refusal(error)})") from None

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..hand.kinematics import AVERAGE, Shape
 from ..hand.skeleton import PART_JOINTS, PART_SCALES
+from ..hand.whole import write_whole
 from .chain import JOINT_PARTS
 from .refit import EACH_AXIS, THRICE, Fit, Refit
 
@@ -87,14 +87,8 @@ class Person:
         """Write the shape, whole or not at all, readable by its owner only."""
         alpha, beta = ([round(float(x), 5) for x in values] for values in self.shape)
         text = json.dumps({"version": VERSION, "alpha": alpha, "beta": beta, "frames": self.frames}) + "\n"
-        temporary = path.with_name(path.name + ".tmp")
         try:
-            temporary.unlink(missing_ok=True)
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_whole(path, text, 0o600)
         except OSError as error:
             raise PersonError(f"person {path}: cannot be written ({error.strerror})") from None
 

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from ..hand.whole import refusal, write_whole
+
 SOURCE = Path(__file__).parent.parent / "systemd"
 # The file here, where it goes, and whether it is the owner's from then on.
 FILES = (
@@ -80,14 +82,12 @@ def _place(file: ServiceFile) -> str:
     before = _text(file.path)
     if before is not None and (file.own or before == file.text):
         return "kept"
-    temporary = file.path.with_name(f".{file.path.name}.new")
     try:
         file.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(file.text)
-        temporary.chmod(0o644)
-        os.replace(temporary, file.path)
+        write_whole(file.path, file.text)
+        file.path.chmod(0o644)
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
+        why = refusal(error)
         raise ServiceError(f"{file.path} cannot be written: {why}; sudo, or another --prefix") from None
     return "wrote" if before is None else "replaced"
 
@@ -98,4 +98,4 @@ def _text(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ServiceError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        raise ServiceError(f"{path} cannot be read: {refusal(error)}") from None

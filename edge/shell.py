@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
-import os
 from pathlib import Path
 from typing import Any
 
 import click
+
+from ..hand.whole import refusal, write_json
 
 
 class CommandError(Exception):
@@ -32,18 +32,16 @@ def make_folders(*folders: Path | None) -> None:
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise CommandError(f"folder {folder} cannot be made: {(error.strerror or str(error)).lower()}") from None
+            raise CommandError(f"folder {folder} cannot be made: {refusal(error)}") from None
 
 
-def write_json(result: Any, path: Path | None) -> None:
-    if path is None:
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(result, indent=1) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise CommandError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+def write_result(result: Any, path: Path | None) -> None:
+    """For --json, if it was given. Raises CommandError."""
+    if path is not None:
+        try:
+            write_json(path, result)
+        except OSError as error:
+            raise CommandError(f"{path} cannot be written: {refusal(error)}") from None
 
 
 def say(text: str) -> None:

@@ -165,7 +165,7 @@ def soak(
     \b
     python -m edge_hand.edge.soak --minutes 30 --fps 90
     """
-    from .shell import write_json
+    from .shell import write_result
     from .soak_judge import Listeners, judge, table
 
     with tempfile.TemporaryDirectory(prefix="edge-hand-soak-") as name:
@@ -192,7 +192,7 @@ def soak(
             died.append("a traceback in its log")
         result = judge(planned, heard, memory, died, log, recovery_s, begin_s + START_S / 2)
     click.echo(table(result))
-    write_json(result, json_path)
+    write_result(result, json_path)
     if died:
         click.echo(log[-3000:], err=True)
     if keep_log:

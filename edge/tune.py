@@ -13,7 +13,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..hand.whole import refusal, write_whole
 from .board import cpu_name
 from .engines import ANYWHERE, SWAP_LIMIT_MM, Engine, engine_kinds
 from .engines.tensorrt.plan import cache_folder
@@ -220,14 +220,11 @@ def _keep(model: Path, threads: int, text: str) -> str:
     path = _path(model, threads)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-        os.replace(temporary, path)
+        write_whole(path, text)
         for old in sorted(path.parent.glob("*.tune"), key=lambda file: file.stat().st_mtime)[:-MOST_KEPT]:
             old.unlink(missing_ok=True)
     except OSError as error:
-        return f"; not kept ({path.parent}: {(error.strerror or str(error)).lower()})"
+        return f"; not kept ({path.parent}: {refusal(error)})"
     return ""
 
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -41,6 +39,7 @@ from .build_body import (
 from .build_morphs import MORPHS, morphs
 from .se3 import so3_exp
 from .skeleton import JOINT_NAMES, JOINT_PARENTS, PART_JOINTS, PART_PARENTS
+from .whole import write_json, write_whole
 
 Array = NDArray[Any]
 
@@ -86,8 +85,8 @@ def build(wheel: Path, out: Path) -> None:
         "npz_sha256": hashlib.sha256(packed).hexdigest(),
         "files": source.sha256,
     }
-    replace_file(out, packed)
-    replace_file(out.with_suffix(".sources.json"), (json.dumps(made_of, indent=1) + "\n").encode())
+    write_whole(out, packed)
+    write_json(out.with_suffix(".sources.json"), made_of)
 
 
 def template_arrays(source: Source) -> dict[str, Array]:
@@ -275,13 +274,6 @@ def npz_bytes(arrays: dict[str, Array]) -> bytes:
             np.save(content, np.ascontiguousarray(array), allow_pickle=False)
             archive.writestr(entry, content.getvalue(), compresslevel=9)
     return packed.getvalue()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write under a temporary name, then rename: no reader sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ from ..hand.build_body import (
     read_body,
     unit,
 )
-from ..hand.build_template import WHEEL, check_wheel, npz_bytes, replace_file, triangulate
+from ..hand.build_template import WHEEL, check_wheel, npz_bytes, triangulate
+from ..hand.whole import write_whole
 
 Array = NDArray[Any]
 
@@ -84,7 +85,7 @@ def build(wheel: Path, out: Path) -> None:
     check_wheel(wheel)
     with zipfile.ZipFile(wheel) as archive:
         arrays = person_arrays(Source(archive))
-    replace_file(out, npz_bytes(arrays))
+    write_whole(out, npz_bytes(arrays))
 
 
 def person_arrays(source: Source) -> dict[str, Array]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..hand.whole import write_whole
 from .nets import NETS, new_net
 
 CHECKPOINT_VERSION = 2
@@ -87,16 +87,7 @@ def save(state: dict[str, Any], path: Path) -> None:
                 raise TrainError(f"{path}: not written, {key} is not finite after {state['seen']} samples")
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, buffer.getbuffer())
 
 
 def save_weights(checkpoint: Path, out: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from ..edge.draw import save_png
 from ..edge.engines import Engine, open_engine
 from ..edge.model_card import ModelError, find_model, load_card
-from ..edge.shell import CommandError, write_json
+from ..edge.shell import CommandError, write_result
 from .metrics import success_picture
 
 ROUNDS = 200
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.picture:
             curves = {r["name"]: np.array(r["success"]["worst_joint"]) for r in results if "success" in r}
             save_png(given.picture, success_picture(curves, "frames whose worst joint is closer"))
-        write_json(results, given.json)
+        write_result(results, given.json)
     except (CommandError, CompareError, ModelError, OSError) as error:
         print(f"edge-hand: {error}", file=sys.stderr)
         return 1

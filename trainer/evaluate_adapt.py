@@ -28,7 +28,7 @@ from ..edge.engines import open_engine
 from ..edge.model_card import MODELS
 from ..edge.person import Person, person_maker
 from ..edge.recording import RecordingWriter
-from ..edge.shell import write_json
+from ..edge.shell import write_result
 from ..edge.tracker import Tracker
 from ..hand.crop import CROP_SIZE, crop_depth
 from ..hand.frames import DepthFrame, HandRoi
@@ -238,7 +238,7 @@ def _kept(path: Path) -> dict[str, Any] | None:
 
 
 def _keep(path: Path, row: dict[str, Any]) -> dict[str, Any]:
-    write_json(row, path)
+    write_result(row, path)
     return row
 
 
@@ -279,7 +279,7 @@ def main(
         table.append(row)
         if json_path:
             result = {"model": model, "steps": steps, "seconds": seconds, "fps": fps, "rows": table}
-            write_json(result, json_path)
+            write_result(result, json_path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ python -m edge_hand.trainer.evaluate_board --seeds 10 --json board.json
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +31,7 @@ from ..calibration.target import PAPER_MM, Target, black_rectangles_mm, find_tar
 from ..calibration.uncertainty import Volume, pose_difference
 from ..hand import se3
 from ..hand.camera import Intrinsics
+from ..hand.whole import write_json
 from .synth import rooms
 from .synth.rig_views import RigClip, rig_clip
 
@@ -263,7 +263,7 @@ def main(
     for name, value in total.items():
         click.echo(f"{name:18s} {value:.2f}")
     if json_path is not None:
-        json_path.write_text(json.dumps({"summary": total, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+        write_json(json_path, {"summary": total, "rows": [row._asdict() for row in rows]})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ camera 0 falls silent half way.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from ..edge.engines import open_engine
 from ..edge.tracker import Tracker
 from ..hand import se3
 from ..hand.messages import CloudMessage, JointsMessage
+from ..hand.whole import write_json
 from ..hand.wire import Header, WireHand, decode, encode_joints
 from .synth.rig_views import START_NS, RigClip, rig_clip
 
@@ -204,7 +204,7 @@ def main() -> None:
         results.append(evaluate(clip, told, rig, drop=options.drop, smooth=not options.no_smooth))
         print(line(results[-1]), flush=True)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+        write_json(options.json, results)
 
 
 def line(result: dict[str, Any]) -> str:

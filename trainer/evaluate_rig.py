@@ -8,7 +8,6 @@ python -m edge_hand.trainer.evaluate_rig --seeds 20 --cache sights/ --json rig.j
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..calibration.hand import HandResult, calibrate
 from ..calibration.observe import Cloud, ObserveError, Sight
 from ..calibration.uncertainty import Volume, pose_difference
 from ..calibration.verify import Check, verify
+from ..hand.whole import write_json
 from .synth.rig_views import Bump, RigClip, rig_clip
 
 Array = NDArray[Any]
@@ -166,7 +166,7 @@ def main(
         click.echo(f"{name:18s} {value:.2f}")
     if json_path is not None:
         data = {"summary": total, "rows": [row._asdict() for row in rows], "bumped": checks}
-        json_path.write_text(json.dumps(data, indent=1) + "\n")
+        write_json(json_path, data)
 
 
 def _save(path: Path, sight: Sight) -> None:

@@ -6,8 +6,6 @@ python -m edge_hand.trainer.evaluate_scenes --frames 10000 --json scenes.json --
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..edge.draw import Picture, contact_sheet, depth_picture, draw_joints, save_png, view_of
 from ..hand.frames import DepthFrame, HandPose
+from ..hand.whole import write_json
 from .synth.rooms import Scene, SceneHand, sequence
 
 Array = NDArray[Any]
@@ -327,9 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(file=sys.stderr)
     print(text(report))
     if args.json:
-        temporary = args.json.with_name(f".{args.json.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(temporary, args.json)
+        write_json(args.json, report)
     if sheets:
         for path in sheets.save(args.out):
             print(path)

@@ -23,6 +23,7 @@ import numba
 import torch
 from torch import Tensor, nn
 
+from ..hand.whole import refusal
 from . import parallel
 from .checkpoint import (
     CHECKPOINT_VERSION,
@@ -359,7 +360,7 @@ class Log:
                 if file.write(line) != len(line):
                     os.truncate(self.path, size)  # half a line would spoil the file
         except OSError as problem:
-            self.say(f"{self.path} cannot be written: {(problem.strerror or str(problem)).lower()}")
+            self.say(f"{self.path} cannot be written: {refusal(problem)}")
         for name in entry.keys() - {"seen"} if self.board else ():
             self.board.add_scalar(name, entry[name], int(entry["seen"]))
 
@@ -379,4 +380,4 @@ def not_finite(values: dict[str, float], config: TrainConfig, seen: int) -> str:
 
 def unsaved(path: Path, problem: OSError) -> str:
     kept = "; the checkpoint before it is intact" if path.exists() else ""
-    return f"{path} cannot be written: {(problem.strerror or str(problem)).lower()}{kept}"
+    return f"{path} cannot be written: {refusal(problem)}{kept}"

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ...hand.whole import refusal
 from . import BenchError
 from .picture import colour_hand
 
@@ -57,7 +58,7 @@ class MediaPipe:
         try:
             self._child = subprocess.Popen([self._python, str(WORKER)], stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
-            why = (error.strerror or str(error)).lower()
+            why = refusal(error)
             raise BenchError(f"bench: --compare-python {self._python}: {why}") from None
         picture = colour_hand()
         height, width, _ = picture.shape

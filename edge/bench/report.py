@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ...hand.whole import refusal, write_whole
 from . import BenchError
 
 BEGIN, END = "<!-- edge-hand bench merge -->", "<!-- end of bench merge -->"
@@ -115,7 +115,7 @@ def merge_into(page: Path, text: str) -> None:
     try:
         before, _, rest = page.read_text().partition(BEGIN)
     except OSError as error:
-        raise BenchError(f"bench merge: {page}: {(error.strerror or str(error)).lower()}") from None
+        raise BenchError(f"bench merge: {page}: {refusal(error)}") from None
     _, found, after = rest.partition(END)
     if not found:
         raise BenchError(f"bench merge: {page} has no place for the table; add {BEGIN} and {END}")
@@ -123,13 +123,11 @@ def merge_into(page: Path, text: str) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
-    """By way of a temporary name. Raises BenchError."""
-    temporary = path.with_name(path.name + ".tmp")
+    """Raises BenchError."""
     try:
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        write_whole(path, text)
     except OSError as error:
-        raise BenchError(f"bench: {path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise BenchError(f"bench: {path} cannot be written: {refusal(error)}") from None
 
 
 def _resident(use: dict[str, Any]) -> float:

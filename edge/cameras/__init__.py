@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
+from ...hand.whole import refusal
 
 
 class CameraError(Exception):
@@ -77,7 +78,7 @@ def open_camera(kind: str, source: str | None = None, **options: Any) -> Camera:
     try:
         camera: Camera = backend(source, **given)
     except OSError as error:  # a folder that may not be searched
-        raise CameraError(f"{source}: cannot be opened ({(error.strerror or str(error)).lower()})") from error
+        raise CameraError(f"{source}: cannot be opened ({refusal(error)})") from error
     return camera
 
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import math
-import os
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...hand.crop import CROP_SIZE
+from ...hand.whole import write_json
 from .. import parallel
 from ..checkpoint import CHECKPOINT_VERSION, TrainConfig, load_checkpoint, load_net, load_weights, save
 from ..losses import Labels
@@ -164,7 +163,7 @@ def adapt_net(
                 share = blend(load_net(base)[0], run.averaged, config.seed)
                 say(f"{share:.0%} of the change is kept, so that hands of others are seen as before")
                 save(run.state(seen), path)
-            _write(out / "log.json", {"config": asdict(config), "log": log, "share": share})
+            write_json(out / "log.json", {"config": asdict(config), "log": log, "share": share})
         except OSError as problem:
             raise AdaptError(unsaved(path, problem)) from None
     return Adapted(path, run.step, run.seconds, log, peak_mib(), done, share)
@@ -354,9 +353,3 @@ def progress(step: int, steps: int, seconds: float, minutes: float | None, means
 def peak_mib() -> float:
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _write(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)

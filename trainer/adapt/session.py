@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from ...edge.engines import open_engine
 from ...edge.model_card import MODELS
 from ...edge.person import Person
+from ...hand.whole import write_json
 from .. import parallel
 from ..checkpoint import load_net
 from .frames import AdaptError, read_footage
@@ -87,7 +87,7 @@ def adapt(
             _gate(report, adapted.checkpoint, engine_file, mine, rig, store, tell)
         else:
             _export(adapted.checkpoint, tell)
-        _write(out / "report.json", report)
+        write_json(out / "report.json", report)
         return report
 
 
@@ -149,12 +149,3 @@ def _export(checkpoint: Path, say: Callable[[str], None]) -> None:
     path = checkpoint.with_suffix(".onnx")
     export(checkpoint, path)
     say(f"not judged: {path} is for those who know better, `edge-hand run --model {path}`")
-
-
-def _write(path: Path, value: Any) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise AdaptError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from ...edge.look import trust, vertices_of_joints
 from ...edge.refit import Refit
 from ...hand.crop import CROP_SIZE, points_from_uvd
 from ...hand.kinematics import Shape
+from ...hand.whole import refusal, write_whole
 from ..losses import metres
 from ..synth.samples import CELLS, CUBE_M
 from .augment import Estimate
@@ -177,13 +178,11 @@ def cell_points(image: Tensor, distance_m: Tensor, cube_m: Tensor) -> tuple[Tens
 
 def save_target(target: Target, path: Path) -> None:
     """Write it whole or not at all, for --resume."""
-    temporary = path.with_suffix(".tmp.npz")
+    np.savez(arrays := io.BytesIO(), **target._asdict())
     try:
-        np.savez(temporary, **target._asdict())
-        os.replace(temporary, path)
+        write_whole(path, arrays.getbuffer())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise AdaptError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise AdaptError(f"{path} cannot be written: {refusal(error)}") from None
 
 
 def load_target(path: Path) -> Target:

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import importlib
 import math
-import os
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame, Side
 from ...hand.skeleton import JOINT_NAMES
+from ...hand.whole import refusal, write_whole
 
 Array = NDArray[Any]
 
@@ -176,14 +175,10 @@ def write_predictions(path: Path, joints_mm: Array, intrinsics: Intrinsics) -> N
     z = joints_mm[..., 2]
     safe = np.where((z > 0)[..., None], joints_mm, np.nan)
     uvd = np.concatenate([intrinsics.project(safe), safe[..., 2:]], -1).reshape(len(joints_mm), -1)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text("".join(" ".join(f"{x:.3f}" for x in row) + "\n" for row in uvd))
-        os.replace(temporary, path)
+        write_whole(path, "".join(" ".join(f"{x:.3f}" for x in row) + "\n" for row in uvd))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise DatasetError(f"{path} cannot be written: {(error.strerror or str(error)).lower()}") from None
+        raise DatasetError(f"{path} cannot be written: {refusal(error)}") from None
 
 
 def _is_number(word: str) -> bool:

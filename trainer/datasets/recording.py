@@ -11,7 +11,6 @@ and person (none if absent) are optional.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from ...edge.recording import Recording, RecordingError
 from ...hand.frames import DepthFrame
 from ...hand.skeleton import JOINT_NAMES, JOINT_PARENTS
+from ...hand.whole import write_whole
 from . import Dataset, DatasetError, Label, read_text, scheme_of
 
 SCHEME = scheme_of(
@@ -96,10 +96,5 @@ def write_labels(recording: Path, labels: Sequence[Label]) -> Path:
         json.dumps({"seq": x.number, "joints_mm": x.joints_mm.round(3).tolist(), "side": x.side, "person": x.person})
         for x in labels
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text("".join(line + "\n" for line in lines))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, "".join(line + "\n" for line in lines))
     return path

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ....hand.whole import write_whole
 from ...model_card import ModelError
 from .build import Job
 
@@ -125,18 +126,9 @@ def read(path: Path, key: PlanKey, whole: bool = True) -> bytes:
 
 
 def write(path: Path, key: PlanKey, data: bytes) -> None:
-    """Keep bytes under a temporary name, then rename; two processes may do so at once. Raises OSError."""
+    """Keep a plan; two processes may do so at once. Raises OSError."""
     header = json.dumps({"format": FORMAT, "key": key._asdict(), "sha256": _digest(data), "bytes": len(data)})
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(header.encode() + b"\n" + data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, header.encode() + b"\n" + data, 0o600)
 
 
 def prune(folder: Path, keep: Path, most_bytes: int = CACHE_BYTES) -> None:

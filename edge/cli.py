@@ -24,9 +24,9 @@ from .cli_view import metrics_option, status
 from .cli_view import view as view_command
 from .config import Rereadable, reread
 from .model_card import ModelError
+from .publish import ADDRESS
 from .shell import CommandError, say
 
-BIND = "tcp://127.0.0.1:5555"
 # What a disk or its rights refuse, wherever it happens, is the user's to mend and no bug.
 THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
             errno.ENAMETOOLONG}  # fmt: skip
@@ -67,7 +67,7 @@ def cli() -> None:
 @engine_options
 @tracking_options
 @daemon_options
-@click.option("--bind", default=BIND, show_default=True, help="Where to publish: tcp://HOST:PORT or ipc://PATH.")
+@click.option("--bind", default=ADDRESS, show_default=True, help="Where to publish: tcp://HOST:PORT or ipc://PATH.")
 @click.option(
     "--insecure",
     is_flag=True,
@@ -176,7 +176,7 @@ def run(
 
 
 @cli.command()
-@click.option("--address", default=BIND, show_default=True)
+@click.option("--address", default=ADDRESS, show_default=True)
 @click.option("--camera", help="Which camera, if several publish there.")
 @click.option("--frames", type=click.IntRange(1), help="Stop after so many messages.")
 @click.option("--keys", type=Path, help="This client's key file, where the daemon runs with --keys.")

@@ -14,9 +14,8 @@ from typing import Any
 import click
 
 from .cli_options import engine_options
+from .publish import ADDRESS
 from .shell import CommandError
-
-ADDRESS = "tcp://127.0.0.1:5555"
 
 addresses_option = click.option(
     "--address", "addresses", multiple=True, help=f"Of a daemon, may be given several times.  [default: {ADDRESS}]"

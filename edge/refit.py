@@ -21,7 +21,7 @@ from ..hand.parts import part_moments
 from ..hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, PART_JOINTS, PART_PARENTS, TIPS
 from ..hand.template import HandTemplate, template
 from .chain import JOINT_PARTS, Chain, Posed, Rest
-from .smooth import rigid, rotation_vector
+from .smooth import rigid, rotation_matrix, rotation_vector
 from .spheres import Spheres
 
 Array = NDArray[Any]
@@ -284,25 +284,7 @@ def _step(state: State, normal: Array, gradient: Array) -> State:
         normal[held, held] = 1
         gradient[held] = 0
     step = np.linalg.solve(normal, gradient)
-    return State(_turn(step[3:6]) @ state.root, state.at_m + step[:3], _inside(angles + step[6:]))
-
-
-def _turn(vector: Array) -> Array:
-    """se3.so3_exp of one vector (3,), in a quarter of the time."""
-    x, y, z = vector.tolist()
-    angle = math.sqrt(x * x + y * y + z * z)
-    if angle > 1e-8:
-        a, b = math.sin(angle) / angle, (1 - math.cos(angle)) / (angle * angle)
-    else:
-        a, b = 1.0, 0.5
-    c = 1 - b * angle * angle
-    return np.array(
-        [
-            [c + b * x * x, b * x * y - a * z, b * x * z + a * y],
-            [b * x * y + a * z, c + b * y * y, b * y * z - a * x],
-            [b * x * z - a * y, b * y * z + a * x, c + b * z * z],
-        ]
-    )
+    return State(rotation_matrix(step[3:6]) @ state.root, state.at_m + step[:3], _inside(angles + step[6:]))
 
 
 def _inside(angles: Array) -> Array:

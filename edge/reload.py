@@ -15,14 +15,13 @@ from typing import Any
 
 import click
 
-from .engines import Engine, open_engine
+from .engines import ANYWHERE, Engine, open_engine
 from .finder import open_finder
 from .model_card import load_card
 from .plausible import implausible
 from .swap import SwapEngine
 from .tracker import Tracker
 
-ANYWHERE = "onnxruntime"
 LIVE = ("model", "engine", "threads", "finder", "hands", "smooth")
 PATIENCE_S = 30.0  # another change may be under way for so long
 

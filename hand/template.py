@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .skeleton import PART_JOINTS
-
 Array = NDArray[Any]
 PATH = Path(__file__).with_name("template.npz")
 
@@ -47,11 +45,6 @@ class HandTemplate:
     morph_vertices_all_m: Array
     arm_weights: Array
     arm_ring: Array
-
-    @property
-    def parts_m(self) -> Array:
-        """(16, 3) rest positions where the parts begin."""
-        return self.joints_m[list(PART_JOINTS)]
 
 
 @lru_cache(maxsize=1)

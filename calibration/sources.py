@@ -25,6 +25,7 @@ from .target import import_opencv
 Array = NDArray[Any]
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov")
+LIBREALSENSE = (".bag", ".db3")  # recordings
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 
 
@@ -63,11 +64,13 @@ def open_source(text: str) -> Source:
         return PictureFolder(path)
     if path.is_file() and path.suffix.lower() in VIDEOS:
         return VideoFile(path)
+    if path.is_file() and path.suffix in LIBREALSENSE:
+        return CameraPictures(open_camera("realsense", text, fps=0.0, infrared=True), live=False)
     if path.is_file():
-        return CameraPictures("replay", text)
+        return CameraPictures(open_camera("replay", text, fps=0.0), live=False)
     kind, mark, serial = text.partition(":")
     if mark:
-        return CameraPictures(kind, serial or None)
+        return CameraPictures(open_camera(kind, serial or None, infrared=kind == "realsense"), live=True)
     raise SourceError(f"{text} does not exist; a source is a video, a folder of pictures, a recording or KIND:SERIAL")
 
 
@@ -147,11 +150,11 @@ class PictureFolder:
 class CameraPictures:
     """A camera, or its recording, as far as its frames hold infrared or colour."""
 
-    def __init__(self, kind: str, serial: str | None) -> None:
-        options = {"fps": 0.0} if kind == "replay" else {}
-        self._camera: Camera = open_camera(kind, serial, **options)
-        self.serial, self.intrinsics, self.fps = self._camera.name, self._camera.intrinsics, self._camera.fps
-        self.stream, self.live = "infrared", kind != "replay"
+    stream = "infrared"
+
+    def __init__(self, camera: Camera, live: bool) -> None:
+        self._camera, self.live = camera, live
+        self.serial, self.intrinsics, self.fps = camera.name, camera.intrinsics, camera.fps
 
     def pictures(self) -> Iterator[Picture]:
         with self._camera as camera:

@@ -10,15 +10,15 @@ import time
 
 import numpy as np
 import pytest
+from edge_hand.calibration.sources import CameraPictures
 from edge_hand.edge.cameras import CameraError, ClockMap, EndOfStream, FrameTimeout, open_camera
 from edge_hand.edge.cameras.realsense import (
     Mode,
     RealSenseCamera,
-    import_realsense,
-    intrinsics_from_realsense,
     list_cameras,
     parse_mode,
 )
+from edge_hand.edge.librealsense import import_realsense, intrinsics_from_realsense
 from edge_hand.hand.camera import Intrinsics
 
 try:
@@ -33,9 +33,10 @@ INTRINSICS = Intrinsics(WIDTH, HEIGHT, 476.0, 477.0, 313.5, 242.75, (0.125, -0.2
 
 
 class SoftwareCamera:
-    """A librealsense software device with one depth stream; frames are pushed by hand."""
+    """A librealsense software device with a depth stream, and infrared ones by their numbers; frames are pushed by
+    hand."""
 
-    def __init__(self, unit_m=0.001, serial="900000000042", intrinsics=INTRINSICS, fps=30):
+    def __init__(self, unit_m=0.001, serial="900000000042", intrinsics=INTRINSICS, fps=30, infrared=()):
         self.device = rs.software_device()
         for key, value in (
             (rs.camera_info.name, "Soft Depth Camera"),
@@ -51,17 +52,32 @@ class SoftwareCamera:
         stream.width, stream.height, stream.fps, stream.bpp, stream.fmt = WIDTH, HEIGHT, fps, 2, rs.format.z16
         stream.intrinsics = librealsense_intrinsics(intrinsics)
         self.profile = self.sensor.add_video_stream(stream, True)
+        self.pictures = {}
+        for number in infrared:
+            stream.type, stream.index, stream.uid = rs.stream.infrared, number, 2 + number
+            stream.bpp, stream.fmt = 1, rs.format.y8
+            self.pictures[number] = self.sensor.add_video_stream(stream)
+        if infrared:
+            projector = rs.option_range()
+            projector.min, projector.max, projector.step, projector.default = 0, 1, 1, 1
+            self.sensor.add_option(rs.option.emitter_enabled, projector, True)
         self.device.create_matcher(rs.matchers.default)
 
     def push(self, depth, number, stamp_ms, domain=None):
+        self._push(self.profile, depth, 2, number, stamp_ms, domain)
+
+    def push_picture(self, infrared, picture, number, stamp_ms):
+        self._push(self.pictures[infrared], picture, 1, number, stamp_ms, None)
+
+    def _push(self, profile, pixels, bpp, number, stamp_ms, domain):
         frame = rs.software_video_frame()
-        frame.pixels = np.ascontiguousarray(depth)
-        frame.bpp, frame.stride = 2, 2 * WIDTH
+        frame.pixels = np.ascontiguousarray(pixels)
+        frame.bpp, frame.stride = bpp, bpp * WIDTH
         frame.timestamp = stamp_ms
         frame.domain = rs.timestamp_domain.hardware_clock if domain is None else domain
         frame.frame_number = number
-        frame.profile = self.profile.as_video_stream_profile()
-        frame.depth_units = self.unit_m
+        frame.profile = profile.as_video_stream_profile()
+        frame.depth_units = self.unit_m if bpp == 2 else 0.0
         self.sensor.on_video_frame(frame)
 
 
@@ -122,6 +138,35 @@ def test_live_frames_come_unchanged_with_unit_intrinsics_and_host_times(unit_m):
             assert (frame.camera, frame.seq, frame.depth_unit_m) == ("900000000042", number, unit_m)
             assert frame.intrinsics == INTRINSICS
             assert pushed_ns - 1000 <= frame.t_ns <= time.monotonic_ns()
+
+
+@needs_realsense
+@pytest.mark.parametrize("numbers", [(2, 1), (0,)])
+def test_the_left_infrared_picture_comes_with_its_depth_and_the_projector_is_off_meanwhile(numbers):
+    soft = SoftwareCamera(infrared=numbers)
+    emitter, left = rs.option.emitter_enabled, 1 if 1 in numbers else 0
+    assert soft.sensor.get_option(emitter) == 1
+    with RealSenseCamera(mode="640x480@30", device=soft.device, infrared=True) as camera:
+        assert soft.sensor.get_option(emitter) == 0
+        for number in range(1, 6):
+            picture = (noise(100 + number) % 256).astype(np.uint8)
+            for other in numbers:
+                soft.push_picture(other, picture if other == left else 255 - picture, number, 1000.0 + 33 * number)
+            soft.push(noise(number), number, 1000.0 + 33 * number)
+            frame = camera.read(2.0)
+            assert frame.seq == number and np.array_equal(frame.depth, noise(number))
+            assert np.array_equal(frame.infrared, picture) and frame.infrared.flags.owndata
+    assert soft.sensor.get_option(emitter) == 1
+    pictures = CameraPictures(RealSenseCamera(mode="640x480@30", device=soft.device, infrared=True), live=True)
+    seen = pictures.pictures()
+    soft.push_picture(left, picture, 9, 2000.0)
+    soft.push(noise(9), 9, 2000.0)
+    shown = next(seen)
+    assert np.array_equal(shown.image, picture) and np.allclose(shown.depth_m, noise(9) * 0.001)
+    seen.close()
+    assert soft.sensor.get_option(emitter) == 1
+    with pytest.raises(CameraError, match=r"^Soft Depth Camera 900000000042 has no infrared picture of 640x480@30$"):
+        RealSenseCamera(mode="640x480@30", device=SoftwareCamera().device, infrared=True)
 
 
 @needs_realsense

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from edge_hand.edge import reopen
 from edge_hand.edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
-from edge_hand.edge.cameras.realsense import RealSenseCamera, import_realsense
+from edge_hand.edge.cameras.realsense import RealSenseCamera
 from edge_hand.edge.cameras.replay import ReplayCamera
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.librealsense import import_realsense
 from edge_hand.edge.reopen import MOST_HUNG, LastingCamera, open_lasting, usb_devices, wait_for
 from edge_hand.hand.frames import DepthFrame
 

@@ -1,11 +1,11 @@
 """Intel RealSense depth cameras, and librealsense's own recordings (.bag, .db3), through pyrealsense2.
 
-Only the depth stream (Z16) is opened. pyrealsense2 is imported when a camera is opened.
+The depth stream (Z16) is opened, and the infrared picture beside it if asked for. pyrealsense2 is imported when a
+camera is opened.
 """
 
 from __future__ import annotations
 
-import ctypes
 import re
 import time
 from dataclasses import dataclass, replace
@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
+from ..librealsense import import_realsense, intrinsics_from_realsense, reason
 from ..pace import Pacer
 from . import BadFrame, Camera, CameraError, ClockMap, EndOfStream, FrameTimeout
 
@@ -24,18 +24,21 @@ from . import BadFrame, Camera, CameraError, ClockMap, EndOfStream, FrameTimeout
 MODES = ("848x480@90", "848x480@60", "640x480@90", "640x480@60", "640x480@30", "480x270@90", "1280x720@30")
 DEFAULT_MODE = MODES[0]
 POLL_S = 0.1  # how often a wait looks whether the camera is still there or the file has ended
-DISTORTION_TOLERANCE_PX = 0.5
 
 
-def open_camera(source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False) -> Camera:
-    """Open a camera (source = its serial number, None = the only one) or a recording (source = its path)."""
+def open_camera(
+    source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False, infrared: bool = False
+) -> Camera:
+    """Open a camera (source = its serial number, None = the only one) or a recording (source = its path). infrared:
+    frames have the picture that the depth was seen in too; a camera's projector is off meanwhile, whose dots it shows.
+    """
     if source is None or not (Path(source).suffix in (".bag", ".db3") or Path(source).exists()):
         if fps is not None or loop:
             raise CameraError("--fps and --loop are for recordings; a camera's rate is in its mode: --mode 848x480@90")
-        return RealSenseCamera(source, mode or DEFAULT_MODE)
+        return RealSenseCamera(source, mode or DEFAULT_MODE, infrared=infrared)
     if mode is not None:
         raise CameraError(f"--mode is for cameras; {source} has the mode it was recorded in")
-    return RealSenseCamera(source=Path(source), fps=fps, loop=loop)
+    return RealSenseCamera(source=Path(source), fps=fps, loop=loop, infrared=infrared)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -75,11 +78,11 @@ def list_cameras() -> list[RealSenseInfo]:
     try:
         return [_describe(rs, device) for device in rs.context().query_devices()]
     except RuntimeError as error:
-        raise CameraError(f"realsense: the cameras cannot be listed ({_reason(error)})") from error
+        raise CameraError(f"realsense: the cameras cannot be listed ({reason(error)})") from error
 
 
 class RealSenseCamera:
-    """The depth stream of a camera, or of a librealsense recording.
+    """The depth stream of a camera, or of a librealsense recording; with infrared its left picture too.
 
     Live, `read` gives the newest frame, with t_ns = its mid-exposure as well as the camera tells it. A recording is
     shown as the replay camera does: each frame at its time, none dropped, fps None as recorded or 0 at once.
@@ -94,9 +97,12 @@ class RealSenseCamera:
         *,
         fps: float | None = None,
         loop: bool = False,
+        infrared: bool = False,
         device: Any = None,
     ) -> None:
         self._rs = import_realsense()
+        self._infrared = infrared
+        self._projector: tuple[Any, float] | None = None  # its sensor, and how it was before
         self._source = source
         self._loop = loop
         self._pacer = Pacer(fps)
@@ -134,6 +140,7 @@ class RealSenseCamera:
 
     def close(self) -> None:
         try:
+            self._light()
             self._pipeline.stop()
         except RuntimeError:
             return  # it was stopped already, or the camera is gone
@@ -164,11 +171,33 @@ class RealSenseCamera:
                 link = f" on USB {info.usb}" if info.usb else ""
                 raise CameraError(f"{info.name} {info.serial}{link} has no mode {mode}; it has {_by_size(info.modes)}")
             config.enable_stream(rs.stream.depth, mode.width, mode.height, rs.format.z16, mode.fps)
+            if self._infrared:
+                number = _infrared_number(rs, device, mode)
+                if number is None:
+                    raise CameraError(f"{info.name} {info.serial} has no infrared picture of {mode}")
+                config.enable_stream(rs.stream.infrared, number, mode.width, mode.height, rs.format.y8, mode.fps)
+                self._darken(device)
             return self._pipeline.start(config)
         except RuntimeError as error:
+            self._light()
             raise CameraError(
-                f"{self._label} cannot be started: {_reason(error)}; is another program using it?"
+                f"{self._label} cannot be started: {reason(error)}; is another program using it?"
             ) from error
+
+    def _darken(self, device: Any) -> None:
+        """Switch the projector off, until `_light`."""
+        emitter = self._rs.option.emitter_enabled
+        for sensor in device.query_sensors():
+            if sensor.supports(emitter):
+                self._projector = sensor, sensor.get_option(emitter)
+                sensor.set_option(emitter, 0)
+                return
+
+    def _light(self) -> None:
+        """The projector is as it was before."""
+        if self._projector is not None:
+            (sensor, before), self._projector = self._projector, None
+            sensor.set_option(self._rs.option.emitter_enabled, before)
 
     def _start_file(self, path: Path) -> Any:
         """Start playing a recording from its beginning; returns the pipeline's profile."""
@@ -180,13 +209,16 @@ class RealSenseCamera:
         try:
             config.enable_device_from_file(str(path), repeat_playback=False)
             config.enable_stream(rs.stream.depth)
+            if self._infrared:
+                config.enable_stream(rs.stream.infrared)
             # Before start: after it, the first frames of the file can be lost.
             config.resolve(rs.pipeline_wrapper(self._pipeline)).get_device().as_playback().set_real_time(False)
             profile = self._pipeline.start(config)
         except RuntimeError as error:
             if "Couldn't resolve" in str(error):
-                raise CameraError(f"{path} has no depth stream") from error
-            raise CameraError(f"{path} is not a librealsense recording that can be read: {_reason(error)}") from error
+                both = " and infrared" if self._infrared else ""
+                raise CameraError(f"{path} has no depth{both} stream") from error
+            raise CameraError(f"{path} is not a librealsense recording that can be read: {reason(error)}") from error
         self._device = profile.get_device()
         self._playback = self._device.as_playback()
         return profile
@@ -201,13 +233,13 @@ class RealSenseCamera:
             self.name: str = _info(self._device, rs.camera_info.serial_number) or "realsense"
             self.intrinsics = intrinsics_from_realsense(rs, stream.get_intrinsics())
         except (RuntimeError, ValueError) as error:
-            raise CameraError(f"{self._label}: depth unit or intrinsics are missing ({_reason(error)})") from error
+            raise CameraError(f"{self._label}: depth unit or intrinsics are missing ({reason(error)})") from error
         if not 1e-6 <= self._depth_unit_m <= 0.1:
             raise CameraError(f"{self._label}: depth unit {self._depth_unit_m} m is not plausible")
         self._stream_fps = float(stream.fps())
 
     def _wait(self, deadline_ns: int, timeout_s: float) -> Any:
-        """librealsense's next depth frame."""
+        """librealsense's next depth frame, and the infrared one with it or None."""
         while True:
             left_s = (deadline_ns - time.monotonic_ns()) * 1e-9
             depth = self._poll(min(POLL_S, max(left_s, 0.001)))
@@ -226,8 +258,12 @@ class RealSenseCamera:
         try:
             arrived, frames = self._pipeline.try_wait_for_frames(max(1, round(timeout_s * 1000)))
         except RuntimeError as error:
-            raise CameraError(f"{self._label} has failed: {_reason(error)}") from error
-        return (frames.get_depth_frame() or None) if arrived else None
+            raise CameraError(f"{self._label} has failed: {reason(error)}") from error
+        if not arrived:
+            return None
+        depth = frames.get_depth_frame() or None
+        picture = frames.first_or_default(self._rs.stream.infrared) if self._infrared else None
+        return (depth, picture) if depth and (picture or not self._infrared) else None
 
     def _end_lap(self) -> None:
         """Start the recording again, or raise EndOfStream."""
@@ -248,10 +284,10 @@ class RealSenseCamera:
         if not connected:
             raise CameraError(f"{self._label} is no longer connected; check its cable")
 
-    def _convert(self, depth: Any) -> DepthFrame:
-        """librealsense's frame as ours; t_ns is the host's clock for a camera, the recorded time for a file."""
+    def _convert(self, frames: tuple[Any, Any]) -> DepthFrame:
+        """librealsense's frames as ours; t_ns is the host's clock for a camera, the recorded time for a file."""
         arrival_ns = time.monotonic_ns()
-        rs = self._rs
+        rs, (depth, picture) = self._rs, frames
         number = int(depth.get_frame_number())
         stamp_ns = round(depth.get_timestamp() * 1e6)
         if self._last[0] < 0:
@@ -271,63 +307,10 @@ class RealSenseCamera:
                 depth=np.array(depth.get_data(), np.uint16),  # a copy: librealsense reuses its memory
                 depth_unit_m=self._depth_unit_m,
                 intrinsics=self.intrinsics,
+                infrared=None if picture is None else np.array(picture.get_data(), np.uint8),
             )
         except (ValueError, RuntimeError) as error:
-            raise BadFrame(f"{self._label}: {_reason(error)}") from error
-
-
-def intrinsics_from_realsense(rs: Any, given: Any) -> Intrinsics:
-    """A stream's intrinsics as ours.
-
-    brown_conrady is our own model. D400 depth is rectified: all coefficients are 0, whatever the model's name. For
-    another model with coefficients (SR300 depth: inverse_brown_conrady) ours is fitted to librealsense's own
-    deprojection over the image, and refused (ValueError) if it is off by more than DISTORTION_TOLERANCE_PX.
-    """
-    pinhole = Intrinsics(given.width, given.height, given.fx, given.fy, given.ppx, given.ppy)
-    coefficients = tuple(float(c) for c in given.coeffs)
-    if given.model == rs.distortion.none or not any(coefficients):
-        return pinhole
-    if given.model == rs.distortion.brown_conrady:
-        return replace(pinhole, distortion=coefficients)  # type: ignore[arg-type]
-
-    columns, rows = np.meshgrid(np.linspace(0, given.width - 1, 17), np.linspace(0, given.height - 1, 13))
-    pixels = np.stack([columns.ravel(), rows.ravel()], -1)  # (221, 2) px
-    rays = np.array([rs.rs2_deproject_pixel_to_point(given, list(pixel), 1.0) for pixel in pixels])  # (221, 3)
-    back = np.array([rs.rs2_project_point_to_pixel(given, list(ray)) for ray in rays])  # (221, 2) px
-    x, y = rays[:, 0], rays[:, 1]
-    r2 = x * x + y * y
-    # distort() is linear in k1, k2, p1, p2, k3
-    a_x = np.stack([x * r2, x * r2**2, 2 * x * y, r2 + 2 * x * x, x * r2**3], -1)  # (221, 5)
-    a_y = np.stack([y * r2, y * r2**2, r2 + 2 * y * y, 2 * x * y, y * r2**3], -1)
-    distorted = pinhole.rays(pixels)[:, :2]
-    b = np.concatenate([distorted[:, 0] - x, distorted[:, 1] - y])
-    fitted = np.linalg.lstsq(np.concatenate([a_x, a_y]), b, rcond=None)[0]  # (5,)
-    intrinsics = replace(pinhole, distortion=tuple(fitted.tolist()))
-    off_px = max(np.abs(intrinsics.project(rays) - pixels).max(), np.abs(back - pixels).max())
-    if not off_px <= DISTORTION_TOLERANCE_PX:
-        raise ValueError(f"distortion {given.model} {list(coefficients)} is off our model by {off_px:.1f} px")
-    return intrinsics
-
-
-def import_realsense() -> Any:
-    """pyrealsense2, with libusb from libusb-package if the system has none. Raises CameraError."""
-    try:
-        import pyrealsense2
-    except ImportError as error:
-        if "libusb" not in str(error):
-            raise CameraError(
-                f"pyrealsense2 cannot be imported ({_reason(error)}); pip install 'edge-hand[realsense]'"
-            ) from error
-        try:
-            import libusb_package
-
-            ctypes.CDLL(str(libusb_package.get_library_path()), mode=ctypes.RTLD_GLOBAL)
-            import pyrealsense2
-        except (ImportError, OSError):
-            raise CameraError(
-                "pyrealsense2 needs libusb-1.0: apt install libusb-1.0-0, or pip install libusb-package"
-            ) from error
-    return pyrealsense2
+            raise BadFrame(f"{self._label}: {reason(error)}") from error
 
 
 def _find_device(rs: Any, serial: str | None) -> Any:
@@ -366,6 +349,19 @@ def _info(device: Any, field: Any) -> str:
     return str(device.get_info(field)) if device.supports(field) else ""
 
 
+def _infrared_number(rs: Any, device: Any, mode: Mode) -> int | None:
+    """Of the infrared pictures of this mode the one that depth is seen in: the left, or the only one."""
+    numbers = [
+        profile.stream_index()
+        for sensor in device.query_sensors()
+        for profile in sensor.get_stream_profiles()
+        if profile.stream_type() == rs.stream.infrared and profile.format() == rs.format.y8
+        for video in [profile.as_video_stream_profile()]
+        if Mode(video.width(), video.height(), video.fps()) == mode
+    ]
+    return min(numbers, key=lambda number: (number != 1, number), default=None)
+
+
 def _by_size(modes: tuple[Mode, ...]) -> str:
     """ "640x480@30/60, 848x480@90"."""
     rates: dict[str, list[str]] = {}
@@ -381,8 +377,3 @@ def _exposure_to_stamp_ns(rs: Any, depth: Any) -> int:
         return 0
     us = int(depth.get_frame_metadata(kind.frame_timestamp) - depth.get_frame_metadata(kind.sensor_timestamp))
     return us * 1000 if 0 <= us < 100_000 else 0
-
-
-def _reason(error: Exception) -> str:
-    """librealsense's own words in one line, without its wrapping."""
-    return " ".join(str(error).split()).rpartition("Reason: ")[2]

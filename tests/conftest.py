@@ -1,9 +1,10 @@
-"""What one test does to the daemon's log is undone before the next."""
+"""What tests do to the log is undone before the next; what they start does not depend on who runs them."""
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ from edge_hand.edge.log import LOG
 
 os.environ.setdefault("EDGE_HAND_TUNE", "0")  # daemons that tests start do not try out engines
 os.environ.setdefault("EDGE_HAND_FAST", "0")  # nor compile
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and daemons reload at
 
 
 @pytest.fixture(autouse=True)

@@ -345,6 +345,14 @@ def hand_pixels(page: Any) -> dict[str, int]:
     return {"green": int(((g > 80) & (g > 1.4 * r) & (g > 1.25 * b)).sum()), "blue": int((b > r + 60).sum())}
 
 
+def until(page: Any, expression: str, seconds: float = 30.0) -> None:
+    """Playwright's own wait evaluates inside the page, which the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
+
+
 @pytest.mark.slow
 def test_a_browser_shows_the_hand_its_numbers_and_daemons_that_leave(
     browser: Any, engine: Engine, tmp_path: Path
@@ -357,14 +365,14 @@ def test_a_browser_shows_the_hand_its_numbers_and_daemons_that_leave(
     address = f"ipc://{tmp_path}/daemon"
     with served([address], port=0) as server:
         page.goto(server.url)
-        page.wait_for_function("document.querySelector('#notice').textContent.includes('waiting for ipc')")
+        until(page, "document.querySelector('#notice').textContent.includes('waiting for ipc')")
         with daemon(engine, address):
             page.wait_for_selector(".tag.good", timeout=60_000)  # the label of a tracked hand
             page.wait_for_selector(".stages .time", timeout=20_000)
             text = page.inner_text("#cameras")
             for word in ("synthetic-0", "tracked", "fps", "latency", "dropped", "age", "engine", "refit", address):
                 assert word in text, text
-            page.wait_for_function("parseFloat(document.querySelector('.numbers div').textContent) > 0")  # fps
+            until(page, "parseFloat(document.querySelector('.numbers div').textContent) > 0")  # fps
             seen = hand_pixels(page)
             assert seen["green"] > 1500 and seen["blue"] > 100, seen
             for part in ("mesh", "bones", "points"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,12 @@ from edge_hand.edge.log import LOG
 os.environ.setdefault("EDGE_HAND_TUNE", "0")  # daemons that tests start do not try out engines
 os.environ.setdefault("EDGE_HAND_FAST", "0")  # nor compile
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and daemons reload at
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """TEST_DEADLINE, seconds since 1970: later no slow test begins."""
+    if item.get_closest_marker("slow") and time.time() > float(os.environ.get("TEST_DEADLINE", "inf")):
+        pytest.skip("it is slow, and on this machine the time is nearly over")
 
 
 @pytest.fixture(autouse=True)

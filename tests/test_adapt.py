@@ -236,8 +236,8 @@ def test_hands_that_come_and_go_teach_nothing_unless_there_are_no_others() -> No
     def seen(t_ms: float, x: float) -> frames._Raw:
         return frames._Raw([], 0, int(t_ms * 1e6), frames._Seen(np.array([x, 0.0, 0.5]), 1.0))
 
-    hand = [seen(100 * i, 0.02 * i) for i in range(15) if i not in (5, 6, 7)]  # not seen for 0.4 s
-    other = [seen(100 * i, 0.9 - 0.01 * i) for i in range(4, 10)]  # for 0.5 s, half a metre away
+    hand = [seen(100 * i, 0.02 * i) for i in range(25) if i not in (5, 6, 7)]  # not seen for 0.4 s
+    other = [seen(100 * i, 0.9 - 0.01 * i) for i in range(4, 15)]  # for 1 s, half a metre away
     both = sorted(hand + other, key=lambda one: one.t_ns)
     assert frames._lasting(both) == hand
     assert frames._lasting(other) == other

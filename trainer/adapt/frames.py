@@ -33,7 +33,7 @@ SAME_M = 0.10  # hands of two cameras as near as this are one
 APART_NS = 25_000_000  # frames of two cameras further apart in time than this do not show one moment
 LEAST_HZ, ENOUGH = 12.0, 300  # frames beyond this rate say the same again, if there are enough of them
 # Hands are followed over gaps of so long, as far as this and so fast; those followed for less time teach nothing.
-GAP_NS, NEXT_M, NEXT_M_S, LASTING_NS = 500_000_000, 0.08, 2.0, 1_000_000_000
+GAP_NS, NEXT_M, NEXT_M_S, LASTING_NS = 500_000_000, 0.08, 2.0, 2_000_000_000
 HELD_OUT = 0.25  # of every recording, its end, that the gate judges by
 SECOND_NS = 1_000_000_000
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])

@@ -211,7 +211,8 @@ class Fuser:
         conf = joint_confidence(target.sigma_m, visible, Calibration(hidden=0.0))
         tracked = any(s.sighting.tracked for s in mine)
         age_ns = 0 if tracked else round(1e6 * min(s.sighting.age_ms for s in mine))
-        hand.measured_ns = max(hand.measured_ns, t_ns - age_ns)
+        seen_ns = t_ns - age_ns
+        hand.measured_ns = max(hand.measured_ns, seen_ns) if hand.measured_ns <= t_ns else seen_ns  # the clock jumped
         hand.pose = self._pose(
             hand, pose, "tracked" if tracked else "predicted", conf, float(np.max([s.sighting.score for s in mine]))
         )
@@ -265,7 +266,7 @@ class Fuser:
     def _predicted(self, hand: FusedHand, t_ns: int) -> TrackedHand | None:
         """The hand where it should be by now; None if it was not seen for too long."""
         age_ns = t_ns - hand.measured_ns
-        ahead = hand.smoother.predict(t_ns) if age_ns <= PREDICTED_NS else None
+        ahead = hand.smoother.predict(t_ns) if 0 <= age_ns <= PREDICTED_NS else None
         if ahead is None or hand.pose is None:
             return None
         fading = math.exp((hand.t_ns - t_ns) / PREDICTED_NS)

@@ -219,6 +219,7 @@ def main() -> None:
     """Entry point: a user's mistake is one line and exit code 1 (2 for a wrong option); a bug is a traceback."""
     from ..calibration.cli import CalibrateError
     from ..hand.messages import WireError
+    from ..hand.whole import refusal
     from .bench import BenchError
     from .client import SubscribeError
     from .config import ConfigError
@@ -254,7 +255,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in THE_DISK:
             raise
-        fail(": ".join([*([str(error.filename)] if error.filename else []), (error.strerror or "").lower()]))
+        fail(f"{error.filename}: {refusal(error)}" if error.filename else refusal(error))
         sys.exit(1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -61,4 +60,4 @@ def adapt(
         f"{target['hand_length_mm']:.0f} mm from wrist to middle tip; depth to mesh {fit['before']:.1f} -> "
         f"{fit['after']:.1f} mm; pictures in {out / 'fits.png'}"
     )
-    write_result(json.loads(json.dumps(report)), json_path)
+    write_result(report, json_path)

@@ -191,6 +191,18 @@ def test_two_hands_are_two():
     assert len({hand.id for hand in hands}) == 2
 
 
+def test_no_age_is_below_zero_when_the_clock_is_set_back():
+    rig = a_rig()
+    fuser, views, ages = Fuser(rig), [View(k, camera) for k, camera in enumerate(rig.cameras)], []
+    for i in range(10):
+        for k in range(3):
+            views[k].take(told(rig, k, i, age_ms=max(i - 7, 0) * 1e3 / FPS))
+        t_ns = SECOND + round(i / FPS * 1e9)
+        hands = fuser.step(t_ns + (10 * SECOND if i < 8 else 0), [s for view in views for s in view.at(t_ns)])
+        ages.append(hands[0].age_ms if hands else None)
+    assert ages[1:8] == [0] * 7 and ages[8:] == pytest.approx([1e3 / FPS, 2e3 / FPS], abs=0.1), ages
+
+
 def test_offsets_of_the_clocks_are_taken_out():
     rig = a_rig()
     view = View(2, rig.cameras[2])

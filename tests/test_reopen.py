@@ -308,8 +308,9 @@ def test_a_realsense_device_that_freezes_falls_silent_and_comes_back(rs: Any) ->
     opened: list[int] = [0]
 
     def again() -> Camera:
-        opened[0] += 1
-        return RealSenseCamera(mode="640x480@30", device=softs[opened[0]].device)
+        camera = RealSenseCamera(mode="640x480@30", device=softs[opened[0] + 1].device)
+        opened[0] += 1  # only now does it stream, and keep what is pushed
+        return camera
 
     first = RealSenseCamera(mode="640x480@30", device=softs[0].device)
     with LastingCamera(first, again, silent_s=0.4) as camera:

@@ -2,6 +2,9 @@
 
 A gradient matrix is usually led by a few directions. Replacing it by the nearest semi-orthogonal matrix lets all of
 them learn at the same pace. Newton-Schulz gets near that matrix with products alone and needs no decomposition.
+
+Every one of its steps multiplies X by a polynomial of the Gram matrix X X^T, so that all of them are one product of
+small square matrices, which meets the long X twice only: before and after.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ STEPS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two and more axes, seen as matrices (outputs, all else). lr is about the change of a singular
-    value a step; momentum is Nesterov's; half computes the orthogonal update in bfloat16."""
+    """For convolutions' weights, seen as matrices (outputs, all else). lr is about the change of a singular value a
+    step; momentum is Nesterov's."""
 
     def __init__(
         self,
@@ -27,10 +30,8 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        half: bool = True,
     ) -> None:
-        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "half": half}
-        super().__init__(params, defaults)
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -45,25 +46,29 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(momentum, group["momentum"])  # Nesterov
-                matrix = ahead.flatten(1)  # (outputs, inputs * kernel)
-                update = orthogonal(matrix, half=group["half"])
+                ahead = p.grad.lerp(momentum, group["momentum"]).movedim(1, -1)  # Nesterov; as it lies, channels last
+                matrix = ahead.flatten(1)  # (outputs, kernel * inputs): the order of columns does not matter
+                update = orthogonal(matrix).view(ahead.shape).movedim(-1, 1)
                 tall = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update.view_as(p), alpha=-group["lr"] * tall)
+                p.add_(update, alpha=-group["lr"] * tall)
 
 
-def orthogonal(matrix: Tensor, half: bool = False) -> Tensor:
+def orthogonal(matrix: Tensor) -> Tensor:
     """About the semi-orthogonal matrix nearest to matrix (N, M): U V^T of its decomposition U S V^T, float32.
 
     Singular values end between 0.7 and 1.2, which serves as well as 1; those below a thousandth of the largest stay
-    smaller. half computes in bfloat16.
+    smaller.
     """
-    x = matrix.bfloat16() if half else matrix.float()
+    x = matrix.float()
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     x = x / (x.norm() + 1e-7)  # singular values at most 1
+    gram = x @ x.T
+    whole = torch.eye(len(x), device=x.device)
     for _ in range(STEPS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
-    return (x if wide else x.T).float()
+        polynomial = torch.addmm(gram, gram, gram, beta=B, alpha=C)
+        polynomial.diagonal().add_(A)
+        whole, gram = polynomial @ whole, polynomial @ gram @ polynomial
+    x = whole @ x
+    return x if wide else x.T

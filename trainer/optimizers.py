@@ -29,7 +29,7 @@ def build_optimizers(net: nn.Module, config: TrainConfig) -> list[torch.optim.Op
         )
     ]  # fmt: skip
     if convolutions:
-        optimizers.append(Muon(convolutions, lr=config.muon_lr, weight_decay=config.weight_decay, half=config.bf16))
+        optimizers.append(Muon(convolutions, lr=config.muon_lr, weight_decay=config.weight_decay))
     for optimizer in optimizers:
         for settings in optimizer.param_groups:
             settings["peak"] = settings["lr"]

@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand import crop
-from ..hand.frames import DepthFrame, HandCrop, HandRoi
+from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from .look import fit_mm
+from .reading import read
 from .refit import Refit
+from .smooth import Smoother
 from .visibility import visible
 
 Array = NDArray[Any]
@@ -22,13 +24,15 @@ class Cropper(Protocol):
 
 
 class Arithmetic(NamedTuple):
-    """The functions of these names, and what makes a Refit."""
+    """The functions of these names, and what makes a Refit and a Smoother."""
 
     refit: Callable[[], Refit]
     crop_depth: Cropper
+    read: Callable[[HandCrop, list[Array]], HandPrediction]
     visible: Callable[[DepthFrame, Array], NDArray[np.int8]]
     fit_mm: Callable[[Array, Array], float]
+    smoother: Callable[[], Smoother]
     name: str
 
 
-PLAIN = Arithmetic(Refit, crop.crop_depth, visible, fit_mm, "numpy")
+PLAIN = Arithmetic(Refit, crop.crop_depth, read, visible, fit_mm, Smoother, "numpy")

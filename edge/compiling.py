@@ -40,10 +40,11 @@ LIMIT_S = 900.0
 MOST_KEPT = 4
 SAME_M = 1e-4
 HERE = Path(__file__).parent
-KERNELS = ("kernels_depth.py", "kernels_hand.py", "kernels_solve.py")
+KERNELS = tuple(f"kernels_{name}.py" for name in ("depth", "hand", "look", "smooth", "solve"))
 # What the kernels take constants and arrays' kinds from.
-SOURCES = (*KERNELS, "fast.py", "chain.py", "look.py", "refit.py", "spheres.py", "visibility.py", "../hand/crop.py",
-           "../hand/parts.py", "../hand/skeleton.py", "../hand/template.npz")  # fmt: skip
+SOURCES = (*KERNELS, "fast.py", "chain.py", "look.py", "reading.py", "refit.py", "smooth.py", "spheres.py",
+           "visibility.py", "../hand/crop.py", "../hand/parts.py", "../hand/skeleton.py",
+           "../hand/template.npz")  # fmt: skip
 READY = "ready.json"
 
 

@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.crop import CROP_SIZE, crop_depth, look_at, sub_pixels
-from ..hand.frames import DepthFrame, HandCrop, HandRoi
+from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from ..hand.kinematics import Shape
 from ..hand.skeleton import ANGLE_LIMITS_RAD
-from . import kernels_depth, kernels_hand, kernels_solve
+from . import kernels_depth, kernels_hand, kernels_look, kernels_smooth, kernels_solve
 from .arithmetic import Arithmetic
+from .reading import POINTS, joint_weights, places
 from .refit import NO_VERTICES, Fit, Refit
+from .smooth import Smoother
 from .visibility import REACH_M, visible
 
 Array = NDArray[Any]
@@ -122,6 +124,43 @@ def fast_crop(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored: 
     return HandCrop(image, rotation, distance, roi.cube_m, mirrored)
 
 
+def fast_read(crop: HandCrop, outputs: list[Array]) -> HandPrediction:
+    """As `read`."""
+    uvd, log_error, hand_logit, right_logit, presence_logit = outputs
+    weights, middle = joint_weights()
+    vertices, points = np.empty((3, len(middle)), np.float32), np.empty((POINTS, 3))
+    error, joint_error, centre = np.empty(len(middle), np.float32), np.empty(len(weights), np.float32), np.empty(3)
+    mean, pixels = kernels_look.read(
+        crop.image,
+        np.ascontiguousarray(uvd[0]),
+        log_error[0],
+        hand_logit[0],
+        weights,
+        middle,
+        places(crop.image.shape[0]),
+        crop.distance_m,
+        crop.cube_m / 2,
+        vertices,
+        error,
+        joint_error,
+        centre,
+        points,
+    )
+    return HandPrediction(
+        vertices.T, mean, error, joint_error, centre, points[:pixels], pixels, float(right_logit[0]),
+        float(presence_logit[0]),
+    )  # fmt: skip
+
+
+class FastSmoother(Smoother):
+    """As Smoother."""
+
+    def _step(self, raw: Array, R: Array, dt_s: float) -> None:
+        kernels_smooth.step(
+            self._channels, raw, R, self._raw, self._raw_R, dt_s, self._value, self._R, self._speed, self._motion
+        )
+
+
 def fast_visible(frame: DepthFrame, joints_m: Array) -> NDArray[np.int8]:
     """As `visible`; cameras with distortion are left to it."""
     camera = frame.intrinsics
@@ -142,4 +181,4 @@ def _floats(values: Array) -> Array:
     return np.ascontiguousarray(values, np.float64)
 
 
-FAST = Arithmetic(FastRefit, fast_crop, fast_visible, fast_fit_mm, "compiled")
+FAST = Arithmetic(FastRefit, fast_crop, fast_read, fast_visible, fast_fit_mm, FastSmoother, "compiled")

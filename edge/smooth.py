@@ -68,8 +68,8 @@ class Smoother:
 
     def __init__(self, position: Channel = POSITION, rotation: Channel = ROTATION, angles: Channel = ANGLES) -> None:
         each = [position] * 3 + [rotation] * 3 + [angles] * 20
-        self._cutoff, self._opening, self._still, self._speed_hz, jump = (np.array(c) for c in zip(*each, strict=True))
-        self._per_jump = 1 / jump
+        self._channels = np.array(each).T.copy()  # (5, 26)
+        self._channels[4] = 1 / self._channels[4]
         self._t_ns: int | None = None
         self._raw = self._value = self._speed = self._motion = np.zeros(26)
         self._raw_R = self._R = np.eye(3)
@@ -82,25 +82,29 @@ class Smoother:
         R = np.array(T_camera_wrist[:3, :3], np.float64)
         if self._t_ns is None or not 0 < t_ns - self._t_ns <= GAP_NS:
             self.reset()
-            self._t_ns, self._raw, self._value, self._raw_R, self._R = t_ns, raw, raw, R, R
-            return self._smoothed(raw, R, self._motion)
-        dt_s = (t_ns - self._t_ns) * 1e-9
+            self._value, self._R = raw.copy(), R.copy()
+        else:
+            self._step(raw, R, (t_ns - self._t_ns) * 1e-9)
+        self._t_ns, self._raw, self._raw_R = t_ns, raw, R
+        return self._smoothed(self._value, self._R, self._motion)
+
+    def _step(self, raw: Array, R: Array, dt_s: float) -> None:
+        """Move on to a pose measured dt_s after the one before."""
+        cutoff, opening, still, speed_hz, per_jump = self._channels
         turn = TURN * dt_s
         step, off = raw - self._raw, raw - self._value
         step[3:6], off[3:6] = rotation_vector(R @ self._raw_R.T), rotation_vector(R @ self._R.T)
-        speed_gain = turn * self._speed_hz
+        speed_gain = turn * speed_hz
         self._speed = self._speed + (step / dt_s - self._speed) * (speed_gain / (1 + speed_gain))
-        opened = self._cutoff + self._opening * np.maximum(_lengths(self._speed) - self._still, 0)  # eq. 5, Hz
+        opened = cutoff + opening * np.maximum(_lengths(self._speed) - still, 0)  # eq. 5, Hz
         opened *= turn
-        jumped = (_lengths(off) * self._per_jump) ** JUMP_POWER
+        jumped = (_lengths(off) * per_jump) ** JUMP_POWER
         loose = np.maximum(opened, jumped)
         move = loose / (1 + loose) * off  # eq. 1 and 3: the gain is 1 / (1 + tau / dt), tau / dt = 1 / loose
         self._value = value = self._value + move
         value[3:6] = 0
         self._R = rotation_matrix(move[3:6]) @ self._R
         self._motion = self._motion + (move / dt_s - self._motion) * (1 / (1 + 1 / (turn * MOTION_HZ)))
-        self._t_ns, self._raw, self._raw_R = t_ns, raw, R
-        return self._smoothed(value, self._R, self._motion)
 
     def predict(self, t_ns: int) -> Smoothed | None:
         """The pose carried on to t_ns at its last speed, which fades; None where there is nothing to carry, or more

@@ -15,7 +15,7 @@ from ..hand.kinematics import Shape
 from ..hand.messages import Motion
 from .arithmetic import PLAIN, Arithmetic
 from .confidence import Calibration, joint_confidence
-from .look import Eye, Look, hand_points, trust, vertices_m
+from .look import Look, trust
 from .person import Person
 from .refit import Fit, Refit, theta_of
 from .smooth import Smoother
@@ -103,17 +103,14 @@ class Track:
 class Poser:
     """From looks at a track's hand to what is published of it."""
 
-    def __init__(
-        self, refit: Refit, eye: Eye, calibration: Calibration, smooth: bool, arithmetic: Arithmetic = PLAIN
-    ) -> None:
-        self.refit, self.eye, self.calibration, self.smooth = refit, eye, calibration, smooth
+    def __init__(self, refit: Refit, calibration: Calibration, smooth: bool, arithmetic: Arithmetic = PLAIN) -> None:
+        self.refit, self.calibration, self.smooth = refit, calibration, smooth
         self._visible, self._fit_mm = arithmetic.visible, arithmetic.fit_mm
 
     def measured(self, track: Track, frame: DepthFrame, look: Look) -> TrackedHand:
         """Refit the hand of a look, smooth it, remember it in the track."""
-        vertices, points = vertices_m(look), hand_points(look.crop, look.pixels)
-        error_m = self.eye.joint_error_m(look)
-        weights = trust(error_m)
+        vertices, points = look.prediction.vertices_m, look.prediction.points_m
+        weights = trust(look.prediction.joint_error_m)
         shape = track.person.shape
         start = _a_moment_ago(track, frame, look)
         fit = self.refit.solve(vertices, shape=shape, points_m=points, weights=weights, start=start)
@@ -140,7 +137,7 @@ class Poser:
             beta=shape.beta,
             joints_m=joints,
             vertices_m=vertices,
-            joint_conf=joint_confidence(error_m, seen, self.calibration),
+            joint_conf=joint_confidence(look.prediction.joint_error_m, seen, self.calibration),
             fit_mm=self._fit_mm(camera_from_crop(look.crop, points), vertices),
         )
         track.measured += 1

@@ -70,9 +70,9 @@ class Tracker:
 
     def __post_init__(self) -> None:
         self.refit = self.refit or self.arithmetic.refit()
-        self.eye = Eye(self.engine, self.stages_us, self.arithmetic.crop_depth)
+        self.eye = Eye(self.engine, self.stages_us, self.arithmetic.crop_depth, self.arithmetic.read)
         calibration = calibration_of(self.engine.card.confidence)
-        self._poser = Poser(self.refit, self.eye, calibration, self.smooth, self.arithmetic)
+        self._poser = Poser(self.refit, calibration, self.smooth, self.arithmetic)
 
     def process(self, frame: DepthFrame) -> list[TrackedHand]:
         """The hands of this frame, those measured and those predicted; none if none is there."""
@@ -247,7 +247,7 @@ class Tracker:
         return any(_near(centre, roi, RIVAL_M) for centre, _ in self._refused)
 
     def _new(self, look: Look, frame: DepthFrame, votes: float) -> Track:
-        return Track(look.centre_m, frame.t_ns, votes, person=self.new_person())
+        return Track(look.centre_m, frame.t_ns, votes, person=self.new_person(), smoother=self.arithmetic.smoother())
 
     def _remembered(self, look: Look, frame: DepthFrame, votes: float) -> Track | None:
         """A hand of this side lost a moment ago."""

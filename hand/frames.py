@@ -75,18 +75,23 @@ class HandCrop:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HandPrediction:
-    """The network's answer for one crop, in the crop's own coordinates.
+    """The network's answer for one crop, m in the crop's frame.
 
-    vertices_uvd is (V, 3) in [-1, 1] units of the cube (`crop.points_from_uvd` makes metres), error (V,) the error the
-    network expects of each vertex, in half cubes, right_logit the log-odds that the crop shows a right hand,
-    presence_logit that it shows a hand at all, hand (S / 2, S / 2) which pixels it takes for hand.
+    vertices_m (V, 3) float32; error_m (V,) the error the network expects of each vertex, mean_error_m their mean,
+    joint_error_m (21,) that of the joints; centre_m (3,) the mean of the joints; points_m (N, 3) depth points that it
+    takes for hand, hand_pixels how many such pixels there are; right_logit the log-odds that the crop shows a right
+    hand, presence_logit that it shows a hand at all.
     """
 
-    vertices_uvd: Array
-    error: Array
+    vertices_m: Array
+    mean_error_m: float
+    error_m: Array
+    joint_error_m: Array
+    centre_m: Array
+    points_m: Array
+    hand_pixels: int
     right_logit: float
     presence_logit: float
-    hand: Array
 
 
 @dataclass(frozen=True, slots=True, eq=False)

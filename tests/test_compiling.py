@@ -19,7 +19,7 @@ from edge_hand.edge.compiling import NotCompiled, open_arithmetic
 from edge_hand.edge.refit import Refit
 from edge_hand.hand.kinematics import Shape
 
-TOGETHER = Arithmetic(PLAIN.refit, PLAIN.crop_depth, PLAIN.visible, PLAIN.fit_mm, "compiled")
+TOGETHER = PLAIN._replace(name="compiled")
 DEMO = Path(compiling.__file__).parent / "demo" / "hand.mcap"
 
 
@@ -189,8 +189,9 @@ arithmetic = open_arithmetic(lambda line: print(line, file=sys.stderr))
 tracker = Tracker(open_engine("onnxruntime"), arithmetic=arithmetic)
 hits = misses = 0
 if arithmetic.name == "compiled":
-    from edge_hand.edge import kernels_depth, kernels_hand, kernels_solve
-    kernels = kernels_depth.crop, kernels_depth.visible, kernels_depth.fit_mm, kernels_hand.pose, kernels_solve.solve
+    from edge_hand.edge import kernels_depth, kernels_hand, kernels_look, kernels_smooth, kernels_solve
+    kernels = [kernels_depth.crop, kernels_depth.visible, kernels_depth.fit_mm, kernels_hand.pose, kernels_look.read]
+    kernels += [kernels_smooth.step, kernels_solve.solve]
     hits = sum(sum(kernel.stats.cache_hits.values()) for kernel in kernels)
     misses = sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels)
 print(arithmetic.name, hits, misses)

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge.engines import engine_kinds, onnxruntime, open_engine, predict
+from edge_hand.edge.engines import engine_kinds, onnxruntime, open_engine
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.edge.reading import POINTS, predict
 from edge_hand.hand.frames import HandCrop
 from edge_hand.hand.template import template
 
@@ -146,10 +147,12 @@ def test_a_network_with_other_shapes_than_its_card_s_is_refused(model: Path, whi
 def test_a_prediction_has_its_shapes() -> None:
     prediction = predict(open_engine(), a_crop())
     n = len(template().vertices_m)
-    assert prediction.vertices_uvd.shape == (n, 3) and np.isfinite(prediction.vertices_uvd).all()
-    assert prediction.error.shape == (n,) and (prediction.error > 0).all() and np.isfinite(prediction.error).all()
-    assert isinstance(prediction.right_logit, float)
-    assert prediction.hand.shape == (32, 32) and prediction.hand.dtype == bool
+    assert prediction.vertices_m.shape == (n, 3) and np.isfinite(prediction.vertices_m).all()
+    error_m = prediction.error_m
+    assert error_m.shape == (n,) and (error_m > 0).all() and np.isfinite(error_m).all()
+    assert prediction.mean_error_m == pytest.approx(error_m.mean()) and prediction.joint_error_m.shape == (21,)
+    assert isinstance(prediction.right_logit, float) and isinstance(prediction.presence_logit, float)
+    assert prediction.points_m.shape == (min(prediction.hand_pixels, POINTS), 3)
 
 
 def test_equal_crops_give_equal_predictions_and_others_do_not() -> None:
@@ -157,19 +160,19 @@ def test_equal_crops_give_equal_predictions_and_others_do_not() -> None:
     first, between, again = (predict(engine, a_crop(seed)) for seed in (0, 1, 0))
     other = predict(open_engine(), a_crop())
     for same in (again, other):
-        np.testing.assert_array_equal(same.vertices_uvd, first.vertices_uvd)
-        np.testing.assert_array_equal(same.error, first.error)
-        np.testing.assert_array_equal(same.hand, first.hand)
+        np.testing.assert_array_equal(same.vertices_m, first.vertices_m)
+        np.testing.assert_array_equal(same.error_m, first.error_m)
+        np.testing.assert_array_equal(same.points_m, first.points_m)
         assert same.right_logit == first.right_logit
-    assert np.abs(between.vertices_uvd - first.vertices_uvd).max() > 1e-3
+    assert np.abs(between.vertices_m - first.vertices_m).max() > 1e-4
 
 
 def test_a_result_is_not_overwritten_by_the_next_run() -> None:
     engine = open_engine()
     first = predict(engine, a_crop(0))
-    kept = first.vertices_uvd.copy()
+    kept = first.vertices_m.copy()
     predict(engine, a_crop(1))
-    np.testing.assert_array_equal(first.vertices_uvd, kept)
+    np.testing.assert_array_equal(first.vertices_m, kept)
 
 
 def test_a_model_of_another_hand_is_refused(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from edge_hand.edge.engines import open_engine, predict
+from edge_hand.edge.engines import open_engine
 from edge_hand.edge.model_card import ModelCard, load_card, sha256
+from edge_hand.edge.reading import predict
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import quantize as quantizer
 from edge_hand.exporters.onnx import LIMITS_MM, Deployed, ExportError, export
@@ -86,7 +87,7 @@ def test_its_card_says_what_it_is_and_where_it_came_from(exported: tuple[Path, M
 def test_an_export_runs_as_an_engine(exported: tuple[Path, ModelCard]) -> None:
     crop = HandCrop(np.full((64, 64), 1, np.float32), np.eye(3), 0.5, 0.25)
     prediction = predict(open_engine("auto", exported[0]), crop)
-    assert prediction.vertices_uvd.shape == (1609, 3) and prediction.hand.shape == (32, 32)
+    assert prediction.vertices_m.shape == (1609, 3) and prediction.hand_pixels == 0
 
 
 def test_a_mismatch_is_refused_and_leaves_nothing_behind(

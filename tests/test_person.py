@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from edge_hand.edge.engines import Engine, open_engine, predict
+from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.person import Person, PersonError, keep_shape, person_maker, shape_evidence
+from edge_hand.edge.reading import predict
 from edge_hand.edge.refit import Fit, Refit
 from edge_hand.hand import se3
 from edge_hand.hand.crop import points_from_uvd
@@ -95,13 +96,8 @@ def frames(size: float, seed: int, sensor: str, n: int, cube_m: float = 0.25, st
             sample = moving.sample(i)
             d = float(sample.distance_m)
             p = predict(engine(), HandCrop(np.ascontiguousarray(sample.image), np.eye(3), d, cube_m))
-            depth = sample.image[::2, ::2]
-            rows, columns = np.nonzero(p.hand & (depth < 1))
-            pick = np.linspace(0, len(rows) - 1, min(96, len(rows))).astype(int)
-            rows, columns = rows[pick], columns[pick]
-            uvd = np.stack([(4 * columns + 1) / 64 - 1, (4 * rows + 1) / 64 - 1, depth[rows, columns]], -1)
-            vertices, points, joints = (points_from_uvd(x, d, cube_m) for x in (p.vertices_uvd, uvd, sample.joints_uvd))
-            seen.append(Seen(vertices, points, float(p.error.mean()) * cube_m * 500, joints))
+            joints = points_from_uvd(sample.joints_uvd, d, cube_m)
+            seen.append(Seen(p.vertices_m, p.points_m, 1e3 * p.mean_error_m, joints))
     return seen
 
 

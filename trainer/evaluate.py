@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.draw import save_png
-from ..edge.engines import Engine, open_engine, predict
-from ..edge.look import hand_pixels, hand_points, trust, vertices_of_joints
+from ..edge.engines import Engine, open_engine
+from ..edge.look import trust
+from ..edge.reading import predict
 from ..edge.refit import Refit
 from ..edge.tracker import Tracker
-from ..hand.crop import camera_from_crop, crop_depth, points_from_uvd
+from ..hand.crop import camera_from_crop, crop_depth
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from . import metrics
 from .datasets import Dataset, DatasetError, Label, open_dataset, read_predictions, write_predictions
@@ -77,7 +78,7 @@ def predict_hand(engine: Engine, image: Array, distance_m: float, cube_m: float,
         return guess
     if engine.card.kind == "dgn":
         crop = HandCrop(image, np.eye(3), distance_m, cube_m)
-        return refitted(crop, predict(engine, crop), refit)
+        return refitted(predict(engine, crop), refit)
     import torch
 
     from .nets import output_of
@@ -89,14 +90,12 @@ def predict_hand(engine: Engine, image: Array, distance_m: float, cube_m: float,
     return Guess(joints, vertices, vertices, None)
 
 
-def refitted(crop: HandCrop, prediction: HandPrediction, refit: Refit) -> Guess:
+def refitted(prediction: HandPrediction, refit: Refit) -> Guess:
     """A dgn's hand as the daemon fits one that it never saw before: to joints and depth, with bones of the frame."""
-    raw = points_from_uvd(prediction.vertices_uvd.astype(np.float64), crop.distance_m, crop.cube_m)
-    error_m = prediction.error * (crop.cube_m / 2)
-    points = hand_points(crop, hand_pixels(crop, prediction))
-    fit = refit(raw, points_m=points, weights=trust(vertices_of_joints() @ error_m))
+    raw = prediction.vertices_m.astype(np.float64)
+    fit = refit(raw, points_m=prediction.points_m, weights=trust(prediction.joint_error_m))
     logits = prediction.right_logit, prediction.presence_logit
-    return Guess(fit.joints_m, fit.vertices_m, raw, logits[0], fit.joints_free_m, error_m, logits[1])
+    return Guess(fit.joints_m, fit.vertices_m, raw, logits[0], fit.joints_free_m, prediction.error_m, logits[1])
 
 
 def evaluate(

@@ -20,7 +20,6 @@ from ..edge.engines import open_engine
 from ..edge.refit import Refit
 from ..edge.tracker import Tracker
 from ..hand.body import hand_with_arm
-from ..hand.crop import points_from_uvd
 from ..hand.frames import DepthFrame
 from ..hand.kinematics import forward_kinematics, skin
 from ..hand.skeleton import ANGLE_LIMITS_RAD, JOINT_PARENTS
@@ -133,9 +132,7 @@ def unheld_error_mm(clip_: Iterator[tuple[DepthFrame, Array]], tracker: Tracker,
         if frame.t_ns < after_s * 1e9:
             continue
         look = eye.look(frame, joints.mean(0), False)
-        crop = look.crop
-        fit = refit(points_from_uvd(look.prediction.vertices_uvd, crop.distance_m, crop.cube_m))
-        found = fit.joints_m @ crop.R_camera_crop.T
+        found = refit(look.prediction.vertices_m).joints_m @ look.crop.R_camera_crop.T
         errors.append(np.linalg.norm(found - joints, axis=1).mean())
     return float(np.mean(errors) * 1e3)
 

@@ -9,14 +9,14 @@ import multiprocessing as mp
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.engines import Engine
-from ..edge.look import vertices_of_joints
+from ..edge.reading import joint_weights
 from ..edge.refit import Refit
 from ..edge.visibility import visible
 from ..hand.camera import Intrinsics
@@ -153,14 +153,9 @@ def measure_sample(sample: Sample, engine: Engine, refit: Refit) -> Measured:
         np.float64(np.nan),
         np.asarray(view_of(joints), "U8"),
         np.asarray(hidden_joints(upright, sample.joints_uvd, c)),
-        np.full(21, np.nan) if expected is None else _joint_vertices() @ expected * 1e3,
+        np.full(21, np.nan) if expected is None else joint_weights()[0] @ expected * 1e3,
         visible(crop_frame(upright, d, c), guess.joints_m),
     )
-
-
-@cache
-def _joint_vertices() -> Array:
-    return vertices_of_joints()
 
 
 def crop_frame(image: Array, distance_m: float, cube_m: float) -> DepthFrame:

@@ -38,7 +38,7 @@ def cases(scene: Scene, eye: Eye, finder: Any) -> Iterator[Case]:
     """All proposals of a scene, each looked at as the tracker does with a new hand."""
     for roi in finder(scene.frame):
         first = eye.look(scene.frame, roi.centre_m, roi.side == "left")
-        if first.hand_pixels == 0 or first.centre_m[2] < 0.1:
+        if first.prediction.hand_pixels == 0 or first.centre_m[2] < 0.1:
             continue
         look = eye.look(scene.frame, first.centre_m, first.right_votes < 0)
         verdict = _is_hand(scene, look)

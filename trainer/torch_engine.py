@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..edge.model_card import ModelCard, sha256
+from ..edge.reading import read
 from ..edge.refit import Refit
-from ..hand.frames import HandCrop, HandPrediction
+from ..hand.frames import HandCrop
 from .checkpoint import load_net, prior
 from .evaluate import Guess, refitted
 from .nets import NETS, net_module
@@ -51,14 +52,11 @@ class TorchEngine:
         side = getattr(output, "right_logit", None)
         logit = None if side is None else float(side[0]) - prior(self._config.left_share)
         if hasattr(output, "vertices_uvd"):
-            prediction = HandPrediction(
-                vertices_uvd=output.vertices_uvd[0].numpy(),
-                error=np.exp(np.minimum(output.log_error[0].numpy(), 2.0)),
-                right_logit=float(output.right_logit[0]) - prior(self._config.left_share),
-                presence_logit=float(output.presence_logit[0]) - prior(self._config.negative_share),
-                hand=(output.hand_logit[0].numpy() > 0).reshape(image.shape[0] // 2, -1),
-            )
-            return refitted(HandCrop(image, np.eye(3), distance_m, cube_m), prediction, refit)
+            crop = HandCrop(image, np.eye(3), distance_m, cube_m)
+            right_logit = output.right_logit - prior(self._config.left_share)
+            presence_logit = output.presence_logit - prior(self._config.negative_share)
+            outputs = output.vertices_uvd, output.log_error, output.hand_logit, right_logit, presence_logit
+            return refitted(read(crop, [x.numpy() for x in outputs]), refit)
         with torch.no_grad():
             posed = self._module.estimate(output, torch.tensor([distance_m]), torch.tensor([cube_m]))
         joints, vertices = (x[0].numpy().astype(np.float64) for x in posed)

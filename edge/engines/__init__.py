@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ...hand.frames import HandCrop, HandPrediction
 from ...hand.template import template
 from ..model_card import DEFAULT_MODEL, ModelCard, ModelError, load_card
 
@@ -170,15 +169,3 @@ def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], Non
 def _open(kind: str, model: Path, threads: int) -> Engine:
     engine: Engine = importlib.import_module("." + kind, __name__).open_engine(model, load_card(model), threads)
     return engine
-
-
-def predict(engine: Engine, crop: HandCrop) -> HandPrediction:
-    """Run a Dual Grid Net on one crop."""
-    vertices, log_error, hand_logit, right_logit, presence_logit = engine.run(crop.image[None, None])
-    return HandPrediction(
-        vertices_uvd=vertices[0],
-        error=np.exp(np.minimum(log_error[0], 2.0)),
-        right_logit=float(right_logit[0]),
-        presence_logit=float(presence_logit[0]),
-        hand=(hand_logit[0] > 0).reshape(crop.image.shape[0] // 2, -1),
-    )

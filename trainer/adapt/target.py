@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...edge.look import trust, vertices_of_joints
+from ...edge.look import trust
+from ...edge.reading import joint_weights
 from ...edge.refit import Refit
 from ...hand.crop import CROP_SIZE, points_from_uvd
 from ...hand.kinematics import Shape
@@ -138,7 +139,7 @@ def teach(
 def look(net: nn.Module, crops: Sequence[Crop], views: Sequence[View]) -> list[Sight]:
     """What the network and the depth say of crops: the same that the daemon's `Look` holds."""
     net.eval()
-    joint_vertices = vertices_of_joints()
+    joint_vertices, _ = joint_weights()
     sights = []
     for first in range(0, len(crops), LOOK_BATCH):
         some = crops[first : first + LOOK_BATCH]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..hand import crop
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
+from .confidence import Calibration, joint_confidence
 from .look import fit_mm
 from .reading import read
 from .refit import Refit
@@ -30,9 +31,10 @@ class Arithmetic(NamedTuple):
     crop_depth: Cropper
     read: Callable[[HandCrop, list[Array]], HandPrediction]
     visible: Callable[[DepthFrame, Array], NDArray[np.int8]]
+    joint_confidence: Callable[[Array, NDArray[np.int8], Calibration], Array]
     fit_mm: Callable[[Array, Array], float]
     smoother: Callable[[], Smoother]
     name: str
 
 
-PLAIN = Arithmetic(Refit, crop.crop_depth, read, visible, fit_mm, Smoother, "numpy")
+PLAIN = Arithmetic(Refit, crop.crop_depth, read, visible, joint_confidence, fit_mm, Smoother, "numpy")

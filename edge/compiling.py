@@ -42,8 +42,8 @@ SAME_M = 1e-4
 HERE = Path(__file__).parent
 KERNELS = tuple(f"kernels_{name}.py" for name in ("depth", "hand", "look", "smooth", "solve"))
 # What the kernels take constants and arrays' kinds from.
-SOURCES = (*KERNELS, "fast.py", "chain.py", "look.py", "reading.py", "refit.py", "smooth.py", "spheres.py",
-           "visibility.py", "../hand/crop.py", "../hand/parts.py", "../hand/skeleton.py",
+SOURCES = (*KERNELS, "fast.py", "chain.py", "confidence.py", "look.py", "reading.py", "refit.py", "smooth.py",
+           "spheres.py", "visibility.py", "../hand/crop.py", "../hand/parts.py", "../hand/skeleton.py",
            "../hand/template.npz")  # fmt: skip
 READY = "ready.json"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..hand.kinematics import Shape
 from ..hand.skeleton import ANGLE_LIMITS_RAD
 from . import kernels_depth, kernels_hand, kernels_look, kernels_smooth, kernels_solve
 from .arithmetic import Arithmetic
+from .confidence import Calibration
 from .reading import POINTS, joint_weights, places
 from .refit import NO_VERTICES, Fit, Refit
 from .smooth import Smoother
@@ -127,14 +129,16 @@ def fast_crop(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored: 
 def fast_read(crop: HandCrop, outputs: list[Array]) -> HandPrediction:
     """As `read`."""
     uvd, log_error, hand_logit, right_logit, presence_logit = outputs
-    weights, middle = joint_weights()
+    ends, skin, weights, middle = _skin_of_joints()
     vertices, points = np.empty((3, len(middle)), np.float32), np.empty((POINTS, 3))
-    error, joint_error, centre = np.empty(len(middle), np.float32), np.empty(len(weights), np.float32), np.empty(3)
+    error, joint_error, centre = np.empty(len(middle), np.float32), np.empty(len(ends), np.float32), np.empty(3)
     mean, pixels = kernels_look.read(
         crop.image,
         np.ascontiguousarray(uvd[0]),
         log_error[0],
         hand_logit[0],
+        ends,
+        skin,
         weights,
         middle,
         places(crop.image.shape[0]),
@@ -150,6 +154,22 @@ def fast_read(crop: HandCrop, outputs: list[Array]) -> HandPrediction:
         vertices.T, mean, error, joint_error, centre, points[:pixels], pixels, float(right_logit[0]),
         float(presence_logit[0]),
     )  # fmt: skip
+
+
+@lru_cache(1)
+def _skin_of_joints() -> tuple[Array, Array, Array, Array]:
+    """`joint_weights`, what is not zero of them: each joint's end among the K, their vertices, their weights; and those
+    of all joints together."""
+    weights, middle = joint_weights()
+    joint, vertex = weights.nonzero()
+    return np.bincount(joint).cumsum(), vertex.copy(), weights[joint, vertex], middle
+
+
+def fast_confidence(expected_error_m: Array, seen: Array, calibration: Calibration) -> Array:
+    """As `joint_confidence` of one hand."""
+    out = np.empty(len(seen))
+    kernels_look.confidence(expected_error_m, seen, *calibration, out)
+    return out
 
 
 class FastSmoother(Smoother):
@@ -181,4 +201,4 @@ def _floats(values: Array) -> Array:
     return np.ascontiguousarray(values, np.float64)
 
 
-FAST = Arithmetic(FastRefit, fast_crop, fast_read, fast_visible, fast_fit_mm, FastSmoother, "compiled")
+FAST = Arithmetic(FastRefit, fast_crop, fast_read, fast_visible, fast_confidence, fast_fit_mm, FastSmoother, "compiled")

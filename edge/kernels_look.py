@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .confidence import LEAST_M, RADIUS_M
 from .kernels_depth import array_of, compiled, types
 from .reading import MOST_LOG_ERROR, POINTS
 
 Array = NDArray[Any]
 _f32, _f64 = types.float32, types.float64
 _row, _rows, _places = array_of(_f32, 1), array_of(_f32, 2), array_of(_f64, 2)
+_ints, _bytes = array_of(types.int64, 1), array_of(types.int8, 1)
 _to = (
     array_of(_f32, 2, readonly=False),
     array_of(_f32, 1, readonly=False),
@@ -30,14 +33,17 @@ def _place(u: float, v: float, d: float, distance: float, half: float, out: Arra
     out[0], out[1], out[2] = u * scale, v * scale, z
 
 
-@compiled(types.Tuple((_f64, types.int64))(_rows, _rows, _row, _row, _rows, _row, _places, _f64, _f64, *_to))
+@compiled(
+    types.Tuple((_f64, types.int64))(_rows, _rows, _row, _row, _ints, _ints, _row, _row, _places, _f64, _f64, *_to)
+)
 def read(
-    image: Array, uvd: Array, log_error: Array, hand_logit: Array, weights: Array, middle: Array, places: Array,
-    distance: float, half: float,
+    image: Array, uvd: Array, log_error: Array, hand_logit: Array, ends: Array, skin: Array, weights: Array,
+    middle: Array, places: Array, distance: float, half: float,
     vertices: Array, error: Array, joint_error: Array, centre: Array, points: Array,
 ) -> tuple[float, int]:  # fmt: skip
     """`reading.read` into vertices (3, V) and error (V,), joint_error (21,), centre (3,) and points (POINTS, 3); the
-    mean error, m, and how many pixels show the hand. half is half the cube, m."""
+    mean error, m, and how many pixels show the hand. skin (K,) and weights (K,) are each joint's up to its end, of
+    ends (21,); half is half the cube, m."""
     far, reach = np.float32(distance), np.float32(half)
     slope = np.float32(half / distance)
     total = np.float32(0)
@@ -50,10 +56,12 @@ def read(
         total += error[i]
         for k in range(3):
             aim[k] += middle[i] * uvd[i, k]
+    k = 0
     for j in range(len(joint_error)):
         expected = np.float32(0)
-        for i in range(len(error)):
-            expected += weights[j, i] * error[i]
+        while k < ends[j]:
+            expected += weights[k] * error[skin[k]]
+            k += 1
         joint_error[j] = expected
     _place(aim[0], aim[1], aim[2], distance, half, centre)
     size = image.shape[0] // 2
@@ -68,3 +76,11 @@ def read(
         at = taken[i * (n - 1) // (POINTS - 1) if n > POINTS else i]
         _place(places[at, 0], places[at, 1], image[at // size * 2, at % size * 2], distance, half, points[i])
     return total / len(error), n
+
+
+@compiled(types.void(_row, _bytes, _f64, _f64, _f64, array_of(_f64, 1, readonly=False)))
+def confidence(error: Array, seen: Array, offset: float, slope: float, hidden: float, out: Array) -> None:
+    """`confidence.joint_confidence` of errors (21,) into out (21,)."""
+    for j in range(len(out)):
+        logit = offset + slope * math.log(max(error[j], LEAST_M) / RADIUS_M)
+        out[j] = 1 / (1 + math.exp(-logit if seen[j] == 1 else -logit - hidden))

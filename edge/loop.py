@@ -121,16 +121,19 @@ class Loop:
         return self.totals
 
     def step(self) -> bool:
+        """One frame, or what came instead of it; False at the end of the stream."""
         try:
             frame = self.camera.read(self.stall_s)
         except EndOfStream:
             return False
         except FrameTimeout as error:
+            self.publisher.poll_subscriptions()
             self.tracker.lose()
             self.trouble = str(error)
             self.heartbeat("stalled", self.trouble)
             return True
         except BadFrame as error:
+            self.publisher.poll_subscriptions()
             self.totals.bad_frames += 1
             if self._last_seq is not None:
                 self._last_seq += 1  # it was looked at, not skipped
@@ -190,7 +193,6 @@ class Loop:
 
     def heartbeat(self, state: StatusState, message: str) -> None:
         """Publish the status when it changes, and once a second."""
-        self.publisher.poll_subscriptions()
         due = self.clock.monotonic_ns() - self._status_ns > HEARTBEAT_NS
         if state != self._state or message != self.message or due:
             self.say(state, message)

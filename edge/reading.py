@@ -16,6 +16,7 @@ from .engines import Engine
 Array = NDArray[Any]
 POINTS = 96  # of the hand's depth points, at most so many are looked at
 MOST_LOG_ERROR = 2.0
+LEAST_WEIGHT = 0.01  # of a joint's greatest: skin that counts for less is left out
 
 
 def predict(engine: Engine, crop: HandCrop) -> HandPrediction:
@@ -70,5 +71,6 @@ def joint_weights() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     t = template()
     squared = ((t.joints_m[:, None] - t.vertices_m[None]) ** 2).sum(-1)
     weight = np.exp(-squared / (2 * 0.012**2)) * t.area
+    weight[weight < LEAST_WEIGHT * weight.max(1, keepdims=True)] = 0
     weight /= weight.sum(1, keepdims=True)
     return weight.astype(np.float32), weight.mean(0).astype(np.float32)

@@ -14,7 +14,7 @@ from ..hand.frames import DepthFrame, HandPose, Side
 from ..hand.kinematics import Shape
 from ..hand.messages import Motion
 from .arithmetic import PLAIN, Arithmetic
-from .confidence import Calibration, joint_confidence
+from .confidence import Calibration
 from .look import Look, trust
 from .person import Person
 from .refit import Fit, Refit, theta_of
@@ -105,7 +105,9 @@ class Poser:
 
     def __init__(self, refit: Refit, calibration: Calibration, smooth: bool, arithmetic: Arithmetic = PLAIN) -> None:
         self.refit, self.calibration, self.smooth = refit, calibration, smooth
-        self._visible, self._fit_mm = arithmetic.visible, arithmetic.fit_mm
+        self._visible, self._confidence, self._fit_mm = (
+            arithmetic.visible, arithmetic.joint_confidence, arithmetic.fit_mm,
+        )  # fmt: skip
 
     def measured(self, track: Track, frame: DepthFrame, look: Look) -> TrackedHand:
         """Refit the hand of a look, smooth it, remember it in the track."""
@@ -137,7 +139,7 @@ class Poser:
             beta=shape.beta,
             joints_m=joints,
             vertices_m=vertices,
-            joint_conf=joint_confidence(look.prediction.joint_error_m, seen, self.calibration),
+            joint_conf=self._confidence(look.prediction.joint_error_m, seen, self.calibration),
             fit_mm=self._fit_mm(camera_from_crop(look.crop, points), vertices),
         )
         track.measured += 1

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from edge_hand.edge.arithmetic import PLAIN, Arithmetic
 from edge_hand.edge.compiling import kept, take
+from edge_hand.edge.confidence import Calibration
 from edge_hand.edge.engines.tensorrt.plan import cache_folder
 from edge_hand.edge.refit import Fit, Refit
 from edge_hand.hand.camera import Intrinsics
@@ -270,6 +271,17 @@ def test_the_network_s_answer_is_read_alike(seed: int, pixels: float, size: int)
     assert (quick.hand_pixels, quick.right_logit, quick.presence_logit) == (
         slow.hand_pixels, slow.right_logit, slow.presence_logit,
     )  # fmt: skip
+
+
+@few
+@given(seed=seeds)
+def test_joints_are_as_sure_alike(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    error_m, seen = rng.exponential(0.01, 21).astype(np.float32), rng.integers(-1, 2, 21).astype(np.int8)
+    error_m[0] = 0
+    calibration = Calibration(*rng.normal((0.4, -4, -0.7), 0.5))
+    slow, quick = (a.joint_confidence(error_m, seen, calibration) for a in (PLAIN, fast()))
+    np.testing.assert_allclose(quick, slow, rtol=1e-5)
 
 
 @few

@@ -73,7 +73,7 @@ class NetworkFinder:
         self.engine, self.threshold, self.limit = engine, threshold, limit
 
     def __call__(self, frame: DepthFrame) -> list[HandRoi]:
-        heat, offset, log_z, right = self.engine.run(network_input(resample(frame)))
+        heat, offset, log_z, right = self.engine.run(network_input_of(frame))
         return proposals(Maps(heat[0, 0], offset[0], log_z[0, 0], right[0, 0]), LEAST_SCORE, self.limit)
 
 
@@ -121,29 +121,48 @@ def network_input(z: Array) -> NDArray[np.float32]:
     return image
 
 
+def network_input_of(frame: DepthFrame) -> NDArray[np.float32]:
+    """`network_input(resample(frame))` in two thirds of the time: what each count means is looked up."""
+    at, outside = _pixels(frame.intrinsics)
+    counts = frame.depth.ravel().take(at)
+    image = np.empty((1, 2, len(counts)), np.float32)
+    near, read = image[0]
+    _meaning(frame.depth_unit_m).take(counts, out=near, mode="clip")
+    np.greater(counts, 0, out=read, casting="unsafe")
+    near[outside], read[outside] = 0, -1
+    return image.reshape(INPUT)
+
+
+@lru_cache(4)
+def _meaning(depth_unit_m: float) -> NDArray[np.float32]:
+    """(65536,) what the network sees of each count, in its first channel."""
+    counts = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    return network_input(counts * np.float32(depth_unit_m))[0, 0].ravel()
+
+
 def proposals(maps: Maps, least_score: float, limit: int) -> list[HandRoi]:
     """The peaks of the heat, the best first, no two of them within `APART_M`."""
-    heat = maps.heat
-    padded = np.pad(heat, 1, constant_values=-np.inf)
-    across = np.maximum(np.maximum(padded[:, :-2], padded[:, 2:]), padded[:, 1:-1])  # (h + 2, w)
-    highest = np.maximum(np.maximum(across[:-2], across[2:]), across[1:-1])
-    least = math.log(least_score / (1 - least_score))
-    rows, columns = np.nonzero((heat >= highest) & (heat > least))
+    warm = np.flatnonzero(maps.heat > math.log(least_score / (1 - least_score)))  # few cells are
+    heat = maps.heat.tolist()
     rois: list[HandRoi] = []
-    for k in np.argsort(-heat[rows, columns]):
-        row, column = rows[k], columns[k]
-        dx, dy = maps.offset[:, row, column]
-        x, y = (cell_centre(np.array([column + dx, row + dy])) - (PICTURE.cx, PICTURE.cy)) / PICTURE.fx
-        centre = np.array([x, y, 1.0]) * math.exp(min(max(float(maps.log_z[row, column]), -3.0), 2.0))
-        if all(np.linalg.norm(centre - roi.centre_m) > APART_M for roi in rois):
-            rois.append(HandRoi(side_of(float(maps.right[row, column])), centre, CUBE_M, _sigmoid(heat[row, column])))
+    for at in warm[np.argsort(-maps.heat.ravel()[warm])].tolist():
+        row, column = divmod(at, len(heat[0]))
+        score = heat[row][column]
+        if any(score < max(line[max(column - 1, 0) : column + 2]) for line in heat[max(row - 1, 0) : row + 2]):
+            continue
+        dx, dy = maps.offset[:, row, column].tolist()
+        z = math.exp(min(max(float(maps.log_z[row, column]), -3.0), 2.0))
+        x, y = (cell_centre(column + dx) - PICTURE.cx) / PICTURE.fx, (cell_centre(row + dy) - PICTURE.cy) / PICTURE.fy
+        centre = np.array([x * z, y * z, z])
+        if all(math.dist(centre, roi.centre_m) > APART_M for roi in rois):
+            rois.append(HandRoi(side_of(float(maps.right[row, column])), centre, CUBE_M, _sigmoid(score)))
             if len(rois) == limit:
                 break
     return rois
 
 
-def cell_centre(cell: Array) -> Array:
-    """Cells (column, row) to the picture's pixels (x, y); fractions are places between the cells' middles."""
+def cell_centre(cell: Any) -> Any:
+    """Columns or rows of cells to the picture's pixels; fractions are places between the cells' middles."""
     return cell * STRIDE + (STRIDE - 1) / 2
 
 

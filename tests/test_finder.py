@@ -19,6 +19,7 @@ from edge_hand.edge.finder import (
     NetworkFinder,
     cell_centre,
     network_input,
+    network_input_of,
     open_finder,
     proposals,
     resample,
@@ -86,6 +87,18 @@ def test_no_reading_and_outside_are_told_apart_from_depth() -> None:
     image = network_input(z)
     assert image.shape == (1, 2, 112, 160) and image.dtype == np.float32
     np.testing.assert_allclose(image[0, :, 0, :5], [[0, 0, 1, 0.075, 0.5], [0, -1, 1, 1, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CAMERAS)
+@pytest.mark.parametrize("unit_m", [0.001, 0.000125])
+def test_what_is_looked_up_is_what_is_computed(name: str, unit_m: float) -> None:
+    camera = CAMERAS[name]
+    counts = np.random.default_rng(0).integers(0, 1 << 16, (camera.height, camera.width)).astype(np.uint16)
+    counts[counts % 3 == 0] = 0
+    frame = DepthFrame("test", 0, 0, counts, unit_m, camera)
+    quick = network_input_of(frame)
+    assert np.array_equal(quick, network_input(resample(frame))) and quick.dtype == np.float32
+    assert set(np.unique(quick[0, 1]).tolist()) >= {0.0, 1.0}
 
 
 def test_a_peak_becomes_a_hand_at_its_place_and_distance() -> None:

@@ -125,9 +125,8 @@ def run(
     tuned = tune and not deterministic
     serving = open_lasting_engine(engine, model, threads, tell, tuned)
     arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
-    tracker = Tracker(
-        serving, open_finder(finder, threads), smooth, hands, new_person=person_maker(person), arithmetic=arithmetic
-    )
+    proposer = open_finder(finder, threads, say=tell, tune=tuned and engine == "auto")
+    tracker = Tracker(serving, proposer, smooth, hands, new_person=person_maker(person), arithmetic=arithmetic)
 
     def open_it() -> Camera:
         options = {"mode": mode, "fps": fps, "loop": loop, "deterministic": deterministic}

@@ -9,6 +9,7 @@ the plain geometry of `surfaces.py` proposes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -87,12 +88,25 @@ class SurfaceFinder:
         return find_hands(frame)
 
 
-def open_finder(model: str | Path | None = "finder", threads: int = 1) -> Finder:
+def open_finder(
+    model: str | Path | None = "finder",
+    threads: int = 1,
+    *,
+    say: Callable[[str], None] | None = None,
+    tune: bool = False,
+) -> Finder:
     """The finder of a model: a shipped one's name, or an .onnx file with its card beside it. None and "geometry" are
-    the finder that needs no model. Raises ModelError."""
+    the finder that needs no model. With tune it may change to what runs faster here, and say hears of it. Raises
+    ModelError."""
     if model is None or str(model) == "geometry":
         return SurfaceFinder()
-    engine = open_engine("onnxruntime", find_model(str(model)), threads, net="finder")
+
+    def told(line: str) -> None:
+        if say:
+            say(line.replace("engine:", "finder:", 1))
+
+    kind = "auto" if tune else "onnxruntime"
+    engine = open_engine(kind, find_model(str(model)), max(1, threads), net="finder", say=told, tune=tune)
     if list(engine.card.inputs.values()) != [INPUT]:
         raise ModelError(f"model {model}: it sees {list(engine.card.inputs.values())}, this finder gives {INPUT}")
     return NetworkFinder(engine)

@@ -75,7 +75,8 @@ class Reloader:
                 field: new[name] for name, field in (("hands", "max_hands"), ("smooth", "smooth")) if name in differ
             }
             if differ & {"finder", "threads"}:
-                change["finder"] = open_finder(new["finder"], new["threads"])
+                tuned = self._tune and new["engine"] == "auto"
+                change["finder"] = open_finder(new["finder"], new["threads"], say=self._say, tune=tuned)
             model = new["model"] if "model" in differ else self.model
             another = load_card(model).sha256 != self._engine.asked.sha256
             if another or differ & {"engine", "threads"}:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .engines import Engine
 from .model_card import ModelCard, ModelError
-from .probe import compare, crops
+from .probe import compare, images
 
 PROBATION = 300  # runs after a change in which every output is looked at, and the old engine is kept
 MOST_FAILURES = 5  # of an engine that is opened anew each time, without `probation` good runs between them
@@ -245,7 +245,7 @@ def _other_form(new: ModelCard, old: ModelCard) -> str:
 def _far(engine: Engine, reference: Open, limit_mm: float) -> str:
     expected = reference()
     try:
-        off = compare(engine, expected, crops(engine.card.crop_size))
+        off = compare(engine, expected, images(engine.card))
     finally:
         _close(expected)
     return (

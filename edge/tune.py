@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..hand.whole import refusal, write_whole
+from . import probe
 from .board import cpu_name
 from .engines import ANYWHERE, SWAP_LIMIT_MM, Engine, engine_kinds
 from .engines.tensorrt.plan import cache_folder
 from .model_card import ModelError, load_card
-from .probe import compare, crops
 
 FORMAT = 2  # one more when what is tried, or how it is judged, changes
 BUDGET_S = 1.0  # for the timing; opening the engines comes on top
@@ -37,6 +38,7 @@ BUSY = 1.2  # times its processor time: then a single thread did not have its co
 BLOCK = 5  # runs in a row
 MOST_KEPT = 32
 _children: list[subprocess.Popen[str]] = []
+_alone = threading.Lock()  # two that race at once would slow each other
 
 
 class Setting(NamedTuple):
@@ -90,7 +92,7 @@ def kept(model: Path, threads: int) -> Tuned | None:
 def tune(model: Path, threads: int) -> Tuned:
     """Find the best setting in a child process and keep it. threads 0 leaves their number open. Raises ModelError."""
     command = [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, str(model), str(threads)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with _alone, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         _children.append(child)
         try:
             out, noise = child.communicate(timeout=LIMIT_S)
@@ -178,7 +180,7 @@ def rank(model: Path, threads: int, budget_s: float) -> list[tuple[Setting, Take
 
 def race(engines: Sequence[tuple[Setting, Engine]], budget_s: float) -> dict[Setting, Taken]:
     """Time per run, in turns of a few runs each until the budget is spent: the lower quartile."""
-    images = [crops(engine.card.crop_size, 1)[0] for _, engine in engines]
+    images = [probe.images(engine.card, 1)[0] for _, engine in engines]
     taken: dict[Setting, list[tuple[float, float]]] = {setting: [] for setting, _ in engines}
     for (_, engine), image in zip(engines, images, strict=True):
         for _ in range(BLOCK):
@@ -248,8 +250,8 @@ def distances(tried: Sequence[tuple[Setting, Engine]]) -> dict[Setting, float]:
     among them."""
     floats = [engine for setting, engine in tried if setting.kind == ANYWHERE and engine.card.precision != "int8"]
     truth = floats[0] if floats else tried[0][1]
-    images = crops(truth.card.crop_size)
-    return {setting: compare(engine, truth, images).mean_mm for setting, engine in tried}
+    images = probe.images(truth.card)
+    return {setting: probe.compare(engine, truth, images).mean_mm for setting, engine in tried}
 
 
 def _tuned(found: dict[str, Any]) -> Tuned:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge import tune
+from edge_hand.edge import probe, tune
 from edge_hand.edge.engines import ANYWHERE, open_engine
+from edge_hand.edge.finder import INPUT, NetworkFinder, open_finder
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
 from edge_hand.edge.swap import SwapEngine
 from edge_hand.edge.tune import Setting, Taken, Tuned
@@ -200,3 +201,20 @@ def test_it_runs_in_a_process_of_its_own_and_keeps_what_it_finds(cache: Path) ->
 def test_a_child_that_fails_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"^self-tuning failed: model .*none\.onnx: no such file"):
         tune.tune(tmp_path / "none.onnx", 1)
+
+
+def test_a_finder_is_tuned_too_and_is_compared_by_what_it_proposes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, lines = MODELS / "finder.onnx", list[str]()
+    wide = Tuned(Setting(ANYWHERE, str(model), 2), "as it was found")
+    monkeypatch.setattr(tune, "kept", lambda model, threads: wide)
+    finder = open_finder(say=lines.append, tune=True)
+    assert isinstance(finder, NetworkFinder) and isinstance(finder.engine, SwapEngine) and finder.engine.wait(60)
+    pictures = probe.images(finder.engine.card)
+    assert all(picture.shape == tuple(INPUT) for picture in pictures)
+    finder.engine.run(pictures[0])
+    assert finder.engine.name.endswith("2 threads")
+    assert lines[0].startswith("finder: self-tuned: as it was found") and lines[-1].startswith("finder: finder on ")
+    one = open_finder()
+    assert isinstance(one, NetworkFinder) and probe.compare(finder.engine, one.engine, pictures).mean_mm < 0.1
+    places = [probe.outputs(one.engine, picture)[0] for picture in pictures]
+    assert np.mean([np.linalg.norm(place - [0, 0, probe.DISTANCE_M]) < 0.05 for place in places]) > 0.6

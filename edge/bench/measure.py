@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..arithmetic import PLAIN, Arithmetic
 from ..board import device
 from ..cameras import Camera, open_camera
 from ..engines import Engine, open_engine
+from ..finder import open_finder
 from ..loop import Loop, topology
 from ..publish import Publisher
 from ..swap import PROBATION
@@ -146,16 +147,22 @@ def bench(
     if len(held) <= WARM_UP:
         raise too_few(len(held))
     opened = ready(open_engine(engine, model, threads, tune=tune))
+    finder = open_finder(threads=threads, tune=tune and engine == "auto")
+    ready(getattr(finder, "engine", opened))
+
+    def tracker() -> Tracker:
+        return Tracker(opened, finder, arithmetic=arithmetic)
+
     result: dict[str, Any] = {}
     if flat_out:
-        result = _flat_out(Memory(camera, held, cycle=frames is not None), opened, arithmetic, frames, peer)
+        result = _flat_out(Memory(camera, held, cycle=frames is not None), tracker, frames, peer)
     if at_rate and live:
         with open_camera(source.kind, source.source, mode=source.mode) as again:
-            result = {**result, "at_rate": _at_rate(again, opened, arithmetic, seconds)}
+            result = {**result, "at_rate": _at_rate(again, tracker, seconds)}
     elif at_rate:
         result = {
             **result,
-            "at_rate": _at_rate(Memory(camera, held, camera.fps, cycle=True), opened, arithmetic, seconds),
+            "at_rate": _at_rate(Memory(camera, held, camera.fps, cycle=True), tracker, seconds),
         }
     if not flat_out:
         result = result["at_rate"]
@@ -202,10 +209,8 @@ def ready(engine: Engine) -> Engine:
     return engine
 
 
-def _flat_out(
-    memory: Memory, engine: Engine, arithmetic: Arithmetic, frames: int | None, peer: Peer | None
-) -> dict[str, Any]:
-    with _course(memory, engine, arithmetic) as (course, subscriber), Usage() as usage:
+def _flat_out(memory: Memory, tracker: Callable[[], Tracker], frames: int | None, peer: Peer | None) -> dict[str, Any]:
+    with _course(memory, tracker()) as (course, subscriber), Usage() as usage:
         left = math.inf if frames is None else frames
         while left > 0 and not course.over:
             course.go(min(left, BLOCK if peer else math.inf))
@@ -219,20 +224,20 @@ def _flat_out(
     return result
 
 
-def _at_rate(camera: Camera, engine: Engine, arithmetic: Arithmetic, seconds: float) -> dict[str, Any]:
-    with _course(camera, engine, arithmetic) as (course, subscriber), Usage() as usage:
+def _at_rate(camera: Camera, tracker: Callable[[], Tracker], seconds: float) -> dict[str, Any]:
+    with _course(camera, tracker()) as (course, subscriber), Usage() as usage:
         course.go(seconds=seconds)
     return {**course.result(), "tracked": course.loop.totals.tracked, "subscriber": subscriber.seen, **usage.result()}
 
 
 @contextmanager
-def _course(camera: Camera, engine: Engine, arithmetic: Arithmetic) -> Iterator[tuple[Course, Subscriber]]:
+def _course(camera: Camera, tracker: Tracker) -> Iterator[tuple[Course, Subscriber]]:
     """A warm loop with a subscriber that has arrived."""
     with (
         Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
         Subscriber(publisher, camera.name) as subscriber,
     ):
-        course = Course(Loop(camera, Tracker(engine, arithmetic=arithmetic), publisher))
+        course = Course(Loop(camera, tracker, publisher))
         course.warm_up()
         yield course, subscriber
         time.sleep(0.1)  # for what is still on its way

@@ -104,7 +104,8 @@ def open_engine(
         raise ModelError(f"model {model}: its kind is {card.kind!r}; this needs {net}")
     if kind != "auto":
         return _checked(_open(kind, model, threads), model)
-    chosen, first = choose(model), _checked(_open(ANYWHERE, model, threads), model)
+    chosen = Choice(ANYWHERE, model, ()) if net == "finder" else choose(model)  # a finder stays on the CPU
+    first = _checked(_open(ANYWHERE, model, threads), model)
     say = say or (lambda line: _log.info("%s", line))
     if chosen.kind == ANYWHERE and tune:
         return _tuned(chosen, threads, first, say)

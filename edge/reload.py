@@ -31,11 +31,11 @@ class ReloadError(Exception):
 
 
 def open_lasting_engine(
-    kind: str, model: Path, threads: int, say: Callable[[str], None], tune: bool = False
+    kind: str, model: Path, threads: int, say: Callable[[str], None], tune: bool = False, refit: bool = False
 ) -> SwapEngine:
     """An engine that can be changed while it runs and is opened anew when it fails; where auto chose a better one that
     failed, by the one that runs anywhere. Raises ModelError."""
-    engine = open_engine(kind, model, threads, say=say, tune=tune)
+    engine = open_engine(kind, model, threads, say=say, tune=tune, refit=refit)
     again = ANYWHERE if kind == "auto" else kind
     openers = [lambda: open_engine(again, model, threads)]
     if isinstance(engine, SwapEngine):
@@ -112,8 +112,12 @@ class Reloader:
         tracker.__post_init__()  # what it makes of these fields and of the model's card
 
     def _propose(self, model: Path, kind: str, threads: int) -> None:
+        refit = bool(self._settings.get("refit"))
+
         def opened() -> Engine:
-            return open_engine(kind, model, threads, say=self._say, tune=self._tune)
+            retrained = getattr(self._engine.serving, "retrained", None)  # weights into a copy of what serves
+            engine: Engine | None = retrained(model) if refit and retrained else None
+            return engine or open_engine(kind, model, threads, say=self._say, tune=self._tune, refit=refit)
 
         asked, end_s = load_card(model), time.monotonic() + PATIENCE_S
         while self._engine.busy and time.monotonic() < end_s:  # a better engine for the same model, at the start

@@ -75,6 +75,11 @@ class SwapEngine:
         return self._now.name
 
     @property
+    def serving(self) -> Engine:
+        """The engine itself that serves now."""
+        return self._now.serving if isinstance(self._now, SwapEngine) else self._now
+
+    @property
     def busy(self) -> bool:
         """Whether a candidate is being made ready, or waits for the next frame."""
         working = self._worker is not None and self._worker.is_alive()

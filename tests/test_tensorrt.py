@@ -14,13 +14,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from edge_hand.edge.engines import open_engine, tensorrt
-from edge_hand.edge.engines.tensorrt import CudaError, TensorRtEngine, adapted, artefact, check, plan_key, suited
+from edge_hand.edge.engines.tensorrt import CudaError, TensorRtEngine, artefact, check, plan_key, refitted, suited
 from edge_hand.edge.engines.tensorrt import driver as cuda
 from edge_hand.edge.engines.tensorrt.build import Job
 from edge_hand.edge.engines.tensorrt.driver import Gpu, Graph
 from edge_hand.edge.engines.tensorrt.memory import Buffer
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
 from edge_hand.edge.probe import crops
+from edge_hand.edge.reload import Reloader, open_lasting_engine
 from test_swap import with_weights
 
 FLOAT = MODELS / "dgn-nano.onnx"
@@ -250,10 +251,25 @@ def test_adapted_weights_are_refitted_where_the_plan_allows(device: Any, tmp_pat
     new = with_weights(tmp_path / "person.onnx", 1.02)
     engine = tensorrt.open_engine(FLOAT, load_card(FLOAT), 1, refit=True)
     image, before = crops(64)[0], engine.run(crops(64)[0])[0]
-    other = adapted(engine, FLOAT, new)
-    assert device.built == 1 and "refitted" in other.name and other.card == load_card(new)
+    other = refitted(engine, new)
+    assert other is not None and device.built == 1 and "refitted" in other.name and other.card == load_card(new)
     np.testing.assert_allclose(other.run(image)[0], open_engine("onnxruntime", new).run(image)[0], atol=1e-5)
     np.testing.assert_array_equal(engine.run(image)[0], before)  # the one that serves is untouched
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_a_running_daemon_takes_adapted_weights_and_gives_them_back(refit: bool, device: Any, tmp_path: Path) -> None:
+    new, lines = with_weights(tmp_path / "person.onnx", 1.02), list[str]()
+    serving = open_lasting_engine("tensorrt", FLOAT, 1, lines.append, refit=refit)
+    settings = {"model": FLOAT, "engine": "tensorrt", "threads": 1, "refit": refit}
+    reloader = Reloader(settings, lambda: settings, serving, lines.append)
+    image, before = crops(64)[0], serving.run(crops(64)[0])[0]
+    assert "serves from the next frame on" in reloader.use(new)
+    after = serving.run(image)[0]
+    assert device.built == (1 if refit else 2) and ("refitted" in serving.name) == refit
+    np.testing.assert_allclose(after, open_engine("onnxruntime", new).run(image)[0], atol=1e-5)
+    assert np.abs(after - before).max() > 1e-3 and serving.rollback()
+    np.testing.assert_array_equal(serving.run(image)[0], before)
 
 
 @pytest.mark.parametrize(
@@ -264,22 +280,20 @@ def test_adapted_weights_are_refitted_where_the_plan_allows(device: Any, tmp_pat
         ({"refit": True}, "could not be refitted"),
     ],
 )
-def test_a_refit_that_fails_becomes_a_build(
+def test_a_refit_that_fails_leaves_a_plan_to_be_built(
     fault: dict[str, Any], why: str, device: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     new = with_weights(tmp_path / "person.onnx", 1.02)
     engine = tensorrt.open_engine(FLOAT, load_card(FLOAT), 1, refit=True)
     device.trt = stand_in(**fault)
-    other = adapted(engine, FLOAT, new)
-    assert device.built == 2 and other.card == load_card(new) and "refitted" not in other.name
+    assert refitted(engine, new) is None
     assert why in caplog.text and caplog.text.strip().endswith("; building instead")
 
 
-def test_a_plan_without_refit_or_of_a_version_known_to_err_is_built(device: Any, tmp_path: Path) -> None:
+def test_a_plan_without_refit_or_of_a_version_known_to_err_takes_no_weights(device: Any, tmp_path: Path) -> None:
     new = with_weights(tmp_path / "person.onnx", 1.02)
     device.trt = stand_in(refittable=False)
-    adapted(tensorrt.open_engine(FLOAT, load_card(FLOAT), 1), FLOAT, new)
-    assert device.built == 2
+    assert refitted(tensorrt.open_engine(FLOAT, load_card(FLOAT), 1), new) is None
     flags = []
     for version in ("11.3.0", "11.4.1"):
         device.trt = stand_in(version)

@@ -35,7 +35,7 @@ OBJECTS = {
     "_context": "IExecutionContext",
     "_runtime": "Runtime",
 }
-OWN = {"card", "close", "plan", "run", "name"}  # of TensorRtEngine, which is called engine too
+OWN = {"card", "close", "plan", "run", "name", "structure"}  # of TensorRtEngine, which is called engine too
 
 
 class Use(NamedTuple):

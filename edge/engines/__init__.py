@@ -82,7 +82,7 @@ def choose(model: Path) -> Choice:
 
 def open_engine(
     kind: str = "auto", model: Path = DEFAULT_MODEL, threads: int = 1, *, net: str | None = "dgn",
-    say: Callable[[str], None] | None = None, tune: bool = False,
+    say: Callable[[str], None] | None = None, tune: bool = False, refit: bool = False,
 ) -> Engine:  # fmt: skip
     """Open a model with one kind of engine. Raises ModelError.
 
@@ -90,7 +90,8 @@ def open_engine(
     until the better one is built and proven. With tune, for those that run for long, a machine without a GPU may change
     to what its self-tuning found (`..tune`). say hears in one line what was chosen and why, and later of changes, from
     whatever thread. threads 0 leaves their number to the tuning, else it is 1. net is the kind of network that the
-    caller can use, None any.
+    caller can use, None any. refit asks for an engine that takes other weights without being built anew, where there is
+    one: its `retrained(model)` gives it, or None.
     """
     kinds = engine_kinds()
     if kind != "auto" and kind not in kinds:
@@ -103,7 +104,7 @@ def open_engine(
     if net and card.kind != net:
         raise ModelError(f"model {model}: its kind is {card.kind!r}; this needs {net}")
     if kind != "auto":
-        return _checked(_open(kind, model, threads), model)
+        return _checked(_open(kind, model, threads, refit), model)
     chosen = Choice(ANYWHERE, model, ()) if net == "finder" else choose(model)  # a finder stays on the CPU
     first = _checked(_open(ANYWHERE, model, threads), model)
     say = say or (lambda line: _log.info("%s", line))
@@ -116,7 +117,8 @@ def open_engine(
 
     serving = SwapEngine(first, say)
     file = chosen.model
-    serving.offer(lambda: _open(chosen.kind, file, threads), lambda: _open(ANYWHERE, file, threads), SWAP_LIMIT_MM)
+    better, plain = (lambda: _open(chosen.kind, file, threads, refit)), (lambda: _open(ANYWHERE, file, threads))
+    serving.offer(better, plain, SWAP_LIMIT_MM)
     return serving
 
 
@@ -167,6 +169,8 @@ def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], Non
     return serving
 
 
-def _open(kind: str, model: Path, threads: int) -> Engine:
-    engine: Engine = importlib.import_module("." + kind, __name__).open_engine(model, load_card(model), threads)
+def _open(kind: str, model: Path, threads: int, refit: bool = False) -> Engine:
+    options = {"refit": True} if refit and kind in PREFERRED else {}
+    backend = importlib.import_module("." + kind, __name__)
+    engine: Engine = backend.open_engine(model, load_card(model), threads, **options)
     return engine

@@ -73,6 +73,7 @@ def open_engine(model: Path, card: ModelCard, threads: int, *, refit: bool = Fal
     key = plan_key(trt, gpu, card, job)
     memory = CudaMemory(gpu.unified)
     engine = from_cache(trt, model, card, key, job, memory)
+    engine.structure = structure(model.read_bytes())
     check(engine, model, card, threads)
     return engine
 
@@ -91,23 +92,26 @@ def from_cache(trt: Any, model: Path, card: ModelCard, key: PlanKey, job: Job, m
     raise AssertionError
 
 
-def adapted(engine: TensorRtEngine, old: Path, new: Path, threads: int = 1) -> TensorRtEngine:
-    """A second engine with the weights of `new`, another training of the network in `old`, which `engine` runs.
-
-    By refit if the plan and the two files allow it, which takes milliseconds, else by building, which takes minutes.
-    Offer it to `swap.SwapEngine`. Raises ModelError.
-    """
-    card = load_card(new)
-    trt, gpu = _import(), probe()
-    same = structure(old.read_bytes()) == structure(new.read_bytes())
-    if same and card.precision != "int8" and card.precision == engine.card.precision and engine.refittable:
-        try:
-            made = TensorRtEngine(trt, engine.plan, card, CudaMemory(gpu.unified), "refitted", new.read_bytes())
-            check(made, new, card, threads)
-            return made
-        except ModelError as error:
-            _log.warning("%s; building instead", error)
-    return open_engine(new, card, threads, refit=engine.refittable)
+def refitted(engine: TensorRtEngine, model: Path, threads: int = 1) -> TensorRtEngine | None:
+    """A second engine with the weights of another training of the network that `engine` runs, in milliseconds; None if
+    plan and files do not allow it, or it fails, so that a plan must be built. Raises ModelError for a bad model."""
+    try:
+        file = suited(model)
+    except ModelError:
+        return None
+    card, data = load_card(file), file.read_bytes()
+    if not engine.refittable or card.precision == "int8" or card.precision != engine.card.precision:
+        return None
+    if structure(data) != engine.structure:
+        return None
+    try:
+        made = TensorRtEngine(_import(), engine.plan, card, CudaMemory(probe().unified), "refitted", data)
+        made.structure = engine.structure
+        check(made, file, card, threads)
+        return made
+    except (ModelError, CudaError) as error:
+        _log.warning("%s; building instead", error)
+        return None
 
 
 def check(engine: TensorRtEngine, model: Path, card: ModelCard, threads: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class TensorRtEngine:
         self, trt: Any, plan: bytes, card: ModelCard, memory: Memory, note: str = "", weights: bytes | None = None
     ) -> None:
         self.card, self.plan, self._memory = card, plan, memory
+        self.structure = ""  # of the ONNX file that it was made of, where its weights can be replaced
         self._graph: Graph | None = None
         self.refittable = False
         logger = _loggers.setdefault(trt.__name__, make_logger(trt, lambda level, text: _log.warning("%s", text)))
@@ -51,6 +53,12 @@ class TensorRtEngine:
             how = self._capture()
         where = "mapped memory" if memory.unified else "copies"
         self.name = f"tensorrt {trt.__version__}, {card.precision}, {where}, {how}" + (f" ({note})" if note else "")
+
+    def retrained(self, model: Path) -> TensorRtEngine | None:
+        """This engine with the weights of another training of its network, in milliseconds; None if it takes none."""
+        from . import refitted
+
+        return refitted(self, model)
 
     def run(self, image: NDArray[np.float32]) -> list[Array]:
         """The card's outputs, in arrays of their own. Raises ModelError if the GPU fails."""

@@ -81,7 +81,10 @@ def cli() -> None:
     "--fast/--no-fast", default=True, show_default=True, help="Compute with what numba compiled, if anything."
 )
 @click.option(
-    "--refit/--no-refit", default=False, help="TensorRT: plans that take other weights at once; these may be slower."
+    "--refit-plans/--no-refit-plans",
+    default=False,
+    show_default=True,
+    help="TensorRT: plans that take other weights at once; these may be slower.",
 )
 @click.option("--fps", type=float, help="Replay rate, Hz; 0 is as fast as possible.")
 @click.option("--loop", is_flag=True, help="Start a recording over when it ends.")
@@ -94,7 +97,7 @@ def run(
     finder: str, hands: int, smooth: bool, person: Path | None, bind: str, insecure: bool, fps: float | None,
     loop: bool, wait: bool, frames: int | None, view: bool | None, keys: Path | None, log: str | None,
     record: Path | None, deterministic: bool, metrics: str | None, tune: bool, fast: bool,
-    refit: bool,
+    refit_plans: bool,
 ) -> None:  # fmt: skip
     """Track hands and publish them until the stream ends or Ctrl-C.
 
@@ -127,7 +130,7 @@ def run(
     if note := own_note(context):
         tell(note)
     tuned = tune and not deterministic
-    serving = open_lasting_engine(engine, model, threads, tell, tuned, refit)
+    serving = open_lasting_engine(engine, model, threads, tell, tuned, refit_plans)
     arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
     proposer = open_finder(finder, threads, say=tell, tune=tuned and engine == "auto")
     tracker = Tracker(serving, proposer, smooth, hands, new_person=person_maker(person), arithmetic=arithmetic)

@@ -128,15 +128,16 @@ def fast_crop(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored: 
 
 def fast_read(crop: HandCrop, outputs: list[Array]) -> HandPrediction:
     """As `read`."""
-    uvd, log_error, hand_logit, right_logit, presence_logit = outputs
+    uvd, log_error, hand_logit = (np.ascontiguousarray(output[0], np.float32) for output in outputs[:3])
+    right_logit, presence_logit = outputs[3:]
     ends, skin, weights, middle = _skin_of_joints()
     vertices, points = np.empty((3, len(middle)), np.float32), np.empty((POINTS, 3))
     error, joint_error, centre = np.empty(len(middle), np.float32), np.empty(len(ends), np.float32), np.empty(3)
     mean, pixels = kernels_look.read(
         crop.image,
-        np.ascontiguousarray(uvd[0]),
-        log_error[0],
-        hand_logit[0],
+        uvd,
+        log_error,
+        hand_logit,
         ends,
         skin,
         weights,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame, HandRoi, Side
-from .engines import Engine, open_engine
+from .engines import ANYWHERE, Engine, open_engine
 from .model_card import ModelError, find_model
 from .surfaces import CUBE_M, NEAR_M, find_hands, surfaces
 
@@ -105,8 +105,12 @@ def open_finder(
         if say:
             say(line.replace("engine:", "finder:", 1))
 
-    kind = "auto" if tune else "onnxruntime"
-    engine = open_engine(kind, find_model(str(model)), max(1, threads), net="finder", say=told, tune=tune)
+    from .swap import SwapEngine
+
+    file, threads = find_model(str(model)), max(1, threads)
+    engine = open_engine("auto" if tune else ANYWHERE, file, threads, net="finder", say=told, tune=tune)
+    if isinstance(engine, SwapEngine):
+        engine.openers = [lambda: open_engine(ANYWHERE, file, threads, net="finder")]
     if list(engine.card.inputs.values()) != [INPUT]:
         raise ModelError(f"model {model}: it sees {list(engine.card.inputs.values())}, this finder gives {INPUT}")
     return NetworkFinder(engine)
@@ -133,6 +137,13 @@ def network_input(z: Array) -> NDArray[np.float32]:
     image[:, 1] = read
     image[:, 1] -= z < 0
     return image
+
+
+def retire(finder: Finder) -> None:
+    """Close what a finder has open, and end its tuning; it finds nothing any more."""
+    close = getattr(getattr(finder, "engine", None), "close", None)
+    if close is not None:
+        close()
 
 
 def network_input_of(frame: DepthFrame) -> NDArray[np.float32]:

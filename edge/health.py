@@ -251,6 +251,7 @@ class _Listening:
     def __init__(self, finder: Finder) -> None:
         self._inner = finder
         self.threshold, self.judges = finder.threshold, finder.judges
+        self.engine = getattr(finder, "engine", None)
         self.sure = False
 
     def __call__(self, frame: DepthFrame) -> list[HandRoi]:

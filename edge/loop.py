@@ -161,6 +161,7 @@ class Loop:
             self.totals.dropped += frame.seq - self._last_seq - 1
         self._last_seq, self._last_t_ns = frame.seq, frame.t_ns
         self._follow_wall_clock(picked_ns)
+        self.publisher.poll_subscriptions()
         hands = self.tracker.process(frame)
         begun_ns = self.clock.monotonic_ns()
         stages = self.tracker.stages_us
@@ -171,7 +172,6 @@ class Loop:
         self.totals.frames += 1
         self.totals.tracked += any(h.pose.state == "tracked" for h in hands)
         self.totals.recent_ns.append(frame.t_ns)
-        self.publisher.poll_subscriptions()
         wire_hands = [WireHand(h.id, h.age_ms, h.pose, h.joints_raw_m, h.visible, h.motion) for h in hands]
         now_ns = self.clock.monotonic_ns()
         header = Header(frame.camera, frame.seq, frame.t_ns, frame.t_ns + self._wall_offset_ns, now_ns)

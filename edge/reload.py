@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from .engines import ANYWHERE, Engine, open_engine
-from .finder import open_finder
+from .finder import open_finder, retire
 from .model_card import load_card
 from .plausible import implausible
 from .swap import SwapEngine
@@ -37,7 +37,7 @@ def open_lasting_engine(
     failed, by the one that runs anywhere. Raises ModelError."""
     engine = open_engine(kind, model, threads, say=say, tune=tune, refit=refit)
     again = ANYWHERE if kind == "auto" else kind
-    openers = [lambda: open_engine(again, model, threads)]
+    openers = [lambda: open_engine(again, model, threads, refit=refit)]
     if isinstance(engine, SwapEngine):
         engine.openers = openers
         return engine
@@ -74,7 +74,7 @@ class Reloader:
             change = {
                 field: new[name] for name, field in (("hands", "max_hands"), ("smooth", "smooth")) if name in differ
             }
-            if differ & {"finder", "threads"}:
+            if differ & {"finder", "threads", "engine"}:
                 tuned = self._tune and new["engine"] == "auto"
                 change["finder"] = open_finder(new["finder"], new["threads"], say=self._say, tune=tuned)
             model = new["model"] if "model" in differ else self.model
@@ -107,16 +107,19 @@ class Reloader:
         if card is self._card and not self._change:
             return
         change, self._change, self._card = self._change, {}, card
+        if "finder" in change:
+            retire(tracker.finder)
         for field, value in change.items():
             setattr(tracker, field, value)
         tracker.__post_init__()  # what it makes of these fields and of the model's card
 
     def _propose(self, model: Path, kind: str, threads: int) -> None:
-        refit = bool(self._settings.get("refit"))
+        refit = bool(self._settings.get("refit_plans"))
+        same = (kind, threads) == (self._settings["engine"], self._settings["threads"])
 
         def opened() -> Engine:
             retrained = getattr(self._engine.serving, "retrained", None)  # weights into a copy of what serves
-            engine: Engine | None = retrained(model) if refit and retrained else None
+            engine: Engine | None = retrained(model) if refit and same and retrained else None
             return engine or open_engine(kind, model, threads, say=self._say, tune=self._tune, refit=refit)
 
         asked, end_s = load_card(model), time.monotonic() + PATIENCE_S

@@ -65,6 +65,7 @@ class SwapEngine:
         self._frames = 0  # since the change
         self._changed = changed or (lambda line: _log.info("%s", line))
         self.note = ""  # the last line
+        self.at_close: Callable[[], None] | None = None
 
     @property
     def card(self) -> ModelCard:
@@ -77,7 +78,8 @@ class SwapEngine:
     @property
     def serving(self) -> Engine:
         """The engine itself that serves now."""
-        return self._now.serving if isinstance(self._now, SwapEngine) else self._now
+        now = self._now
+        return now.serving if isinstance(now, SwapEngine) else now
 
     @property
     def busy(self) -> bool:
@@ -166,6 +168,8 @@ class SwapEngine:
     def close(self) -> None:
         """Close all that is open; what is still in the making is closed when it is ready."""
         self._closed = True
+        if self.at_close is not None:
+            self.at_close()
         for engine in (self._now, self._before, self._ready):
             _close(engine)
 

@@ -24,7 +24,7 @@ import numpy as np
 from ..hand.whole import refusal, write_whole
 from . import probe
 from .board import cpu_name
-from .engines import ANYWHERE, SWAP_LIMIT_MM, Engine, engine_kinds
+from .engines import ANYWHERE, SWAP_LIMIT_MM, TUNED_LIMIT_MM, Engine, engine_kinds
 from .engines.tensorrt.plan import cache_folder
 from .model_card import ModelError, load_card
 
@@ -39,6 +39,7 @@ BLOCK = 5  # runs in a row
 MOST_KEPT = 32
 _children: list[subprocess.Popen[str]] = []
 _alone = threading.Lock()  # two that race at once would slow each other
+stopped = threading.Event()
 
 
 class Setting(NamedTuple):
@@ -92,7 +93,14 @@ def kept(model: Path, threads: int) -> Tuned | None:
 def tune(model: Path, threads: int) -> Tuned:
     """Find the best setting in a child process and keep it. threads 0 leaves their number open. Raises ModelError."""
     command = [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, str(model), str(threads)]
-    with _alone, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+    with _alone:
+        if stopped.is_set():
+            raise ModelError("self-tuning did not begin")
+        return _tune(command)
+
+
+def _tune(command: list[str]) -> Tuned:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         _children.append(child)
         try:
             out, noise = child.communicate(timeout=LIMIT_S)
@@ -108,7 +116,8 @@ def tune(model: Path, threads: int) -> Tuned:
 
 
 def stop() -> None:
-    """End what is being tuned; it fails."""
+    """End what is being tuned, as this process ends; it fails, and so does what would be."""
+    stopped.set()
     for child in list(_children):
         child.kill()
 
@@ -138,7 +147,7 @@ def best(model: Path, threads: int, budget_s: float = BUDGET_S) -> Tuned:
     start = first(model, threads)
     tried = _open(settings(model, max(1, threads)))
     off_mm = distances(tried)
-    limit_mm = max(SWAP_LIMIT_MM, SAME * off_mm[start])
+    limit_mm = min(TUNED_LIMIT_MM, max(SWAP_LIMIT_MM, SAME * off_mm[start]))
     times = race([(setting, engine) for setting, engine in tried if off_mm[setting] <= limit_mm], budget_s)
     ms = {setting: took.cpu_ms if setting.threads == 1 else took.ms for setting, took in times.items()}
     fast = [setting for setting in ms if ms[setting] <= SAME * min(ms.values())]

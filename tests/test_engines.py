@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from edge_hand.edge import engines
 from edge_hand.edge.engines import engine_kinds, onnxruntime, open_engine
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.reading import POINTS, predict
@@ -203,3 +206,12 @@ def test_an_engine_that_was_built_for_one_machine_is_refused(tmp_path: Path) -> 
         f"model {tmp_path}/hand.engine: an engine that was built for one machine; "
         "give the .onnx, and each builds its own"
     )
+
+
+@pytest.mark.parametrize("output", ["log_error", "hand_logit"])
+def test_a_network_whose_outputs_do_not_fit_its_crops_is_refused(output: str) -> None:
+    engine = open_engine()
+    outputs = engine.card.outputs | {output: [1, 7]}
+    other = SimpleNamespace(card=replace(engine.card, outputs=outputs), name="", run=engine.run)
+    with pytest.raises(ModelError, match=r"^model x: its card's outputs are not those of a Dual Grid Net"):
+        engines._checked(other, Path("x"))

@@ -261,7 +261,7 @@ def test_adapted_weights_are_refitted_where_the_plan_allows(device: Any, tmp_pat
 def test_a_running_daemon_takes_adapted_weights_and_gives_them_back(refit: bool, device: Any, tmp_path: Path) -> None:
     new, lines = with_weights(tmp_path / "person.onnx", 1.02), list[str]()
     serving = open_lasting_engine("tensorrt", FLOAT, 1, lines.append, refit=refit)
-    settings = {"model": FLOAT, "engine": "tensorrt", "threads": 1, "refit": refit}
+    settings = {"model": FLOAT, "engine": "tensorrt", "threads": 1, "refit_plans": refit}
     reloader = Reloader(settings, lambda: settings, serving, lines.append)
     image, before = crops(64)[0], serving.run(crops(64)[0])[0]
     assert "serves from the next frame on" in reloader.use(new)

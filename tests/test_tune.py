@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from edge_hand.edge import probe, tune
 from edge_hand.edge.engines import ANYWHERE, open_engine
-from edge_hand.edge.finder import INPUT, NetworkFinder, open_finder
+from edge_hand.edge.finder import INPUT, NetworkFinder, open_finder, retire
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
 from edge_hand.edge.swap import SwapEngine
 from edge_hand.edge.tune import Setting, Taken, Tuned
@@ -216,5 +217,15 @@ def test_a_finder_is_tuned_too_and_is_compared_by_what_it_proposes(monkeypatch: 
     assert lines[0].startswith("finder: self-tuned: as it was found") and lines[-1].startswith("finder: finder on ")
     one = open_finder()
     assert isinstance(one, NetworkFinder) and probe.compare(finder.engine, one.engine, pictures).mean_mm < 0.1
+    assert finder.engine.openers  # where it fails, onnxruntime is opened
     places = [probe.outputs(one.engine, picture)[0] for picture in pictures]
     assert np.mean([np.linalg.norm(place - [0, 0, probe.DISTANCE_M]) < 0.05 for place in places]) > 0.6
+    retire(finder)
+    assert finder.engine._closed
+
+
+def test_what_waits_for_another_tuning_as_the_process_ends_does_not_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "stopped", threading.Event())
+    tune.stop()
+    with pytest.raises(ModelError, match=r"^self-tuning did not begin$"):
+        tune.tune(DEFAULT_MODEL, 1)

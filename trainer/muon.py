@@ -64,11 +64,19 @@ def orthogonal(matrix: Tensor) -> Tensor:
     wide = x.shape[0] <= x.shape[1]
     x = x if wide else x.T
     x = x / (x.norm() + 1e-7)  # singular values at most 1
-    gram = x @ x.T
-    whole = torch.eye(len(x), device=x.device)
-    for _ in range(STEPS):
-        polynomial = torch.addmm(gram, gram, gram, beta=B, alpha=C)
-        polynomial.diagonal().add_(A)
-        whole, gram = polynomial @ whole, polynomial @ gram @ polynomial
+    gram = x @ x.T  # what rounds to below zero would grow from step to step: this needs all of float32
+    whole = polynomial(gram)
+    step = whole
+    for _ in range(STEPS - 1):
+        gram = step @ gram @ step
+        step = polynomial(gram)
+        whole = step @ whole
     x = whole @ x
     return x if wide else x.T
+
+
+def polynomial(gram: Tensor) -> Tensor:
+    """a + b G + c G^2 (N, N): what one step multiplies by."""
+    p = torch.addmm(gram, gram, gram, beta=B, alpha=C)
+    p.diagonal().add_(A)
+    return p

@@ -187,6 +187,7 @@ def bench(
         "camera": {"kind": source.kind, "name": camera.name, "fps": camera.fps, "flat_out": flat_out,
                    "size": [camera.intrinsics.width, camera.intrinsics.height]},
         "engine": opened.name,
+        "finder": getattr(finder, "engine", opened).name,
         "arithmetic": arithmetic.name,
         "model": {"name": card.name, "sha256": card.sha256, "precision": card.precision},
         "threads": max(1, threads),

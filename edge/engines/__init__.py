@@ -124,9 +124,14 @@ def open_engine(
 
 def _checked(engine: Engine, model: Path) -> Engine:
     """Refuse a mesh that is not our hand's: the tracker would bend it as if it were."""
-    vertices, ours = engine.card.outputs.get("vertices_uvd"), len(template().vertices_m)
-    if engine.card.kind == "dgn" and vertices is not None and vertices[-2:] != [ours, 3]:
-        raise ModelError(f"model {model}: it is of another hand, with {vertices[-2]} vertices; ours has {ours}")
+    outputs, ours = engine.card.outputs, len(template().vertices_m)
+    vertices = outputs.get("vertices_uvd")
+    if engine.card.kind == "dgn" and vertices is not None:
+        if vertices[-2:] != [ours, 3]:
+            raise ModelError(f"model {model}: it is of another hand, with {vertices[-2]} vertices; ours has {ours}")
+        cells = (engine.card.crop_size // 2) ** 2
+        if outputs.get("log_error", [ours])[-1] != ours or outputs.get("hand_logit", [cells])[-1] != cells:
+            raise ModelError(f"model {model}: its card's outputs are not those of a Dual Grid Net for its crops")
     return engine
 
 
@@ -144,7 +149,7 @@ def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], Non
     over = threading.Event()
 
     def tell(line: str) -> None:
-        if not over.is_set():
+        if not (over.is_set() or tune.stopped.is_set()):
             say(line)
 
     def better() -> Engine:
@@ -163,7 +168,12 @@ def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], Non
         tune.stop()
         serving.wait(LEAVE_S)
 
+    def give_up() -> None:
+        over.set()
+        atexit.unregister(leave)
+
     serving = SwapEngine(first, tell)
+    serving.at_close = give_up
     atexit.register(leave)
     serving.offer(better, lambda: _open(ANYWHERE, tune.files(model)[-1], 1), TUNED_LIMIT_MM)
     return serving

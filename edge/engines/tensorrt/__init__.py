@@ -73,7 +73,8 @@ def open_engine(model: Path, card: ModelCard, threads: int, *, refit: bool = Fal
     key = plan_key(trt, gpu, card, job)
     memory = CudaMemory(gpu.unified)
     engine = from_cache(trt, model, card, key, job, memory)
-    engine.structure = structure(model.read_bytes())
+    if engine.refittable:
+        engine.structure = structure(model.read_bytes())
     check(engine, model, card, threads)
     return engine
 
@@ -93,25 +94,32 @@ def from_cache(trt: Any, model: Path, card: ModelCard, key: PlanKey, job: Job, m
 
 
 def refitted(engine: TensorRtEngine, model: Path, threads: int = 1) -> TensorRtEngine | None:
-    """A second engine with the weights of another training of the network that `engine` runs, in milliseconds; None if
-    plan and files do not allow it, or it fails, so that a plan must be built. Raises ModelError for a bad model."""
+    """A second engine with the weights of another training of the network that `engine` runs, in milliseconds; None,
+    and a line on why, if plan and files do not allow it or it fails: then a plan must be built."""
     try:
-        file = suited(model)
-    except ModelError:
-        return None
-    card, data = load_card(file), file.read_bytes()
-    if not engine.refittable or card.precision == "int8" or card.precision != engine.card.precision:
-        return None
-    if structure(data) != engine.structure:
-        return None
-    try:
+        file = _form(model, engine.card.precision)
+        card, data = load_card(file), file.read_bytes()
+        if not engine.refittable or card.precision == "int8":
+            raise ModelError("the plan was not built for other weights")
+        if structure(data) != engine.structure:
+            raise ModelError(f"{file.name} differs in more than float weights")
         made = TensorRtEngine(_import(), engine.plan, card, CudaMemory(probe().unified), "refitted", data)
         made.structure = engine.structure
         check(made, file, card, threads)
         return made
-    except (ModelError, CudaError) as error:
-        _log.warning("%s; building instead", error)
+    except Exception as error:  # PyCUDA's have no base class of their own
+        _log.warning("%s; building instead", " ".join(str(error).split())[:300])
         return None
+
+
+def _form(model: Path, precision: str) -> Path:
+    """Of the files of a network, that in this precision. Raises ModelError."""
+    plain = model.with_name(f"{model.stem.split('-tensorrt-')[0].removesuffix('-int8')}.onnx")
+    training = _training(load_card(model))
+    for file in (plain, artefact(plain, precision)):
+        if file.is_file() and (card := load_card(file)).precision == precision and _training(card) == training:
+            return file
+    raise ModelError(f"{model.name} has no {precision} form beside it")
 
 
 def check(engine: TensorRtEngine, model: Path, card: ModelCard, threads: int) -> None:

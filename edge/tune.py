@@ -31,7 +31,7 @@ from .model_card import ModelError, load_card
 FORMAT = 2  # one more when what is tried, or how it is judged, changes
 BUDGET_S = 1.0  # for the timing; opening the engines comes on top
 LIMIT_S = 120.0
-SAME = 1.1  # times, or distances, within this of each other are the same
+SAME = 1.1  # times within this of each other are the same
 WINS = 0.85  # of the time that ONNX Runtime takes: what is not faster than this is no reason to change
 THREADS_WIN = 0.7  # of the time with half the threads: a core is worth more than that
 BUSY = 1.2  # times its processor time: then a single thread did not have its core to itself
@@ -147,7 +147,7 @@ def best(model: Path, threads: int, budget_s: float = BUDGET_S) -> Tuned:
     start = first(model, threads)
     tried = _open(settings(model, max(1, threads)))
     off_mm = distances(tried)
-    limit_mm = min(TUNED_LIMIT_MM, max(SWAP_LIMIT_MM, SAME * off_mm[start]))
+    limit_mm = TUNED_LIMIT_MM if off_mm[start] > SWAP_LIMIT_MM else SWAP_LIMIT_MM  # in 8 bits, or not
     times = race([(setting, engine) for setting, engine in tried if off_mm[setting] <= limit_mm], budget_s)
     ms = {setting: took.cpu_ms if setting.threads == 1 else took.ms for setting, took in times.items()}
     fast = [setting for setting in ms if ms[setting] <= SAME * min(ms.values())]

@@ -78,9 +78,14 @@ class Reloader:
                 tuned = self._tune and new["engine"] == "auto"
                 change["finder"] = open_finder(new["finder"], new["threads"], say=self._say, tune=tuned)
             model = new["model"] if "model" in differ else self.model
-            another = load_card(model).sha256 != self._engine.asked.sha256
-            if another or differ & {"engine", "threads"}:
-                self._propose(model, new["engine"], new["threads"])
+            try:
+                another = load_card(model).sha256 != self._engine.asked.sha256
+                if another or differ & {"engine", "threads"}:
+                    self._propose(model, new["engine"], new["threads"])
+            except Exception:
+                if "finder" in change:
+                    retire(change["finder"])
+                raise
             held = sorted(differ - set(LIVE))
             self._change = self._change | change
             self._settings = new | {name: self._settings[name] for name in held}

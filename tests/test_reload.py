@@ -291,3 +291,24 @@ def test_an_engine_that_stays_broken_is_told_and_ends_the_daemon(monkeypatch: py
     with pytest.raises(Exception, match=rf"failed {MOST_FAILURES} times, at last: the GPU is gone$") as seen:
         engine.run(image)
     assert not isinstance(seen.value, EngineDown)
+
+
+def test_a_reload_that_is_refused_leaves_no_finder_open(tmp_path: Path) -> None:
+    daemon, opened = Daemon(), list[Any]()
+    before = daemon.tracker.finder
+    daemon.new = daemon.new | {"finder": "finder", "model": tmp_path / "none.onnx"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge_hand.edge.reload.open_finder", lambda *a, **k: opened.append(Closing()) or opened[-1])
+        with pytest.raises(ReloadError, match=r"^nothing was changed: "):
+            daemon.reloader.reload()
+    assert [finder.engine.closed for finder in opened] == [True] and daemon.tracker.finder is before
+
+
+class Closing:
+    """A finder that knows whether it was closed."""
+
+    def __init__(self) -> None:
+        self.engine, self.closed = self, False
+
+    def close(self) -> None:
+        self.closed = True

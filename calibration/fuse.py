@@ -196,7 +196,8 @@ class Fuser:
             hand.shape = FusedShape(self.surface, np.mean([s.sighting.alpha for s in mine], 0))
         shape = hand.shape.shape
         young = t_ns - hand.t_ns < PREDICTED_NS
-        pose = hand.fitted = refit(self.surface, shape, target, guesses + others, hand.fitted if young else None)
+        start, halo_m = hand.fitted if young else None, hand.shape.halo_m
+        pose = hand.fitted = refit(self.surface, shape, target, guesses + others, start, halo_m=halo_m)
         hand.shape.observe(t_ns, pose, target, guesses)
         pose = self._without_jump(hand, t_ns, pose, {s.sighting.camera for s in mine})
         hand.weights = {s.sighting.camera: w for s, w in zip(mine, weights, strict=True)}

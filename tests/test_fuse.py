@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edge_hand.calibration.fuse import Fuser
-from edge_hand.calibration.fused_shape import FusedShape
+from edge_hand.calibration.fused_shape import FRAMES, ROUNDS, FusedShape
 from edge_hand.calibration.many_views import Guess, Pose, Surface, agree, refit, robust_weights
 from edge_hand.calibration.rig import DepthCorrection, Quality, Rig, RigCamera, TimeOffset
 from edge_hand.calibration.sight import View
@@ -231,8 +231,10 @@ def test_robust_weights_leave_out_the_joint_one_camera_guessed():
     assert weights[1, 8] < 0.05 and np.allclose(weights[:, 5], 1 / 3, atol=0.02)
 
 
-def points_of(shape: Shape, pose: Pose, surface: Surface, eyes: Sequence[np.ndarray]) -> list[Guess]:
-    """Guesses with perfect depth points of the side each eye sees, and joints 8 mm off."""
+def points_of(
+    shape: Shape, pose: Pose, surface: Surface, eyes: Sequence[np.ndarray], halo_m: float = 0.0
+) -> list[Guess]:
+    """Guesses with depth points of the side each eye sees, perfect but for a halo at the rim, and joints 8 mm off."""
     rest, skin = surface.wear(shape)
     posed = surface.chain.pose(pose.R, pose.angles, rest)
     places = surface.places(posed, rest, skin)
@@ -241,9 +243,11 @@ def points_of(shape: Shape, pose: Pose, surface: Surface, eyes: Sequence[np.ndar
     for k, eye in enumerate(eyes):
         facing = np.flatnonzero(((places + pose.at_m - eye).T * normals).sum(0) < 0)[::3]
         joints = posed.joints_m + pose.at_m + np.array([0.008, 0, 0]) * (-1) ** k
-        guesses.append(
-            Guess(pose.R, pose.at_m, pose.angles, joints, np.full(21, 0.008), places[facing] + pose.at_m, eye)
-        )
+        ray = places[facing] + pose.at_m - eye
+        out = normals.T[facing] / np.linalg.norm(normals.T[facing], axis=1, keepdims=True)
+        rim = 1 - ((ray / np.linalg.norm(ray, axis=1, keepdims=True)) * out).sum(1, keepdims=True) ** 2
+        points = places[facing] + pose.at_m + halo_m * rim * out
+        guesses.append(Guess(pose.R, pose.at_m, pose.angles, joints, np.full(21, 0.008), points, eye))
     return guesses
 
 
@@ -260,20 +264,21 @@ def test_depth_points_of_all_cameras_correct_what_the_networks_say():
     assert off_mm[0] > 9 and off_mm[1] < 0.5 * off_mm[0]
 
 
-def test_the_shape_is_found_from_two_sides_and_then_held():
+@pytest.mark.parametrize("halo_m", [0.0, 0.002])
+def test_the_shape_is_found_from_two_sides_and_then_held_whatever_the_cameras_halo(halo_m: float):
     surface, true = (
         Surface(),
         Shape(np.array([1.08, 1.04, 1.06, 1.08, 1.07, 1.05]), np.array([0, 0.5, 0, 0, 0.4, 0, 0])),
     )
     person = FusedShape(surface, np.ones(6))
-    for i in range(70):
+    for i in range(FRAMES + ROUNDS * FRAMES):
         theta = theta_at(0.4 * i)
         pose = Pose(se3.so3_exp(theta[3:6]), theta[:3], theta[6:])
-        guesses = points_of(true, pose, surface, [np.zeros(3), np.array([0.6, 0, 0.6])])
+        guesses = points_of(true, pose, surface, [np.zeros(3), np.array([0.6, 0, 0.6])], halo_m)
         target = agree(guesses, np.full((2, 21), 0.5))
-        fitted = refit(surface, person.shape, target, guesses)
+        fitted = refit(surface, person.shape, target, guesses, halo_m=person.halo_m)
         person.observe(i * 60_000_000, fitted, target, guesses)
-    assert person.held and person.frames == 60
+    assert person.held and abs(person.halo_m - halo_m) < 0.0005
     flat = Pose(np.eye(3), np.zeros(3), POSES["open"])
     length = [np.linalg.norm(np.subtract(*surface.hand(flat, s)[0][[12, 0]])) for s in (person.shape, true, AVERAGE)]
     assert abs(length[0] - length[1]) < 0.3 * abs(length[2] - length[1])

@@ -198,3 +198,21 @@ def test_what_several_processes_cannot_do_is_one_line(
     with pytest.raises(TrainError) as error:
         train(replace(TINY, batch=options.get("batch", 8)), tmp_path, workers=options.get("workers"))
     assert str(error.value) == text
+
+
+ONE_THREAD_BESIDE_NUMBA = """
+import torch
+from edge_hand.trainer.train import set_threads
+torch.randn(1 << 20).exp()  # torch has begun to compute, numba's pool has not
+set_threads(1)
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="one core has one thread anyway")
+def test_numbas_pool_does_not_give_torch_more_threads_than_it_was_told() -> None:
+    env = {k: v for k, v in os.environ.items() if k not in ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS")}
+    told = subprocess.run(
+        [sys.executable, "-c", ONE_THREAD_BESIDE_NUMBA], env=env, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.strip() == "1"

@@ -320,9 +320,11 @@ def load_teacher(config: TrainConfig, device: str) -> nn.Module | None:
 
 
 def set_threads(threads: int | None) -> None:
+    """Let torch and our compiled kernels use so many threads. Numba's pool, as it starts, sets OpenMP's number for
+    everybody, torch too: it has to be first."""
     if threads:
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         torch.set_num_threads(threads)
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # or it sets torch's back
 
 
 class Log:

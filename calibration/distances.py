@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.normals import vertex_normals
 from ..hand.se3 import apply
 from ..hand.template import template
 from .icp import Moment, Placed, match, placed
@@ -110,16 +111,6 @@ def _to_mesh(a: Placed, b: Placed) -> tuple[Array, Array]:
     points = b.points[b.view.asked]
     gap, nearest = tree_of(mesh).query(points)
     near = gap < FAR_MESH_M
-    normals = _normals(mesh)[nearest[near]]
+    normals = vertex_normals(mesh, template().faces)[nearest[near]]
     along = np.einsum("na,na->n", normals, points[near] - mesh[nearest[near]])
     return np.abs(along), points[near]
-
-
-def _normals(mesh_m: Array) -> Array:
-    """(V, 3) normals of a hand's mesh; which way they point does not matter."""
-    faces = template().faces
-    a, b, c = (mesh_m[faces[:, i]] for i in range(3))
-    normals, across = np.zeros_like(mesh_m), np.cross(b - a, c - a)
-    for i in range(3):
-        np.add.at(normals, faces[:, i], across)
-    return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)

@@ -98,14 +98,7 @@ class Surface:
         self.every = every
         base = self.chain.skin_of(np.zeros(7))
         self.skins = np.stack([base, *(self.chain.skin_of(e) - base for e in np.eye(7))])  # (8, 64, V)
-        corner = t.vertices_m[t.faces]
-        face = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-        normal = np.zeros_like(t.vertices_m)
-        for k in range(3):
-            np.add.at(normal, t.faces[:, k], face)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        local = (normal[None] @ t.axes) * t.weights.T[..., None]  # (16, V, 3)
-        self.normals = np.ascontiguousarray(local.transpose(0, 2, 1).reshape(48, -1)[:, ::every], np.float32)
+        self.normals = np.ascontiguousarray(self.chain.normal_skin()[:, ::every])  # (48, M)
         self._worn: tuple[Shape, Rest, Array] | None = None
 
     def wear(self, shape: Shape) -> tuple[Rest, Array]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.kinematics import Shape
+from ..hand.normals import vertex_normals
 from ..hand.skeleton import (
     ANGLE_PARTS,
     IS_FLEXION,
@@ -92,6 +93,13 @@ class Chain:
         local = (vertices[None] - start[:, None]) @ t.axes  # (16, V, 3)
         homogeneous = np.concatenate([local, np.ones((16, len(vertices), 1))], 2)  # (16, V, 4)
         skin = (homogeneous * t.weights.T[..., None]).transpose(0, 2, 1).reshape(64, -1)
+        return np.ascontiguousarray(skin, np.float32)
+
+    def normal_skin(self) -> Array:
+        """(48, V) float32 with which the parts' rotations make the skin's normals, of about unit length."""
+        t = self.template
+        local = vertex_normals(t.vertices_m, t.faces)[None] @ t.axes  # (16, V, 3)
+        skin = (local * t.weights.T[..., None]).transpose(0, 2, 1).reshape(48, -1)
         return np.ascontiguousarray(skin, np.float32)
 
     def pose(self, root: Array, angles: Array, rest: Rest) -> Posed:

@@ -104,7 +104,7 @@ class Refit:
         self._prior = np.full(26, 1e-9)
         self.angle_prior = ANGLE_PRIOR_M**2
         self._prior[6:] += self.angle_prior
-        self._normals = self._normal_skin()  # (48, M)
+        self._normals = self.chain.normal_skin()  # (48, V)
         self._joint_skin = _joint_skin(t)
         self._rest: tuple[Shape, Rest] | None = None
         self._worn = _NO_BETA.tobytes()
@@ -115,18 +115,6 @@ class Refit:
         if beta.tobytes() != self._worn:
             self._worn = beta.tobytes()
             self._skin = self.chain.skin_of(beta)
-
-    def _normal_skin(self) -> Array:
-        t = self.template
-        corner = t.vertices_m[t.faces]
-        face = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-        normal = np.zeros_like(t.vertices_m)
-        for k in range(3):
-            np.add.at(normal, t.faces[:, k], face)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        local = normal[None] @ t.axes  # (16, V, 3)
-        skin = (local * t.weights.T[..., None]).transpose(0, 2, 1).reshape(48, -1)
-        return np.ascontiguousarray(skin, np.float32)
 
     def parts(self, vertices_m: Array) -> tuple[Array, Array, Array]:
         """Similarity of each part (eq. 3): rotation (16, 3, 3), scale (16,), shift (16, 3). The rotation's quaternion

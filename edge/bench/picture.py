@@ -11,6 +11,7 @@ from ...hand import se3
 from ...hand.body import hand_with_arm
 from ...hand.camera import Intrinsics
 from ...hand.kinematics import forward_kinematics, skin
+from ...hand.normals import vertex_normals
 from ...hand.poses import POSES
 from ...hand.render import render
 from ...hand.template import template
@@ -41,10 +42,5 @@ def colour_hand(width: int = 640, height: int = 480) -> NDArray[np.uint8]:
 
 def _lit(vertices_m: Any, faces: Any) -> Any:
     """(F,) how squarely light falls on each face, 0 to 1, from normals that are smooth over the surface."""
-    corner = vertices_m[faces]  # (F, 3, 3)
-    flat = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
-    normals = np.zeros_like(vertices_m)
-    for k in range(3):
-        np.add.at(normals, faces[:, k], flat)
-    smooth = normals[faces].mean(1)
+    smooth = vertex_normals(vertices_m, faces)[faces].mean(1)
     return np.abs(smooth @ LIGHT) / (np.linalg.norm(smooth, axis=1) + 1e-12)

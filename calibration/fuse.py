@@ -171,6 +171,8 @@ class Fuser:
         if hand.is_left != was_left:  # a left hand's angles are not the right one's
             hand.smoother.reset()
             hand.weights, hand.left_behind, hand.fitted = {}, None, None
+            if hand.shape and not hand.shape.held:  # what was looked at was its mirror image
+                hand.shape = None
 
     # --- one hand
 
@@ -196,8 +198,8 @@ class Fuser:
             hand.shape = FusedShape(self.surface, np.mean([s.sighting.alpha for s in mine], 0))
         shape = hand.shape.shape
         young = t_ns - hand.t_ns < PREDICTED_NS
-        start, halo_m = hand.fitted if young else None, hand.shape.halo_m
-        pose = hand.fitted = refit(self.surface, shape, target, guesses + others, start, halo_m=halo_m)
+        start, halo_rad = hand.fitted if young else None, hand.shape.halo_rad
+        pose = hand.fitted = refit(self.surface, shape, target, guesses + others, start, halo_rad=halo_rad)
         hand.shape.observe(t_ns, pose, target, guesses)
         pose = self._without_jump(hand, t_ns, pose, {s.sighting.camera for s in mine})
         hand.weights = {s.sighting.camera: w for s, w in zip(mine, weights, strict=True)}

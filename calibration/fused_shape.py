@@ -15,36 +15,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.refit import EACH_AXIS, THRICE
+from ..edge.schur import eliminated
 from ..hand.kinematics import Shape
 from ..hand.skeleton import ANGLE_LIMITS_RAD
 from .many_views import PRIOR_M, Guess, Pose, Surface, Target, refit
 
 Array = NDArray[Any]
-EVERY_NS = 50_000_000
-FRAMES, ROUNDS = 60, 3  # frames looked at, and how often again, one a step; then the shape is final
+EVERY_NS, AGAIN_NS = 50_000_000, 30_000_000  # between two looks at new frames, and at those remembered
+FRAMES, ROUNDS = 60, 2  # frames looked at, and how often again; then the shape is final
 AGAIN_STEPS = 4  # of the refit when a frame is looked at again
+LEAST_POINTS = 30  # of a camera
 NOISE_M = 0.006  # of a row; neighbouring frames and pixels are wrong alike
 JOINT_WEIGHT = 0.06  # of joints, where the refit has 1: their proportions are those that the network has learned
-SPREAD, SPREAD_OF_FINGERS, SPREAD_OF_MORPHS, SPREAD_OF_HALO_M = 0.15, 0.03, 0.4, 0.004  # the prior's deviations
+SPREAD, SPREAD_OF_FINGERS, SPREAD_OF_MORPHS, SPREAD_OF_HALO = 0.15, 0.03, 0.4, 0.007  # the prior's deviations
 STEP = 0.01  # of the differences
-ALPHA_RANGE, BETA_RANGE, MOST_HALO_M = (0.75, 1.35), (-1.2, 1.2), 0.012
+ALPHA_RANGE, BETA_RANGE, HALO_RANGE = (0.75, 1.35), (-1.2, 1.2), (-0.02, 0.02)
 
 
 class Looked(NamedTuple):
-    """A frame that was looked at: information (14, 14) on alpha, beta and halo, and pull (14,), of what they are."""
+    """A frame that was looked at: information (14, 14) on alpha, beta and halo, and speaks_for (14,), that information
+    times the values that the frame speaks for."""
 
     target: Target
     guesses: list[Guess]
     information: Array
-    pull: Array
+    speaks_for: Array
 
 
 class FusedShape:
-    """The shape so far (`shape`), the cameras' halo (`halo_m`), and whether they are final (`held`). alpha (6,) is the
-    first guess."""
+    """The shape so far (`shape`), the cameras' halo (`halo_rad`), and whether they are final (`held`). alpha (6,) is
+    the first guess."""
 
     def __init__(self, surface: Surface, alpha: Array) -> None:
-        self.shape, self.halo_m = Shape(np.asarray(alpha, float), np.zeros(7)), 0.0
+        self.shape, self.halo_rad = Shape(np.asarray(alpha, float), np.zeros(7)), 0.0
         self._surface = surface
         self._looked: list[Looked] = []
         self._again = 0
@@ -52,7 +55,7 @@ class FusedShape:
         self._prior = np.zeros((14, 14))
         self._prior[:6, :6] = np.linalg.inv(SPREAD**2 * np.ones((6, 6)) + SPREAD_OF_FINGERS**2 * np.eye(6))
         self._prior[6:13, 6:13] = np.eye(7) / SPREAD_OF_MORPHS**2
-        self._prior[13, 13] = 1 / SPREAD_OF_HALO_M**2
+        self._prior[13, 13] = 1 / SPREAD_OF_HALO**2
         self._mean = np.concatenate([self.shape.alpha, np.zeros(8)])
 
     @property
@@ -60,42 +63,42 @@ class FusedShape:
         return self._again >= ROUNDS * FRAMES
 
     def observe(self, t_ns: int, pose: Pose, target: Target, guesses: list[Guess]) -> None:
-        """Once a step, with its refitted frame. Frames nearer than 50 ms to the last, or without depth from two
-        cameras, say nothing new."""
-        if self.held:
+        """Once a step, with its refitted frame, which is looked at if it says something new: depth from two cameras,
+        50 ms after the last. Once there are frames enough, one of those remembered is looked at instead."""
+        new = len(self._looked) < FRAMES
+        wait_ns = EVERY_NS if new else AGAIN_NS
+        if self.held or (self._last_ns is not None and 0 <= t_ns - self._last_ns < wait_ns):
             return
-        if len(self._looked) < FRAMES:
-            enough = sum(len(guess.points_m) >= 30 for guess in guesses) >= 2
-            if not enough or (self._last_ns is not None and 0 <= t_ns - self._last_ns < EVERY_NS):
+        if new:
+            if sum(len(guess.points_m) >= LEAST_POINTS for guess in guesses) < 2:
                 return
-            self._last_ns = t_ns
             self._looked.append(self._look(pose, target, guesses))
         else:
             k = self._again % FRAMES
             self._again += 1
             target, guesses = self._looked[k][:2]
-            pose = refit(self._surface, self.shape, target, guesses, steps=AGAIN_STEPS, halo_m=self.halo_m)
+            pose = refit(self._surface, self.shape, target, guesses, steps=AGAIN_STEPS, halo_rad=self.halo_rad)
             self._looked[k] = self._look(pose, target, guesses)
+        self._last_ns = t_ns
         self._solve()
         if self.held:
             self._looked = []
 
     def _look(self, pose: Pose, target: Target, guesses: list[Guess]) -> Looked:
-        information, pull = shape_evidence(self._surface, self.shape, pose, target, guesses, self.halo_m)
-        return Looked(
-            target, guesses, information, pull + information @ np.append(np.concatenate(self.shape), self.halo_m)
-        )
+        information, pull = shape_evidence(self._surface, self.shape, pose, target, guesses, self.halo_rad)
+        now = np.concatenate([*self.shape, [self.halo_rad]])
+        return Looked(target, guesses, information, pull + information @ now)
 
     def _solve(self) -> None:
         information = sum((one.information for one in self._looked), np.zeros((14, 14))) / NOISE_M**2
-        pull = sum((one.pull for one in self._looked), np.zeros(14)) / NOISE_M**2
-        new = np.linalg.solve(information + self._prior, pull + self._prior @ self._mean)
+        speaks_for = sum((one.speaks_for for one in self._looked), np.zeros(14)) / NOISE_M**2
+        new = np.linalg.solve(information + self._prior, speaks_for + self._prior @ self._mean)
         self.shape = Shape(np.clip(new[:6], *ALPHA_RANGE), np.clip(new[6:13], *BETA_RANGE))
-        self.halo_m = min(max(float(new[13]), 0.0), MOST_HALO_M)
+        self.halo_rad = float(np.clip(new[13], *HALO_RANGE))
 
 
 def shape_evidence(
-    surface: Surface, shape: Shape, pose: Pose, target: Target, guesses: list[Guess], halo_m: float = 0.0
+    surface: Surface, shape: Shape, pose: Pose, target: Target, guesses: list[Guess], halo_rad: float = 0.0
 ) -> tuple[Array, Array]:
     """Of one frame: information (14, 14) on alpha, beta and halo, and pull (14,) away from those given."""
     chain = surface.chain
@@ -117,28 +120,23 @@ def shape_evidence(
     normal[26, 26] += 1e-9
     for guess in guesses:
         if len(guess.points_m):
-            meet = surface.meet(posed, places, pose.at_m, guess, halo_m)
+            meet = surface.meet(posed, places, pose.at_m, guess, halo_rad)
             rows = np.zeros((len(meet.gap_m), 41))
             rows[:, :26] = chain.rows(screws, meet.place_m, meet.normal, surface.moved[meet.vertex])
             rows[:, 27:40] = np.einsum("nck,nc->nk", skin_grows[meet.vertex], meet.normal)
-            rows[:, 40] = meet.rim
+            rows[:, 40] = meet.rim_m
             weighted = rows * meet.weight[:, None]
             normal += weighted.T @ rows
             gradient += meet.gap_m @ weighted
     low, high = ANGLE_LIMITS_RAD.T
     held = 6 + np.flatnonzero((pose.angles <= low) | (pose.angles >= high))
-    normal[held], normal[:, held], gradient[held] = 0, 0, 0
-    normal[held, held] = 1
-    known, asked = slice(0, 27), slice(27, 41)
-    eliminated = np.linalg.solve(normal[known, known], np.column_stack([normal[known, asked], gradient[known]]))
-    information = normal[asked, asked] - normal[asked, known] @ eliminated[:, :14]
-    return information, gradient[asked] - normal[asked, known] @ eliminated[:, 14]
+    return eliminated(normal, gradient, 27, held)
 
 
 def _grown(surface: Surface, shape: Shape, pose: Pose, k: int) -> tuple[Array, Array]:
     """Joints (21, 3) and skin (M, 3), relative to the wrist, with number k of the shape a step larger."""
     alpha, beta = shape.alpha.copy(), shape.beta.copy()
-    (alpha if k < 6 else beta)[k % 6 if k < 6 else k - 6] += STEP
+    (alpha if k < 6 else beta)[k if k < 6 else k - 6] += STEP
     rest = surface.chain.at_rest(Shape(alpha, beta))
     skin = surface.wear(shape)[1]
     if k >= 6:

@@ -3,8 +3,8 @@
 Joints are weighed by what each camera expects to be wrong by, and lose their weight where they disagree with the rest
 (Geman-McClure). The refit is a few Gauss-Newton steps over wrist and angles with the shape held, so bones keep their
 length; each camera's depth points meet the skin that faces that camera. Stereo cameras see things wider than they are,
-by a halo of a pixel or two: where the skin turns away from the camera, its points lie that far outside. All of it sees
-right hands: a left one is looked at in a mirror.
+by a halo of a pixel or two, an angle: where the skin turns away from the camera, its points lie that far outside. All
+of it sees right hands: a left one is looked at in a mirror.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ class Pose(NamedTuple):
 
 class Meeting(NamedTuple):
     """Depth points at the skin: vertex (N,) of the surface, place_m and normal (N, 3), gap_m (N,) along the normal,
-    weight (N,), and rim (N,): 0 where the skin faces the camera, 1 where it turns away, the share of a halo that is in
-    the gap."""
+    weight (N,), and rim_m (N,): how far a halo of one radian would put a point outside; 0 where the skin faces the
+    camera, the distance to it where the skin turns away."""
 
     vertex: Array
     place_m: Array
     normal: Array
     gap_m: Array
     weight: Array
-    rim: Array
+    rim_m: Array
 
 
 class Surface:
@@ -118,7 +118,7 @@ class Surface:
         posed = self.chain.pose(pose.R, pose.angles, rest)
         return posed.joints_m + pose.at_m, self.chain.skin(posed, rest, skin, pose.at_m)
 
-    def meet(self, posed: Posed, places_m: Array, at_m: Array, guess: Guess, halo_m: float = 0.0) -> Meeting:
+    def meet(self, posed: Posed, places_m: Array, at_m: Array, guess: Guess, halo_rad: float = 0.0) -> Meeting:
         """The place on the skin that faces a camera nearest to each of its depth points; gaps are without the halo."""
         normals = posed.frames[:, :3, :3].transpose(1, 0, 2).reshape(3, 48).astype(np.float32) @ self.normals  # (3, M)
         facing = np.flatnonzero(((places_m + (at_m - guess.eye_m).astype(np.float32)).T * normals).sum(0) < 0)
@@ -128,13 +128,12 @@ class Surface:
         points = (guess.points_m - at_m).astype(np.float32)
         vertex = facing[(0.5 * np.einsum("ij,ij->i", skin, skin) - points @ skin.T).argmin(1)]
         place, normal = places_m[vertex].astype(np.float64), normals.T[vertex].astype(np.float64)
-        gap = points - place
-        squared = np.einsum("ij,ij->i", gap, gap)
+        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
+        gap, ray = points - place, place + (at_m - guess.eye_m)
+        squared, away = np.einsum("ij,ij->i", gap, gap), np.linalg.norm(ray, axis=1)
         weight = POINT_WEIGHT * (squared < POINT_REACH_M**2) / (1 + squared / POINT_SCALE_M**2) ** 2
-        ray = place + (at_m - guess.eye_m)
-        along, lengths = np.einsum("ij,ij->i", ray, normal), np.einsum("ij,ij->i", ray, ray)
-        rim = np.clip(1 - along**2 / (lengths * np.einsum("ij,ij->i", normal, normal)), 0, 1)
-        return Meeting(vertex, place, normal, np.einsum("ij,ij->i", gap, normal) - halo_m * rim, weight, rim)
+        rim = away - np.einsum("ij,ij->i", ray, normal) ** 2 / away
+        return Meeting(vertex, place, normal, np.einsum("ij,ij->i", gap, normal) - halo_rad * rim, weight, rim)
 
 
 def guess_of(
@@ -188,7 +187,7 @@ def refit(
     guesses: list[Guess],
     start: Pose | None = None,
     steps: int = STEPS,
-    halo_m: float = 0.0,
+    halo_rad: float = 0.0,
 ) -> Pose:
     """The hand of a shape that fits the target and all depth points best; start: as it was a moment ago."""
     rest, skin = surface.wear(shape)
@@ -211,7 +210,7 @@ def refit(
         places = surface.places(posed, rest, skin)
         for guess in guesses:
             if len(guess.points_m):
-                meet = surface.meet(posed, places, at, guess, halo_m)
+                meet = surface.meet(posed, places, at, guess, halo_rad)
                 rows = chain.rows(screws, meet.place_m, meet.normal, surface.moved[meet.vertex])
                 weighted = rows * meet.weight[:, None]
                 normal += weighted.T @ rows

@@ -23,6 +23,7 @@ from ..hand.skeleton import PART_JOINTS, PART_SCALES
 from ..hand.whole import write_whole
 from .chain import JOINT_PARTS
 from .refit import EACH_AXIS, THRICE, Fit, Refit
+from .schur import eliminated
 
 Array = NDArray[Any]
 VERSION = 1
@@ -152,13 +153,7 @@ def shape_evidence(refit: Refit, fit: Fit, points_m: Array, weights: Array | Non
         gradient += meet.gap_m @ weighted
     else:
         normal[26, 26] += 1e3  # nothing else has a scale: take the network's
-    held = 6 + refit.at_limits(fit.angles)
-    normal[held], normal[:, held], gradient[held] = 0, 0, 0
-    normal[held, held] = 1
-    known, asked = slice(0, 27), slice(27, 33)
-    eliminated = np.linalg.solve(normal[known, known], np.column_stack([normal[known, asked], gradient[known]]))
-    information = normal[asked, asked] - normal[asked, known] @ eliminated[:, :6]
-    return information, gradient[asked] - normal[asked, known] @ eliminated[:, 6]
+    return eliminated(normal, gradient, 27, 6 + refit.at_limits(fit.angles))
 
 
 def _growth(points_m: Array, directions: Array, part: Array, joints_m: Array, alpha: Array) -> Array:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edge_hand.calibration.fuse import Fuser
-from edge_hand.calibration.fused_shape import FRAMES, ROUNDS, FusedShape
+from edge_hand.calibration.fused_shape import EVERY_NS, FRAMES, ROUNDS, FusedShape
 from edge_hand.calibration.many_views import Guess, Pose, Surface, agree, refit, robust_weights
 from edge_hand.calibration.rig import DepthCorrection, Quality, Rig, RigCamera, TimeOffset
 from edge_hand.calibration.sight import View
@@ -232,7 +232,7 @@ def test_robust_weights_leave_out_the_joint_one_camera_guessed():
 
 
 def points_of(
-    shape: Shape, pose: Pose, surface: Surface, eyes: Sequence[np.ndarray], halo_m: float = 0.0
+    shape: Shape, pose: Pose, surface: Surface, eyes: Sequence[np.ndarray], halo_rad: float = 0.0
 ) -> list[Guess]:
     """Guesses with depth points of the side each eye sees, perfect but for a halo at the rim, and joints 8 mm off."""
     rest, skin = surface.wear(shape)
@@ -244,9 +244,11 @@ def points_of(
         facing = np.flatnonzero(((places + pose.at_m - eye).T * normals).sum(0) < 0)[::3]
         joints = posed.joints_m + pose.at_m + np.array([0.008, 0, 0]) * (-1) ** k
         ray = places[facing] + pose.at_m - eye
+        away = np.linalg.norm(ray, axis=1, keepdims=True)
         out = normals.T[facing] / np.linalg.norm(normals.T[facing], axis=1, keepdims=True)
-        rim = 1 - ((ray / np.linalg.norm(ray, axis=1, keepdims=True)) * out).sum(1, keepdims=True) ** 2
-        points = places[facing] + pose.at_m + halo_m * rim * out
+        points = (
+            places[facing] + pose.at_m + halo_rad * away * (1 - ((ray / away) * out).sum(1, keepdims=True) ** 2) * out
+        )
         guesses.append(Guess(pose.R, pose.at_m, pose.angles, joints, np.full(21, 0.008), points, eye))
     return guesses
 
@@ -264,24 +266,64 @@ def test_depth_points_of_all_cameras_correct_what_the_networks_say():
     assert off_mm[0] > 9 and off_mm[1] < 0.5 * off_mm[0]
 
 
-@pytest.mark.parametrize("halo_m", [0.0, 0.002])
-def test_the_shape_is_found_from_two_sides_and_then_held_whatever_the_cameras_halo(halo_m: float):
+def test_what_a_halo_adds_to_a_gap_is_its_rim():
+    surface, theta = Surface(), theta_at(0.3)
+    pose = Pose(se3.so3_exp(theta[3:6]), theta[:3], theta[6:])
+    (guess,) = points_of(AVERAGE, pose, surface, [np.zeros(3)], 0.004)
+    rest, skin = surface.wear(AVERAGE)
+    posed = surface.chain.pose(pose.R, pose.angles, rest)
+    places = surface.places(posed, rest, skin)
+    without, half, known = (surface.meet(posed, places, pose.at_m, guess, halo) for halo in (0.0, 0.002, 0.004))
+    np.testing.assert_allclose(half.gap_m - without.gap_m, -0.002 * without.rim_m, atol=1e-12)
+    assert np.percentile(np.abs(without.gap_m), 90) > 0.0015 and without.rim_m.max() > 0.4
+    assert np.median(np.abs(known.gap_m)) < 0.2 * np.median(np.abs(without.gap_m))
+
+
+@pytest.mark.parametrize("halo_rad", [0.0, 0.004])
+def test_the_shape_is_found_from_two_sides_and_then_held_whatever_the_cameras_halo(halo_rad: float):
     surface, true = (
         Surface(),
         Shape(np.array([1.08, 1.04, 1.06, 1.08, 1.07, 1.05]), np.array([0, 0.5, 0, 0, 0.4, 0, 0])),
     )
-    person = FusedShape(surface, np.ones(6))
-    for i in range(FRAMES + ROUNDS * FRAMES):
+    flat = Pose(np.eye(3), np.zeros(3), POSES["open"])
+
+    def too_long_m(shape: Shape) -> float:
+        wrist_to_tip = [np.linalg.norm(np.subtract(*surface.hand(flat, s)[0][[12, 0]])) for s in (shape, true)]
+        return float(wrist_to_tip[0] - wrist_to_tip[1])
+
+    person, at_first, held = FusedShape(surface, np.ones(6)), np.inf, None
+    for i in range(FRAMES + ROUNDS * FRAMES + 10):
         theta = theta_at(0.4 * i)
         pose = Pose(se3.so3_exp(theta[3:6]), theta[:3], theta[6:])
-        guesses = points_of(true, pose, surface, [np.zeros(3), np.array([0.6, 0, 0.6])], halo_m)
+        guesses = points_of(true, pose, surface, [np.zeros(3), np.array([0.6, 0, 0.6])], halo_rad)
         target = agree(guesses, np.full((2, 21), 0.5))
-        fitted = refit(surface, person.shape, target, guesses, halo_m=person.halo_m)
-        person.observe(i * 60_000_000, fitted, target, guesses)
-    assert person.held and abs(person.halo_m - halo_m) < 0.0005
-    flat = Pose(np.eye(3), np.zeros(3), POSES["open"])
-    length = [np.linalg.norm(np.subtract(*surface.hand(flat, s)[0][[12, 0]])) for s in (person.shape, true, AVERAGE)]
-    assert abs(length[0] - length[1]) < 0.3 * abs(length[2] - length[1])
+        person.observe(
+            i * EVERY_NS, refit(surface, person.shape, target, guesses, halo_rad=person.halo_rad), target, guesses
+        )
+        if i == FRAMES - 1:
+            at_first = too_long_m(person.shape)
+        if i == FRAMES + ROUNDS * FRAMES - 1:
+            assert person.held
+            held = person.shape
+    assert person.shape is held, "looked at after it was held"
+    assert abs(person.halo_rad - halo_rad) < 0.001
+    assert abs(too_long_m(person.shape)) < 0.2 * abs(too_long_m(AVERAGE))
+    assert abs(too_long_m(person.shape)) < abs(at_first), "looking again made it no better"
+
+
+def test_a_hand_whose_side_changes_has_its_shape_estimated_anew():
+    fuser = Fuser(a_rig())
+    views = [View(k, camera) for k, camera in enumerate(fuser.rig.cameras)]
+    seen = []
+    for i in range(130):  # in the mirror plane at frame 94: right and left are in one place there
+        for k in range(3):
+            views[k].take(told(fuser.rig, k, i, is_left=i >= 94))
+        t_ns = SECOND + round(i / FPS * 1e9)
+        fuser.step(t_ns, [s for v in views for s in v.at(t_ns)])
+        seen.append([(hand.id, hand.is_left, hand.shape) for hand in fuser.hands])
+    ((one, was_left, before),), ((other, is_left, after),) = seen[80], seen[-1]
+    assert one == other and is_left and not was_left, "not one hand whose side changed"
+    assert after is not None and after is not before
 
 
 def test_a_step_is_due_when_all_live_cameras_have_spoken_or_waited_long_enough():

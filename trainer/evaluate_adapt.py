@@ -24,14 +24,17 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..edge.engines import open_engine
+from ..edge.engines import Engine, open_engine
+from ..edge.look import trust
 from ..edge.model_card import MODELS
 from ..edge.person import Person, person_maker
+from ..edge.reading import predict
 from ..edge.recording import RecordingWriter
+from ..edge.refit import Refit
 from ..edge.shell import write_result
 from ..edge.tracker import Tracker
 from ..hand.crop import CROP_SIZE, crop_depth
-from ..hand.frames import DepthFrame, HandRoi
+from ..hand.frames import DepthFrame, HandCrop, HandRoi
 from ..hand.kinematics import Shape
 from ..hand.template import template
 from .adapt.frames import read_footage
@@ -110,11 +113,13 @@ def exported(checkpoint: Path) -> Path:
 
 
 class Scored(NamedTuple):
-    """Joint errors, mm: of the network alone in crops of the usual size and of the hand's; the tracker's, as published
-    and as measured, and the share of frames in which it had the hand; rendered hands of everybody."""
+    """Joint errors, mm: of the network alone in crops of the usual size and the hand's; of the daemon's refit of each
+    frame for itself, with the person's shape if it is known; the tracker's, as published and as measured, and the share
+    of frames in which it had the hand; rendered hands of everybody."""
 
     net_mm: float
     net_own_size_mm: float
+    frame_mm: float
     tracker_mm: float
     tracker_raw_mm: float
     found: float
@@ -125,10 +130,11 @@ def score(checkpoint: Path, clip: RigClip, person: Path | None, every: int) -> S
     """One network against the truth of a clip, from all of its cameras; person: a shape that the tracker knows."""
     net, config, _ = load_net(checkpoint)
     module = net_module(config.net)
-    own = CUBE_M * float((Person.load(person).shape if person else PERSON).alpha.mean())
-    errors: list[list[float]] = [[], []]
+    shape = Person.load(person).shape if person else None
+    own = CUBE_M * float((shape or PERSON).alpha.mean())
+    errors: list[list[float]] = [[], [], []]
     published, measured, n = [], [], 0
-    engine = open_engine("onnxruntime", exported(checkpoint))
+    engine, refit = open_engine("onnxruntime", exported(checkpoint)), Refit()
     for camera in range(len(clip.names)):
         tracker = Tracker(engine, max_hands=1, new_person=person_maker(person))
         for i, frame in enumerate(clip.frames(camera)):
@@ -141,9 +147,11 @@ def score(checkpoint: Path, clip: RigClip, person: Path | None, every: int) -> S
             if i % every == 0:
                 for k, cube in enumerate((CUBE_M, own)):
                     errors[k].append(error_mm(net_joints(net, module, frame, truth.mean(0), cube), truth))
+                errors[2].append(error_mm(frame_joints(engine, refit, frame, truth.mean(0), shape), truth))
     return Scored(
         round(float(np.mean(errors[0])), 3),
         round(float(np.mean(errors[1])), 3),
+        round(float(np.mean(errors[2])), 3),
         round(float(np.mean(published)), 3) if published else math.nan,
         round(float(np.mean(measured)), 3) if measured else math.nan,
         round(len(published) / max(n, 1), 4),
@@ -153,12 +161,27 @@ def score(checkpoint: Path, clip: RigClip, person: Path | None, every: int) -> S
 
 def net_joints(net: nn.Module, module: Any, frame: DepthFrame, centre: Array, cube: float) -> Array:
     """Joints (21, 3) m of the network's closed-form refit (section 3.4), in the camera frame."""
-    rng = np.random.default_rng([frame.seq, 5])
-    crop = crop_depth(frame, HandRoi("right", centre + rng.normal(0, JITTER_M, 3), cube, 1.0), CROP_SIZE)
+    crop = crop_near(frame, centre, cube)
     size = torch.tensor([crop.distance_m]).float(), torch.tensor([cube]).float()
     with torch.no_grad():
         joints = module.estimate(net(torch.from_numpy(crop.image)[None, None]), *size)[0][0].numpy()
     return np.asarray(joints @ crop.R_camera_crop.T)
+
+
+def frame_joints(engine: Engine, refit: Refit, frame: DepthFrame, centre: Array, shape: Shape | None) -> Array:
+    """Joints (21, 3) m of the daemon's refit of this frame alone, in the camera frame: of a hand that it never saw, or
+    of one whose shape it knows."""
+    crop = crop_near(frame, centre, CUBE_M * (float(shape.alpha.mean()) if shape else 1.0))
+    seen = predict(engine, crop)
+    weights = trust(seen.joint_error_m)
+    fit = refit.solve(seen.vertices_m.astype(np.float64), shape=shape, points_m=seen.points_m, weights=weights)
+    return np.asarray(fit.joints_m @ crop.R_camera_crop.T)
+
+
+def crop_near(frame: DepthFrame, centre: Array, cube: float) -> HandCrop:
+    """A crop a little beside the hand's middle, as the daemon's are."""
+    rng = np.random.default_rng([frame.seq, 5])
+    return crop_depth(frame, HandRoi("right", centre + rng.normal(0, JITTER_M, 3), cube, 1.0), CROP_SIZE)
 
 
 def synthetic_mm(net: nn.Module, module: Any, n: int = SYNTHETIC) -> float:
@@ -230,11 +253,14 @@ def rows(
             }  # fmt: skip
             _keep(file, row)
         yield {"case": case.name, **row, "net_gain": round(1 - row["net_mm"] / before["net_mm"], 4),
+               "frame_gain": round(1 - row["frame_mm"] / before["frame_mm"], 4),
                "tracker_gain": round(1 - row["tracker_mm"] / before["tracker_mm"], 4)}  # fmt: skip
 
 
 def _kept(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.exists() else None
+    """A row of before, if it has all that rows have now."""
+    row = json.loads(path.read_text()) if path.exists() else {}
+    return row if set(Scored._fields) <= row.keys() else None
 
 
 def _keep(path: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -246,12 +272,13 @@ def line(row: dict[str, Any]) -> str:
     """A row for people."""
     text = (
         f"{row['case']:<26} net {row['net_mm']:6.2f} ({row['net_own_size_mm']:.2f} in its own size)  "
+        f"refit of a frame {row['frame_mm']:.2f}  "
         f"tracker {row['tracker_mm']:6.2f} mm, found {row['found']:.0%}  everybody {row['synthetic_mm']:.2f}"
     )
     if "net_gain" in row:
         text += (
-            f"  net {-row['net_gain']:+.0%}, tracker {-row['tracker_gain']:+.0%}; teacher {row['teacher_mm']:.2f}, "
-            f"length {row['length_error']:+.1%}"
+            f"  net {-row['net_gain']:+.0%}, frame {-row['frame_gain']:+.0%}, tracker {-row['tracker_gain']:+.0%}; "
+            f"teacher {row['teacher_mm']:.2f}, length {row['length_error']:+.1%}"
         )
     return text
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from ...edge.chain import Posed
 from ...edge.refit import THRICE, Refit
+from ...edge.schur import eliminated
 from ...hand.kinematics import AVERAGE, Shape
 from .fit import Fitted, Sight, Teacher, moved
 
@@ -109,13 +110,7 @@ def evidence(teacher: Teacher, sights: Sequence[Sight], fitted: Fitted, slopes: 
         gradient += meet.gap_m @ weighted
     normal[range(6, 26), range(6, 26)] += refit.angle_prior
     normal[range(26, unknown), range(26, unknown)] += 1e-9
-    held = 6 + refit.at_limits(fitted.angles)
-    normal[held], normal[:, held], gradient[held] = 0, 0, 0
-    normal[held, held] = 1
-    known, asked = slice(0, unknown), slice(unknown, unknown + 13)
-    eliminated = np.linalg.solve(normal[known, known], np.column_stack([normal[known, asked], gradient[known]]))
-    information = normal[asked, asked] - normal[asked, known] @ eliminated[:, :13]
-    return information, gradient[asked] - normal[asked, known] @ eliminated[:, 13]
+    return eliminated(normal, gradient, unknown, 6 + refit.at_limits(fitted.angles))
 
 
 def shape_derivatives(

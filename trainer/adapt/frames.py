@@ -295,17 +295,6 @@ def cut_crop(view: View, cube_m: float, size: int, away_m: Array | None = None) 
     return Crop(crop.image, T, crop.distance_m, cube_m)
 
 
-def rolled(view: View, angle_rad: float) -> View:
-    """The view as its camera would have it, turned about its axis: the same hand, the picture turned."""
-    turn = se3.so3_exp(np.array([0, 0, angle_rad]))
-    middle = (WINDOW_PX - 1) / 2
-    at = np.stack(np.meshgrid(*[np.arange(WINDOW_PX) - middle] * 2), -1) @ turn[:2, :2].T + middle  # (W, W, 2)
-    column, row = np.moveaxis(np.rint(at).astype(np.intp), -1, 0)
-    inside = (np.minimum(column, row) >= 0) & (np.maximum(column, row) < WINDOW_PX)
-    window = np.where(inside, view.window[row * inside, column * inside], 0).astype(np.uint16)
-    return view._replace(window=window, T_ref_view=view.T_ref_view @ se3.transform(turn, np.zeros(3)))
-
-
 def window_camera(distance_m: float) -> Intrinsics:
     """The pinhole that sees a window so far away."""
     focal, middle = WINDOW_PX * distance_m / WINDOW_M, (WINDOW_PX - 1) / 2

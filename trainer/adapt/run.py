@@ -34,7 +34,7 @@ from ..train import images, joint_error_mm, set_threads, unsaved, update_average
 from .augment import JITTER_M, Labeller, UserHands, shown_left
 from .dgn import TargetBatch, some_of
 from .fit import Fitted, Teacher
-from .frames import AdaptError, View, cut_crop, rolled
+from .frames import AdaptError, View, cut_crop
 from .target import Target
 
 METHODS = {"dgn": "dgn", "dibra": "dibra"}  # a name, and the module of this folder whose `Terms` it is
@@ -61,7 +61,6 @@ class AdaptConfig:
     terms: float = 1.0  # what the method's terms count for
     weights: dict[str, float] | None = None  # of single terms, where not the method's own
     average: float = 0.98  # kept of the averaged weights a step
-    roll_rad: float = 0.6  # by which the target's crops are turned about the camera's axis: a hand seen anew
     seed: int = 0
 
 
@@ -302,7 +301,7 @@ class _Batches:
             is_left = bool(samples) and len(self.views_of[m]) == 1 and rng.random() < LEFT_SHARE
             for i in self.views_of[m][: self.n_target - len(samples)]:
                 cube = float(rng.choice(self.target.cubes) * np.exp(rng.normal(0, 0.02)))
-                view = rolled(self.target.view(int(i)), rng.normal(0, self.config.roll_rad))
+                view = self.target.view(int(i))
                 crop = cut_crop(view, cube, CROP_SIZE, self._away(rng, view, m))
                 sample = self.labeller(crop, fitted.joints_m, vertices)
                 samples.append(shown_left(sample) if is_left else sample)

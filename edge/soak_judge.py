@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 GAP_S = 0.5  # silence on `joints` that a status message must explain
 OLD_S = 1.0  # a pose published so long after its frame was captured was sent too late to be new
-MARGIN_S = 0.05  # a frame may be exposed so long before a fault, and be published in it
+MARGIN_S = 0.05  # a frame may be exposed so long before a fault and be published in it, or in it and published after
 BLIND = ("unplug", "stall", "hang", "reset", "freeze")
 ANEW = ("unplug", "hang", "reset", "stall", "kill -9")  # after which the recording is shown from its beginning
 CAMERA = (*BLIND, "torn", "repeat", "backward", "late")
@@ -167,7 +167,7 @@ def _fault(fault: Planned, poses: list[Pose]) -> dict[str, Any]:
 def stale_poses(planned: list[Planned], poses: list[Pose]) -> list[str]:
     """Poses that were sent as new and are not: why, of each."""
     found = []
-    blind = [(f.start_s + MARGIN_S, f.end_s, f.kind) for f in planned if f.kind in BLIND]
+    blind = [(f.start_s + MARGIN_S, f.end_s - MARGIN_S, f.kind) for f in planned if f.kind in BLIND]
     anew = [f.start_s for f in planned if f.kind in ANEW]
     for before, pose in zip([None, *poses], poses, strict=False):
         if pose.published_s - pose.captured_s > OLD_S:

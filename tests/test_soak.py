@@ -27,7 +27,7 @@ def test_every_kind_of_fault_has_its_turn() -> None:
 
 def test_a_stale_pose_is_found_whatever_it_looks_like() -> None:
     freeze = [Planned("freeze", 10.0, 1.0)]
-    assert stale_poses(freeze, poses(9.9, 10.02, 11.1)) == []
+    assert stale_poses(freeze, poses(9.9, 10.02, 10.99, 11.1)) == []
     assert stale_poses(freeze, poses(9.9, 10.5)) == ["tracked 0.45 s into freeze"]
     assert stale_poses(freeze, poses(10.5, tracked=False)) == []
     assert stale_poses([], poses(9.9, 9.8)) == ["its frame is not newer than the one before"]

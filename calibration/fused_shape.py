@@ -98,7 +98,7 @@ class FusedShape:
 
 
 def shape_evidence(
-    surface: Surface, shape: Shape, pose: Pose, target: Target, guesses: list[Guess], halo_rad: float = 0.0
+    surface: Surface, shape: Shape, pose: Pose, target: Target, guesses: list[Guess], halo_rad: float
 ) -> tuple[Array, Array]:
     """Of one frame: information (14, 14) on alpha, beta and halo, and pull (14,) away from those given."""
     chain = surface.chain

@@ -34,7 +34,7 @@ from ..train import images, joint_error_mm, set_threads, unsaved, update_average
 from .augment import JITTER_M, Labeller, UserHands, shown_left
 from .dgn import TargetBatch, some_of
 from .fit import Fitted, Teacher
-from .frames import AdaptError, View, cut_crop
+from .frames import AdaptError, cut_crop
 from .target import Target
 
 METHODS = {"dgn": "dgn", "dibra": "dibra"}  # a name, and the module of this folder whose `Terms` it is
@@ -301,8 +301,8 @@ class _Batches:
             is_left = bool(samples) and len(self.views_of[m]) == 1 and rng.random() < LEFT_SHARE
             for i in self.views_of[m][: self.n_target - len(samples)]:
                 cube = float(rng.choice(self.target.cubes) * np.exp(rng.normal(0, 0.02)))
-                view = self.target.view(int(i))
-                crop = cut_crop(view, cube, CROP_SIZE, self._away(rng, view, m))
+                away = self._away(rng, int(i), m)
+                crop = cut_crop(self.target.view(int(i)), cube, CROP_SIZE, away)
                 sample = self.labeller(crop, fitted.joints_m, vertices)
                 samples.append(shown_left(sample) if is_left else sample)
                 transforms.append(crop.T_ref_crop)
@@ -322,11 +322,11 @@ class _Batches:
         )
         return labels, batch, torch.as_tensor(good)
 
-    def _away(self, rng: np.random.Generator, view: View, m: int) -> np.ndarray[Any, Any]:
+    def _away(self, rng: np.random.Generator, i: int, m: int) -> np.ndarray[Any, Any]:
         """Where a crop's centre goes (3,), in the view's frame: near the hand's middle, as the daemon aims."""
-        T = view.T_ref_view
+        T = self.target.T_ref_view[i]
         middle = (self.target.joints_m[m].mean(0) - T[:3, 3]) @ T[:3, :3]
-        away = middle - (0, 0, view.distance_m)
+        away = middle - (0, 0, self.target.distance_m[i])
         return np.asarray(away.clip(-0.06, 0.06) + rng.normal(0, rng.choice(JITTER_M), 3))
 
 

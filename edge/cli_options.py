@@ -114,6 +114,7 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--processes", type=click.IntRange(1), help="Train in so many processes of this machine."),
         click.option("--sync-bn", is_flag=True, default=None, help="Batch statistics over all processes."),
         click.option("--compile", is_flag=True, default=None, help="Let torch.compile rewrite the network."),
+        click.option("--room-share", type=click.FloatRange(0, 1, max_open=True), help="Crops of rooms; default none."),
         click.option(
             "--real-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of a batch; default 0.25."
         ),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.model_card import ModelCard, card_path, sha256
-from ..trainer.checkpoint import TrainConfig, load_net, prior, without_folders
+from ..trainer.checkpoint import TrainConfig, load_net, prior, share_without, without_folders
 from ..trainer.losses import metres
 from ..trainer.nets import NETS, net_module, output_of
 from ..trainer.synth.samples import CUBE_M, Generator, Sample
@@ -45,7 +45,7 @@ class Deployed(nn.Module):
         self.net = net
         self.config, self.module = config, net_module(config.net)
         self.names: tuple[str, ...] = self.module.OUTPUTS
-        self.priors = {"right_logit": prior(config.left_share), "presence_logit": prior(config.negative_share)}
+        self.priors = {"right_logit": prior(config.left_share), "presence_logit": prior(share_without(config))}
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         out = self.net(image)

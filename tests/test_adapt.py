@@ -21,9 +21,10 @@ pytest.importorskip("onnx")
 from edge_hand.edge.model_card import MODELS  # noqa: E402
 from edge_hand.edge.recording import RecordingWriter  # noqa: E402
 from edge_hand.trainer.adapt import frames, run, session, target  # noqa: E402
-from edge_hand.trainer.adapt.augment import Estimate, Labeller, UserHands, shown_left  # noqa: E402
+from edge_hand.trainer.adapt.augment import Estimate, UserHands  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError, View  # noqa: E402
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, build_net, load_net, save  # noqa: E402
+from edge_hand.trainer.synth.labeller import Labeller, shown_left  # noqa: E402
 from edge_hand.trainer.synth.rig_views import RigClip, rig_clip  # noqa: E402
 
 BIG = Shape(np.array([1.08, 1.17, 1.25, 1.25, 1.23, 1.2]), np.zeros(7))
@@ -118,8 +119,11 @@ def test_the_teachers_labels_lie_on_the_depth_of_every_view(known: target.Target
             [known.T_ref_wrist[m, :3, 3], se3.so3_log(known.T_ref_wrist[m, :3, :3]), known.angles[m]]
         )
         joints, vertices = pose_hand(template(), theta[None], BIG.alpha[None], BIG.beta[None])
-        sample = label(frames.cut_crop(known.view(i), 0.28, 64), joints[0], vertices[0])
-        cells = sample.image[::2, ::2] < 1
+        crop = frames.cut_crop(known.view(i), 0.28, 64)
+        T = crop.T_ref_crop
+        there = ((x - T[:3, 3]) @ T[:3, :3] for x in (joints[0], vertices[0]))
+        sample = label(crop.image, crop.distance_m, crop.cube_m, *there)
+        cells = sample.image[1::2, 1::2] < 1
         assert sample.on_hand.sum() > 60 and (cells | ~sample.on_hand).all()
         assert np.abs(sample.joints_uvd).max() < 1.2
 

@@ -13,8 +13,9 @@ pytest.importorskip("numba")
 from edge_hand.hand.kinematics import AVERAGE, Shape, pose_hand  # noqa: E402
 from edge_hand.hand.template import template  # noqa: E402
 from edge_hand.trainer.adapt import terms  # noqa: E402
-from edge_hand.trainer.adapt.layout import coordinates_at, layout, surface_at  # noqa: E402
+from edge_hand.trainer.adapt.layout import layout, surface_at  # noqa: E402
 from edge_hand.trainer.nets.extension import GRID  # noqa: E402
+from edge_hand.trainer.synth.layout import coordinates_at  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 BIG = Shape(np.array([1.1, 1.2, 1.25, 1.25, 1.2, 1.15]), np.array([0, -0.5, 0, 0.2, 0, 0, 0.3]))
@@ -83,7 +84,7 @@ def test_points_that_do_not_count_give_neither_value_nor_gradient() -> None:
 def cells_of(n: int = 60) -> tuple[Tensor, Tensor]:
     """Mesh coordinates (1, n, 2) in cells of triangles' middles, and those triangles (n,)."""
     faces = torch.arange(0, len(template().faces), len(template().faces) // n)[:n]
-    uv = coordinates_at(faces.numpy(), np.full((n, 2), 1 / 3))
+    uv = coordinates_at(faces.numpy(), np.full((n, 2), 1 / 3), np.ones(n, bool))
     return torch.tensor(uv * (GRID - 1))[None], faces
 
 

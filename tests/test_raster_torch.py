@@ -16,6 +16,7 @@ pytest.importorskip("numba")
 torch = pytest.importorskip("torch")
 
 from edge_hand.trainer.synth import raster_torch, render, samples, sensors  # noqa: E402
+from edge_hand.trainer.synth.layout import face_uv  # noqa: E402
 from edge_hand.trainer.synth.raster_torch import Draw, rasterise_batch  # noqa: E402
 
 Array = NDArray[Any]
@@ -223,7 +224,7 @@ def test_layout_labels_are_those_of_the_compiled_path() -> None:
     raster = rasterise_batch(torch.tensor(vertices), FACES, slope, 96, sizes=sizes)
     depth = torch.where(raster.inverse_depth > 0, 1 / raster.inverse_depth, 0)
     depth[:, 10:20], depth[:, 20:30] = 0, depth[:, 20:30] + 0.3  # not read, and behind the cube
-    layout = torch.tensor(generator._face_uv, dtype=torch.float32)
+    layout = torch.tensor(face_uv(template()), dtype=torch.float32)
     where = torch.tensor(distance, dtype=torch.float32)
     on_hand, uv = raster_torch.correspondences(depth, raster.face, raster.weight, sizes, where, layout)
     for i, n in enumerate(sizes.tolist()):

@@ -45,6 +45,7 @@ class TrainConfig:
     teacher_weight: float = 1.0
     real: str | None = None  # labelled real frames, KIND:PATH as in `edge-hand eval --data`
     real_share: float = 0.25  # of every batch that are real, if there are any
+    room_share: float = 0.0  # of every batch that are crops of rooms (`synth/room_crops.py`)
 
 
 class TrainError(Exception):
@@ -143,6 +144,13 @@ def load_net(path: Path) -> tuple[Any, TrainConfig, int]:
     net = build_net(config)
     load_weights(net, state["averaged"], path)
     return net.eval(), config, state["seen"]
+
+
+def share_without(config: TrainConfig) -> float:
+    """Share of a run's samples that show no hand."""
+    from .synth.room_crops import SHARE_WITHOUT
+
+    return config.negative_share + config.room_share * (SHARE_WITHOUT - config.negative_share)
 
 
 def prior(share: float) -> float:

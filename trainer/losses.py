@@ -34,6 +34,11 @@ def rows(labels: Labels, which: slice) -> Labels:
     return Labels(*(None if x is None else x[which] for x in labels))  # type: ignore[arg-type]
 
 
+def together(a: Labels, b: Labels) -> Labels:
+    """Two batches of rendered samples in one."""
+    return Labels(*(None if x is None or y is None else torch.cat([x, y]) for x, y in zip(a, b, strict=True)))  # type: ignore[arg-type]
+
+
 def meshed(labels: Labels) -> Tensor:
     """(B,) bool, the indicator of DeepHPS' eq. 8: samples whose mesh counts."""
     counts = labels.is_right & labels.is_hand

@@ -13,7 +13,7 @@ from ..edge.model_card import ModelCard, sha256
 from ..edge.reading import read
 from ..edge.refit import Refit
 from ..hand.frames import HandCrop
-from .checkpoint import load_net, prior
+from .checkpoint import load_net, prior, share_without
 from .evaluate import Guess, refitted
 from .nets import NETS, net_module
 from .synth.samples import CUBE_M
@@ -54,7 +54,7 @@ class TorchEngine:
         if hasattr(output, "vertices_uvd"):
             crop = HandCrop(image, np.eye(3), distance_m, cube_m)
             right_logit = output.right_logit - prior(self._config.left_share)
-            presence_logit = output.presence_logit - prior(self._config.negative_share)
+            presence_logit = output.presence_logit - prior(share_without(self._config))
             outputs = output.vertices_uvd, output.log_error, output.hand_logit, right_logit, presence_logit
             return refitted(read(crop, [x.numpy() for x in outputs]), refit)
         with torch.no_grad():

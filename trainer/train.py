@@ -37,11 +37,12 @@ from .checkpoint import (
     same_net,
     save,
 )
-from .losses import Labels, huber, metres, rows
+from .losses import Labels, huber, metres, rows, together
 from .nets import net_module
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
 from .real import RealHands, joined, open_real, real_count
+from .synth.room_crops import RoomCrops
 from .synth.samples import Generator, Sample, stream_batches
 
 __all__ = ["TrainConfig", "TrainError", "config_of", "load_net", "train"]
@@ -228,11 +229,24 @@ def batches(
     config: TrainConfig, group: Group, seen: int, workers: int, real: RealHands | None = None
 ) -> Endless[Labels, None, None]:
     """This process's share of every batch from sample `seen` on, without end: of n processes the r-th has the r-th n-th
-    of the indices, so that together they see what one alone would. The last of each share are real, if any are."""
-    n = real_count(config, group) if real else 0
-    with closing(rendered(config, group, seen // config.batch, workers, config.batch // group.size - n)) as source:
+    of the indices, so that together they see what one alone would. Crops of rooms and real frames come last."""
+    n, in_rooms = real_count(config, group) if real else 0, room_count(config, group)
+    image_px, lone = net_module(config.net).IMAGE_PX, config.batch // group.size - n - in_rooms
+    rooms = RoomCrops("train", config.seed, config.left_share, image_px=image_px) if in_rooms else None
+    with closing(rendered(config, group, seen // config.batch, workers, lone)) as source:
         for step, labels in enumerate(source, seen // config.batch):
-            yield joined(labels, real.batch((step * group.size + group.rank) * n, n)) if real else labels
+            at = step * group.size + group.rank
+            if rooms:
+                labels = together(labels, to_labels(rooms.batch(at * in_rooms, in_rooms), group.device))
+            yield joined(labels, real.batch(at * n, n)) if real else labels
+
+
+def room_count(config: TrainConfig, group: Group) -> int:
+    """How many of a process's samples of a batch are crops of rooms; others must be left."""
+    share, n = config.batch // group.size, round(config.batch // group.size * config.room_share)
+    if config.room_share and not 0 < n < share - (real_count(config, group) if config.real else 0):
+        raise TrainError(f"--room-share {config.room_share:g}: would be {n} of a process's {share} samples a step")
+    return n
 
 
 def rendered(config: TrainConfig, group: Group, step: int, workers: int, share: int) -> Endless[Labels, None, None]:

@@ -14,22 +14,19 @@ from numpy.typing import NDArray
 
 from ...hand import se3
 from ...hand.body import hand_with_arm
-from ...hand.crop import CROP_SIZE, uvd_from_points
 from ...hand.kinematics import Shape, clamp_angles, forward_kinematics, skin
 from ...hand.template import template
 from ..synth import scene
+from ..synth.labeller import labelled
 from ..synth.poses import penetrates, sample_angles, sample_view
 from ..synth.render import rasterise
 from ..synth.samples import CELLS, CUBE_M, PATCH, Sample, crop_patch
 from ..synth.sensors import SENSORS, corrupt, draw_settings
-from .frames import Crop
-from .layout import coordinates_at
 
 Array = NDArray[Any]
 NEW_POSE, NEW_VIEW = 0.25, 0.15  # shares whose fingers, whose view are not the recording's
 STRAY_RAD = (0.03, 0.12, 0.3)  # how far angles and turns stray from an estimate; one is drawn
 SHAPE_STRAY = 0.015  # of the bones: an estimate is not the truth
-SKIN_M = 0.012  # depth as near as this to the drawn mesh is of the hand
 JITTER_M = (0.004, 0.012, 0.02)  # of a crop's centre, as in training
 
 
@@ -101,54 +98,3 @@ class UserHands:
         rest = scene.dress(rng, self.body, rest)
         parts = np.concatenate([skeleton.parts, arm], 1)
         return skeleton.joints_m[0], skin(self.body.weights, rest[None], parts)[0]
-
-
-class Labeller:
-    """Labels of the target's own crops, by the hand that the teacher has fitted."""
-
-    def __init__(self) -> None:
-        self.faces = template().faces.astype(np.int32)
-        self._depth = np.zeros((CROP_SIZE, CROP_SIZE), np.float32)
-        self._face = np.zeros((CROP_SIZE, CROP_SIZE), np.int32)
-        self._weight = np.zeros((CROP_SIZE, CROP_SIZE, 2), np.float32)
-
-    def __call__(self, crop: Crop, joints_ref_m: Array, vertices_ref_m: Array) -> Sample:
-        """The crop with the labels of a hand in the reference frame: joints (21, 3), vertices (V, 3) m."""
-        T = crop.T_ref_crop
-        joints, vertices = ((x - T[:3, 3]) @ T[:3, :3] for x in (joints_ref_m, vertices_ref_m))
-        slope = crop.cube_m / 2 / crop.distance_m
-        rasterise(vertices.astype(np.float32), self.faces, slope, CROP_SIZE, self._depth, self._face, self._weight)
-        middle = slice(0, None, CROP_SIZE // CELLS)
-        depth, face, weight = self._depth[middle, middle], self._face[middle, middle], self._weight[middle, middle]
-        read = crop.image[middle, middle]
-        z = crop.distance_m + read * (crop.cube_m / 2)
-        drawn = 1 / np.maximum(depth, 1e-6)
-        shown = (face >= 0) & (read < 1) & (np.abs(z - drawn) < SKIN_M)
-        return labelled(crop.image, joints, vertices, crop.distance_m, crop.cube_m, shown, face, weight)
-
-
-def labelled(
-    image: Array, joints: Array, vertices: Array, distance: float, cube: float, shown: Array, face: Array, weight: Array
-) -> Sample:
-    """A sample of a right hand: joints (21, 3), vertices (V or more, 3) m in the crop's frame; shown (32, 32) where
-    face and barycentric weight (32, 32, 2) mean skin."""
-    uv = np.where(shown[..., None], coordinates_at(np.where(shown, face, 0), weight), 0)
-    hand = vertices[: len(template().vertices_m)]
-    return Sample(
-        image.astype(np.float32),
-        uv.astype(np.float32),
-        shown.copy(),
-        uvd_from_points(hand, distance, cube).astype(np.float32),
-        uvd_from_points(joints, distance, cube).astype(np.float32),
-        np.float32(distance),
-        np.float32(cube),
-        np.asarray(True),
-        np.asarray(True),
-    )
-
-
-def shown_left(sample: Sample) -> Sample:
-    """The mirror image: it teaches which side a hand is of, and nothing else."""
-    return sample._replace(
-        image=sample.image[:, ::-1].copy(), on_hand=sample.on_hand & False, is_right=np.asarray(False)
-    )

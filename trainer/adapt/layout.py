@@ -1,4 +1,4 @@
-"""The surface as its two layout coordinates see it: mesh coordinates to places on a mesh, differentiably, and back.
+"""The surface as its two layout coordinates see it: mesh coordinates to places on a mesh, differentiably.
 
 The layout is a flat map of the hand's skin (`hand/template.py`), 16 cells wide (Dual Grid Net, section 3.1). Within a
 triangle a place is the barycentric mean of three vertices, so it follows both the mesh coordinates and the vertices.
@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...hand.template import HandTemplate, template
+from ...hand.template import template
 from ..nets.extension import GRID
+from ..synth.layout import face_uv
 
 Array = NDArray[Any]
 FINE = 192  # the raster in which a mesh coordinate's triangle is looked up
@@ -67,28 +68,6 @@ def surface_at(vertices_m: Tensor, cells: Tensor) -> Tensor:
     index = map_.corners[face].flatten(1).unsqueeze(-1).expand(-1, -1, 3)  # (B, 3P, 3)
     corner = vertices_m.gather(1, index).view(*weight.shape, 3)  # (B, P, 3 corners, 3)
     return (corner * weight.unsqueeze(-1)).sum(2)
-
-
-@lru_cache(maxsize=1)
-def _template_face_uv() -> Array:
-    return face_uv(template())
-
-
-def coordinates_at(face: Array, weight: Array) -> Array:
-    """Layout coordinates (..., 2) in [0, 1] of places in triangles face (...), of first two barycentric weights
-    (..., 2)."""
-    corner = _template_face_uv()[face]  # (..., 3, 2)
-    bary = np.concatenate([weight, 1 - weight.sum(-1, keepdims=True)], -1)
-    return (corner * bary[..., None]).sum(-2)
-
-
-def face_uv(t: HandTemplate) -> Array:
-    """Layout coordinates (F, 3, 2) of the triangles' corners. A vertex on the seam has two: of the eight ways to put a
-    triangle together the one with the shortest outline is its own."""
-    corner = t.uv[t.faces]  # (F, 3 corners, 2 sides, 2)
-    ways = np.stack([corner[:, range(3), list(way)] for way in np.ndindex(2, 2, 2)], 1)  # (F, 8, 3, 2)
-    outline = np.linalg.norm(ways - np.roll(ways, 1, 2), axis=-1).sum(-1)  # (F, 8)
-    return np.asarray(ways[range(len(ways)), outline.argmin(1)])
 
 
 def _faces_of_places(uv: Array) -> NDArray[np.int64]:

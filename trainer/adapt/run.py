@@ -29,9 +29,11 @@ from ..losses import Labels
 from ..nets import net_module
 from ..optimizers import build_optimizers
 from ..parallel import Group
+from ..synth.labeller import Labeller, shown_left
+from ..synth.room_crops import RoomCrops
 from ..synth.samples import Generator, Sample
 from ..train import images, joint_error_mm, set_threads, unsaved, update_average
-from .augment import JITTER_M, Labeller, UserHands, shown_left
+from .augment import JITTER_M, UserHands
 from .dgn import TargetBatch, some_of
 from .fit import Fitted, Teacher
 from .frames import AdaptError, cut_crop
@@ -43,6 +45,7 @@ MOST_FORGOTTEN, PROBES = 0.013, 1600  # of the joint error on so many rendered h
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the change that may be kept
 WARMUP, FALL = 20, 1.5  # steps until the rates are full; they fall to nothing over the last 1 / FALL of the way
 NEGATIVE_SHARE, LEFT_SHARE = 0.1, 0.1  # of the hands of everybody; of the target's crops shown in the mirror
+ROOM_SHARE = 0.5  # of the hands of everybody, for a network that has learned from rooms
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,7 @@ class _Run:
         if own := self.method.parameters():
             self.optimizers.append(torch.optim.AdamW([{"params": own, "peak": config.lr}], lr=config.lr))
         self.criterion = net_module(base.net).Criterion()
-        self.batches = _Batches(target, config, group)
+        self.batches = _Batches(target, config, group, rooms=base.room_share > 0)
         self.step, self.seconds = 0, 0.0
         self.log: list[dict[str, float]] = []
 
@@ -271,18 +274,20 @@ class _Run:
 class _Batches:
     """Draws every batch from the number of its step alone."""
 
-    def __init__(self, target: Target, config: AdaptConfig, group: Group) -> None:
+    def __init__(self, target: Target, config: AdaptConfig, group: Group, *, rooms: bool = False) -> None:
         self.target, self.config, self.rank = target, config, group.rank
         self.teacher = Teacher(target.shape)
         self.labeller = Labeller()
         self.user = UserHands(target.shape, target.estimates(), config.seed * 1000 + group.rank, target.cubes)
-        self.everybody = Generator(
-            "train", 5000 + config.seed * 1000 + group.rank, left_share=LEFT_SHARE, negative_share=NEGATIVE_SHARE
-        )
+        seed = 5000 + config.seed * 1000 + group.rank
+        self.everybody = Generator("train", seed, left_share=LEFT_SHARE, negative_share=NEGATIVE_SHARE)
+        self.rooms = RoomCrops("train", seed, LEFT_SHARE) if rooms else None
         self.views_of = [np.flatnonzero(target.moment == m) for m in range(len(target.seq))]
         share = config.batch // group.size
         self.n_target, self.n_user = round(share * config.target_share), round(share * config.user_share)
-        self.n_everybody = share - self.n_target - self.n_user
+        left = share - self.n_target - self.n_user
+        self.n_rooms = int(left * ROOM_SHARE) if rooms else 0
+        self.n_everybody = left - self.n_rooms
         if self.n_everybody < 1 or self.n_target < 1:
             raise AdaptError(f"adapt: a batch of {share} leaves no place for the target or for everybody's hands")
 
@@ -303,13 +308,17 @@ class _Batches:
                 cube = float(rng.choice(self.target.cubes) * np.exp(rng.normal(0, 0.02)))
                 away = self._away(rng, int(i), m)
                 crop = cut_crop(self.target.view(int(i)), cube, CROP_SIZE, away)
-                sample = self.labeller(crop, fitted.joints_m, vertices)
+                T = crop.T_ref_crop
+                joints, skin = ((x - T[:3, 3]) @ T[:3, :3] for x in (fitted.joints_m, vertices))
+                sample = self.labeller(crop.image, crop.distance_m, crop.cube_m, joints, skin)
                 samples.append(shown_left(sample) if is_left else sample)
                 transforms.append(crop.T_ref_crop)
                 groups.append(drawn)
                 good.append(bool(self.target.good[m]))
         samples += [self.user.sample(step * self.n_user + k) for k in range(self.n_user)]
         samples += [self.everybody.sample(step * self.n_everybody + k) for k in range(self.n_everybody)]
+        if self.rooms:
+            samples += [self.rooms.sample(step * self.n_rooms + k) for k in range(self.n_rooms)]
         labels = Labels(*(torch.as_tensor(np.stack(column)) for column in zip(*samples, strict=True)))
         n = self.n_target
         batch = TargetBatch(

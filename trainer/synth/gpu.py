@@ -25,8 +25,9 @@ from ...hand.template import template
 from ..hand_layer import HandLayer, rotation_from_quaternion, rotation_from_rotvec
 from ..losses import Labels
 from . import poses, raster_torch, samples, scene
+from .layout import face_uv
 from .raster_torch import Draw, constant
-from .samples import CUBE_M, FAR_M, KINDS, NEAR_M, PATCH, STREAMS, _face_layout
+from .samples import CUBE_M, FAR_M, KINDS, NEAR_M, PATCH, STREAMS
 
 CAMERAS = 4096  # cameras and settings that a generator's samples choose from
 THINGS = 3  # boxes and cylinders at most
@@ -74,7 +75,7 @@ class GpuGenerator:
         # The layer for its joints and parts; the body has vertices of its own.
         self.layer = HandLayer(str(self.device), every=self.n_vertices)
         self.rest, self.morphs, self.weights = (self._tensor(x) for x in (body.vertices_m, body.morphs_m, body.weights))
-        self.arm_level, self.face_uv = self._tensor(body.arm_level), self._tensor(_face_layout(body))
+        self.arm_level, self.face_uv = self._tensor(body.arm_level), self._tensor(face_uv(template()))
         self.arm, self.rings = ((self.arm_level >= level).nonzero()[:, 0] for level in (0.5, 1))
         self.cylinder = self._tensor(scene.CYLINDER.vertices)
         self.box = self.cylinder.clone()  # of the same faces, its rounds made square

@@ -16,6 +16,7 @@ from ...hand.kinematics import forward_kinematics, skin
 from ...hand.template import HandTemplate, template
 from ..processes import ONE_THREAD, environment
 from . import scene
+from .layout import coordinates_at
 from .poses import sample_angles, sample_shape, sample_view
 from .render import rasterise
 from .scene import Solid
@@ -89,7 +90,6 @@ class Generator:
         self._face = np.zeros((s, s), np.int32)
         self._weight = np.zeros((s, s, 2), np.float32)
         self._noisy = np.zeros((s, s), np.float32)
-        self._face_uv = _face_layout(self.body)
         arm = self.body.faces[(self.body.arm_level[self.body.faces] > 0.4).all(1)]
         self._arm_vertices, renumbered = np.unique(arm, return_inverse=True)
         self._arm_faces = renumbered.reshape(arm.shape).astype(np.int32)
@@ -142,8 +142,7 @@ class Generator:
 
     def batch(self, start: int, n: int) -> Sample:
         """Samples start .. start + n - 1, stacked."""
-        samples = [self.sample(i) for i in range(start, start + n)]
-        return Sample(*(np.stack(column) for column in zip(*samples, strict=True)))
+        return stacked([self.sample(i) for i in range(start, start + n)])
 
     def _hand(self, index: int, other: int = 0) -> tuple[Array, Array]:
         """The posed hand that this sample shows: joints (21, 3) and body vertices (B, 3) m in the hand's frame.
@@ -176,8 +175,7 @@ class Generator:
         """Joints and meshes in the crop's frame, the hand's first: some view, the cube's centre near the joints'."""
         joints, vertices = self._hand(index)
         rotation = _palm_view(rng) if self.kind == "clean" else sample_view(rng)
-        jitter = rng.normal(0, rng.choice([0.004, 0.012, 0.02]), 3)
-        offset = np.array([0, 0, distance]) + jitter - rotation @ joints.mean(0)
+        offset = np.array([0, 0, distance]) + off_centre(rng) - rotation @ joints.mean(0)
         joints, body = joints @ rotation.T + offset, Solid(vertices @ rotation.T + offset, self.body.faces)
         more: list[Solid | None] = []
         if self.kind != "clean":
@@ -202,11 +200,17 @@ class Generator:
         f = face[at]
         near = np.abs(noisy[at] - distance) < CUBE_M / 2
         on_hand = (f >= 0) & (f < len(self.template.faces)) & near
-        corner = self._face_uv[np.where(on_hand, f, 0)]  # (32, 32, 3, 2)
-        w = weight[at]
-        bary = np.concatenate([w, 1 - w.sum(-1, keepdims=True)], -1)
-        uv = (corner * bary[..., None]).sum(2)
-        return on_hand, np.where(on_hand[..., None], uv, 0).astype(np.float32)
+        return on_hand, coordinates_at(f, weight[at], on_hand).astype(np.float32)
+
+
+def stacked(samples: Sequence[Sample]) -> Sample:
+    """Samples as a batch."""
+    return Sample(*(np.stack(column) for column in zip(*samples, strict=True)))
+
+
+def off_centre(rng: np.random.Generator) -> Array:
+    """How far (3,) m a cube's centre is from the mean of the joints."""
+    return rng.normal(0, rng.choice([0.004, 0.012, 0.02]), 3)
 
 
 def crop_patch(depth_m: Array, distance: float, size: int = CROP_SIZE) -> NDArray[np.float32]:
@@ -229,21 +233,6 @@ def _palm_view(rng: np.random.Generator) -> Array:
     long, across, front = np.radians(rng.uniform([-90, -45, -90], [90, 45, 90]))
     turn = se3.so3_exp(np.array([0, 0, front])) @ se3.so3_exp(np.array([across, 0, 0]))
     return turn @ se3.so3_exp(np.array([0, long, 0])) @ palm_up
-
-
-def _face_layout(body: Body) -> Array:
-    """Layout coordinates of each hand face's corners (F_hand, 3, 2), on one side of the seam."""
-    uv = body.uv[body.faces]  # (F, 3 corners, 2 entries, 2)
-    on_hand = ~np.isnan(uv).any((1, 2, 3))
-    uv = uv[on_hand]
-    # A vertex on the seam has two entries; take the combination with the shortest outline.
-    best, corners = np.full(len(uv), np.inf), np.zeros((len(uv), 3, 2))
-    for choice in np.ndindex(2, 2, 2):
-        c = np.stack([uv[:, k, choice[k]] for k in range(3)], 1)
-        outline = sum(np.linalg.norm(c[:, k] - c[:, k - 1], axis=1) for k in range(3))
-        shorter = outline < best
-        best, corners = np.where(shorter, outline, best), np.where(shorter[:, None, None], c, corners)
-    return corners
 
 
 def stream_batches(

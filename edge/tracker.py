@@ -42,7 +42,7 @@ MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.0
 BELIEF_KEPT = 0.7  # of the belief, from search to search
 ON_TRIAL = 5  # frames after which a hand that is not believed in is given up
 UNSEEN = 0.02  # the finder's score of a place it does not propose
-REMEMBERED_NS = 2_000_000_000  # a hand that comes back within this keeps its id, side and shape
+REMEMBERED_NS = 5_000_000_000  # a hand that comes back within this keeps its id, side and shape
 REFUSED_NS = 500_000_000  # a place without anything like a hand is not looked at again for so long
 NEVER_NS = -(10**18)
 STAGES = ("capture", "find", "crop", "engine", "refit", "publish")
@@ -208,6 +208,9 @@ class Tracker:
         self._refused.append((track.centre_m, self._t_ns))
         self.tracks.remove(track)
         looks.pop(track, None)
+        if track.published:  # should it be one after all, it keeps its number, and no shape that may be a knee's
+            track.person = self.new_person()
+            self._lost.append(track)
 
     def _find_again(self, roi: HandRoi, frame: DepthFrame, looks: dict[Track, Look]) -> bool:
         """Whether the proposal is a hand that is followed but was not seen where it should be."""
@@ -234,7 +237,7 @@ class Tracker:
         believed = belief(look, roi.score)
         if believed < MAYBE:
             return
-        track = self._remembered(look, frame, votes) or self._new(look, frame, votes)
+        track = self._remembered(look, frame, votes, looks) or self._new(look, frame, votes)
         alone = not any(other.published for other in self.tracks)
         track.belief = believed
         track.published = believed > (SURE if self.confirm else DROP if alone else PUBLISH)
@@ -249,14 +252,15 @@ class Tracker:
     def _new(self, look: Look, frame: DepthFrame, votes: float) -> Track:
         return Track(look.centre_m, frame.t_ns, votes, person=self.new_person(), smoother=self.arithmetic.smoother())
 
-    def _remembered(self, look: Look, frame: DepthFrame, votes: float) -> Track | None:
-        """A hand of this side lost a moment ago."""
+    def _remembered(self, look: Look, frame: DepthFrame, votes: float, looks: dict[Track, Look]) -> Track | None:
+        """A hand of this side lost a while ago, or not seen where it should be."""
         self._lost = [t for t in self._lost if frame.t_ns - t.t_ns < REMEMBERED_NS]
-        same = [t for t in self._lost if t.is_left == (votes < 0)]
+        missing = [t for t in self.tracks if t not in looks and t.published]
+        same = [t for t in (*self._lost, *missing) if t.is_left == (votes < 0)]
         if not same:
             return None
         track = min(same, key=lambda t: float(np.linalg.norm(t.centre_m - look.centre_m)))
-        self._lost.remove(track)
+        (self._lost if track in self._lost else self.tracks).remove(track)
         track.measured = 0
         track.right_votes = 0.5 * track.right_votes + votes
         track.published = False

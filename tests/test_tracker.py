@@ -11,8 +11,8 @@ import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.look import Look
-from edge_hand.edge.track import PREDICTED_NS
-from edge_hand.edge.tracker import REMEMBERED_NS, SEARCH_NS, STAGES, Track, TrackedHand, Tracker
+from edge_hand.edge.track import MOST_M_S, PREDICTED_NS
+from edge_hand.edge.tracker import REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, TrackedHand, Tracker
 from edge_hand.hand.crop import MIRROR
 from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.hand.kinematics import pose_hand
@@ -169,6 +169,29 @@ def test_a_hand_that_comes_back_late_is_another_one(engine: Engine, frames: list
     late_ns = frames[3].t_ns + REMEMBERED_NS
     hands = [tracker.process(replace(f, t_ns=late_ns + k * 33_000_000)) for k, f in enumerate(frames[4:8])]
     assert hands[-1][0].id == 2
+
+
+def test_a_hand_that_jumps_farther_than_hands_move_keeps_its_id(engine: Engine, frames: list[DepthFrame]) -> None:
+    tracker = Tracker(engine, confirm=False)
+    for frame in frames[:4]:
+        before = tracker.process(frame)
+    jumped = replace(frames[4], depth=np.roll(frames[4].depth, -100, 1))
+    after = tracker.process(jumped)
+    off = after[0].pose.joints_m.mean(0) - before[0].pose.joints_m.mean(0)
+    assert np.linalg.norm(off) > SAME_M + MOST_M_S / 30
+    assert [hand.id for hand in after] == [1] and len(tracker.tracks) == 1
+
+
+def test_a_hand_that_was_taken_for_none_keeps_its_id_and_not_its_shape(
+    engine: Engine, frames: list[DepthFrame]
+) -> None:
+    tracker = Tracker(engine, confirm=False)
+    tracker.process(frames[0])
+    person = tracker.tracks[0].person
+    tracker._refuse(tracker.tracks[0], {})
+    tracker._refused.clear()
+    again = tracker.process(frames[2])
+    assert [hand.id for hand in again] == [1] and tracker.tracks[0].person is not person
 
 
 def test_while_no_hand_is_there_not_every_frame_is_searched(engine: Engine, frames: list[DepthFrame]) -> None:

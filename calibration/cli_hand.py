@@ -69,6 +69,8 @@ def hand(
     for line in report(result):
         click.echo(line)
     click.echo(f"{out} is written")
+    if result.rig.quality.verdict == "fail":
+        raise SystemExit(3)
 
 
 @click.command()

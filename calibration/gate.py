@@ -22,14 +22,14 @@ LEAST_TURN_RAD = np.radians(15.0)  # of its orientation, about the second of its
 LEAST_S = 8.0  # with a hand, in one camera at least
 LEAST_SHARED = 0.25  # of a camera's frames with a hand that another sees too
 LEAST_SEEN = 0.1  # of a camera's frames
-SLOW_M_S, FAST_M_S = 0.05, 0.8  # median speed of the palm
+FAST_M_S = 0.8  # median speed of the palm
 RATE_HZ = 15.0
 
 
 class Motion(NamedTuple):
     """How the hand moved: spread_m (3,) of the palm along its principal axes, the greatest first, axes (3, 3) as rows,
     turn_rad (3,) likewise, seconds with a hand, median speed, seen (C,): share of frames with a hand, shared (C,):
-    seconds in which another camera saw it too; room: of the eight corners of the volume, how many were visited."""
+    seconds in which another camera saw it too."""
 
     spread_m: Array
     axes: Array
@@ -38,17 +38,16 @@ class Motion(NamedTuple):
     speed_m_s: float
     seen: Array
     shared_s: Array
-    room: int
 
 
 def measure(sights: Sequence[Sight], offsets_s: Array | None = None) -> Motion:
-    """How the hand moved as the cameras, each for itself, saw it; the camera that saw most speaks of room and turn."""
+    """How the hand moved as the cameras, each for itself, saw it; the one that saw most speaks of spread and turn."""
     offsets = np.zeros(len(sights)) if offsets_s is None else offsets_s
     seen = np.array([s.seen.mean() if len(s.times_s) else 0.0 for s in sights])
     counts = [int(s.seen.sum()) for s in sights]
     best = int(np.argmax(counts))
     shared = np.array([_shared_s(sights, offsets, c) for c in range(len(sights))])
-    nothing = Motion(np.zeros(3), np.eye(3), np.zeros(3), 0.0, 0.0, seen, shared, 0)
+    nothing = Motion(np.zeros(3), np.eye(3), np.zeros(3), 0.0, 0.0, seen, shared)
     if counts[best] < 10:
         return nothing
     sight = sights[best]
@@ -66,8 +65,7 @@ def measure(sights: Sequence[Sight], offsets_s: Array | None = None) -> Motion:
     turns = palm_rotation(joints[there])
     mean = turns[int(np.argmin(np.linalg.norm(palm[there] - middle, axis=1)))]
     turn, _ = _principal(so3_log(mean.T @ turns))
-    corners = {tuple(c) for c in (away[np.abs(away).min(1) > 0.25 * spread.min()] > 0).tolist()}
-    return Motion(spread, axes, turn, float(there.sum() / RATE_HZ), speed, seen, shared, len(corners))
+    return Motion(spread, axes, turn, float(there.sum() / RATE_HZ), speed, seen, shared)
 
 
 def lacks(motion: Motion, names: Sequence[str]) -> list[str]:

@@ -27,12 +27,11 @@ TRIED = [0, 4, 5, 8, 9, 12, 17, 20]  # wrist, tips and knuckles
 
 
 class PairFit(NamedTuple):
-    """T_a_b (4, 4); lag_s: t_a = t_b + lag_s; the share of joints that agree, their median distance, moments shared."""
+    """T_a_b (4, 4); lag_s: t_a = t_b + lag_s; the share of joints that agree, moments shared."""
 
     T_a_b: Array
     lag_s: float
     agree: float
-    median_m: float
     shared: int
 
 
@@ -81,7 +80,7 @@ def ransac(a: Sight, b: Sight, lag_s: float, rng: np.random.Generator) -> PairFi
     for _ in range(6):
         T = kabsch(source, target, 1 / (1 + (_distances(T, source, target) / 0.012) ** 2) ** 2)
     distances = _distances(T, source, target)
-    return PairFit(T, lag_s, float((distances < NEAR_M).mean()), float(np.median(distances)), len(x))
+    return PairFit(T, lag_s, float((distances < NEAR_M).mean()), len(x))
 
 
 def _starts(a: Sight, b: Sight) -> list[float]:

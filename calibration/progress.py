@@ -1,4 +1,4 @@
-"""What a person sees while moving the hand: four bars, and the one thing that is missing."""
+"""What a person sees while moving the hand: three bars, the error to expect, and the one thing that is missing."""
 
 from __future__ import annotations
 

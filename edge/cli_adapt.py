@@ -19,7 +19,7 @@ from .shell import CommandError, make_folders, need_trainer, write_result
 @click.option("--model", default="dgn-nano", show_default=True, help="A shipped model that has weights to train.")
 @click.option("--out", type=Path, default=Path("adapted"), show_default=True, help="Folder for all that comes of it.")
 @click.option("--store", type=Path, help="Where adapted models are kept; default: this user's own.")
-@click.option("--without", multiple=True, help="Leave out a term (icp, lifting, ..., teacher); for experiments.")
+@click.option("--without", multiple=True, help="Leave out a term (icp, lifting, ..., teacher, user); for experiments.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1, 64))
 @click.option("--gate/--no-gate", default=True, help="Judge what comes of it, and use it only if it is better.")
 @click.option("--resume", is_flag=True, help="Go on where the adaptation in --out stopped.")
@@ -33,7 +33,7 @@ def adapt(
     The last quarter of each recording is kept for the gate, which uses the new network only if it is better there.
 
     \b
-    edge-hand record --camera realsense hand.mcap --frames 1800
+    edge-hand record --camera realsense hand.mcap --mode 848x480@30 --frames 1800
     edge-hand adapt --source hand.mcap --out adapted
     edge-hand adapt --source a.mcap --source b.mcap --source c.mcap --rig rig.json
     """

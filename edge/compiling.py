@@ -1,6 +1,6 @@
 """Has the loop's arithmetic compiled for this CPU, once, and loads it at each start.
 
-Compiling takes a minute, loading what was compiled half a second. So a run takes what an earlier one had compiled;
+Compiling takes half a minute, loading what was compiled half a second. So a run takes what an earlier one had compiled;
 where there is nothing yet it computes in numpy to its end, and a child process of the lowest priority compiles for the
 next (`python -m edge_hand.edge.compiling`). numba is needed for both (`pip install 'edge-hand[fast]'`); where it is
 missing or fails, numpy serves.

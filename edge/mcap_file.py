@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Any, BinaryIO, NamedTuple
 
 MAGIC = b"\x89MCAP0\r\n"
-SCHEMA, CHANNEL, MESSAGE, CHUNK, MESSAGE_INDEX, METADATA, DATA_END = 3, 4, 5, 6, 7, 12, 15
+CHANNEL, MESSAGE, CHUNK, MESSAGE_INDEX, METADATA, DATA_END = 4, 5, 6, 7, 12, 15
 FOOTER_BYTES = 9 + 20 + len(MAGIC)
 MAX_CHUNK = 64 << 20  # bytes of a chunk, unpacked; ours are of 8 MiB or one frame
 MAX_RECORD = 1 << 20  # of any other record that is read

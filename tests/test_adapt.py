@@ -26,6 +26,7 @@ from edge_hand.trainer.adapt.frames import AdaptError, View  # noqa: E402
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, build_net, load_net, save  # noqa: E402
 from edge_hand.trainer.synth.labeller import Labeller, shown_left  # noqa: E402
 from edge_hand.trainer.synth.rig_views import RigClip, rig_clip  # noqa: E402
+from edge_hand.trainer.synth.room_crops import RoomCrops  # noqa: E402
 
 BIG = Shape(np.array([1.08, 1.17, 1.25, 1.25, 1.23, 1.2]), np.zeros(7))
 MOMENTS = 6
@@ -123,7 +124,7 @@ def test_the_teachers_labels_lie_on_the_depth_of_every_view(known: target.Target
         T = crop.T_ref_crop
         there = ((x - T[:3, 3]) @ T[:3, :3] for x in (joints[0], vertices[0]))
         sample = label(crop.image, crop.distance_m, crop.cube_m, *there)
-        cells = sample.image[1::2, 1::2] < 1
+        cells = sample.image[::2, ::2] < 1
         assert sample.on_hand.sum() > 60 and (cells | ~sample.on_hand).all()
         assert np.abs(sample.joints_uvd).max() < 1.2
 
@@ -148,6 +149,16 @@ def test_a_batch_has_the_target_first_and_is_decided_by_its_step(known: target.T
     assert torch.equal(labels.image[:6], batch.image)
     assert (batch.group[:3] == batch.group[0]).all()  # views of one moment stay together
     assert not torch.equal(labels.image, batches.draw(4)[0].image)
+
+
+def test_what_learned_from_rooms_keeps_learning_from_them(known: target.Target) -> None:
+    config = run.AdaptConfig(batch=32)
+    with_rooms, without = (run._Batches(known, config, run.Group(), rooms=rooms) for rooms in (True, False))
+    assert (with_rooms.n_rooms, with_rooms.n_everybody, without.n_everybody) == (4, 4, 8)
+    labels, _, good = with_rooms.draw(0)
+    assert len(labels.image) == 32 and len(good) == with_rooms.n_target
+    rooms = RoomCrops("train", 5000 + config.seed * 1000, run.LEFT_SHARE).batch(0, 4)
+    assert np.array_equal(labels.image[-4:], rooms.image) and not labels.is_hand[-4:].all()
 
 
 @pytest.mark.parametrize(("method", "terms"), [("dgn", ("icp", "views")), ("dibra", ("depth", "collision"))])

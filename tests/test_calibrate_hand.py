@@ -176,6 +176,20 @@ def test_the_rig_is_saved_loaded_drawn_and_told_in_words(tmp_path: Path) -> None
     assert json.loads(json.dumps(summary(result())))["verdict"] == "pass"
 
 
+@pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 3)])
+def test_the_exit_code_is_the_verdict_s_and_the_file_is_written_either_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: str, code: int
+) -> None:
+    found = result()
+    rig = replace(found.rig, quality=replace(found.rig.quality, verdict=verdict))  # type: ignore[arg-type]
+    found = found._replace(rig=rig)
+    monkeypatch.setattr("edge_hand.calibration.cli_hand._gather", lambda *_, **__: [])
+    monkeypatch.setattr("edge_hand.calibration.hand.calibrate", lambda *_, **__: found)
+    out = tmp_path / "rig.json"
+    run = CliRunner().invoke(command, ["hand", "--source", "a", "--source", "b", "--out", str(out)])
+    assert run.exit_code == code and f"{out} is written" in run.output and load_rig(out).quality.verdict == verdict
+
+
 def test_a_still_hand_is_noticed() -> None:
     clip = clip_of(motion="still")
     with pytest.raises(ObserveError, match="the hand stays in one place: move it through the whole volume"):

@@ -14,10 +14,10 @@ from edge_hand.hand import se3
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, BETA_RANGE
 from edge_hand.hand.template import template
+from edge_hand.trainer.batches import to_labels
 from edge_hand.trainer.losses import Labels, metres
 from edge_hand.trainer.nets.deephps import IMAGE_PX, OUTPUTS, Criterion, DeepHPS, Output, estimate
 from edge_hand.trainer.synth.samples import Generator
-from edge_hand.trainer.train import to_labels
 from torch import Tensor, nn
 
 T = template()

@@ -14,10 +14,10 @@ from edge_hand.hand import se3
 from edge_hand.hand.kinematics import chain, skin
 from edge_hand.hand.skeleton import ALPHA_RANGE
 from edge_hand.hand.template import template
+from edge_hand.trainer.batches import to_labels
 from edge_hand.trainer.losses import Labels, metres
 from edge_hand.trainer.nets.dibra import DIBRA, IMAGE_PX, OUTPUTS, Criterion, Output, estimate
 from edge_hand.trainer.synth.samples import Generator
-from edge_hand.trainer.train import to_labels
 from numpy.typing import NDArray
 from torch import Tensor, nn
 

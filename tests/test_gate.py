@@ -16,6 +16,7 @@ pytest.importorskip("numba", reason="the gate needs the trainer's packages")
 
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.engines import open_engine
 from edge_hand.edge.model_card import MODELS
 from edge_hand.edge.model_store import versions
 from edge_hand.edge.recording import Recording, RecordingWriter
@@ -209,6 +210,30 @@ def test_a_difference_counts_only_beyond_what_seconds_scatter() -> None:
     drift = np.repeat(rng.normal(0, 1.5, 20), 30)  # one draw a second: 600 frames say no more than 20
     assert compare(guard, rows(old, old + drift)).verdict == "same"
     assert compare(guard._replace(more_is_better=True), rows(old, 0.95 * old)).verdict == "worse"
+
+
+@pytest.mark.parametrize(("rate_hz", "cameras"), [(90, 1), (30, 3), (15, 1)])
+def test_whatever_the_rate_and_the_cameras_fifteen_seconds_are_looked_at(
+    frames: list[DepthFrame], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate_hz: int, cameras: int
+) -> None:
+    """A quarter of 60 s at 90 Hz once ended after 5 s, too few for any network to pass."""
+    camera = replace(frames[0].intrinsics, width=16, height=12)
+    tiny = [
+        replace(frames[0], seq=i, t_ns=round(i * 1e9 / rate_hz), depth=frames[0].depth[:12, :16], intrinsics=camera)
+        for i in range(60 * rate_hz)
+    ]
+    path, looked = write(tmp_path / "minute.mcap", tiny), []
+
+    def note(frame: DepthFrame, old: Any, new: Any, alone: bool, costly: bool, block: int, rows: Any, *_: Any) -> None:
+        rows.seen(block)
+        looked.append((frame.t_ns * 1e-9, costly))
+
+    monkeypatch.setattr(gate, "_one_frame", note)
+    engine, rows = open_engine("onnxruntime", FLOAT), gate._Rows()
+    gate._watch([path] * cameras, 0, None, (engine, engine), gate.HELD_OUT, 1.0, rows, lambda line: None)
+    times = np.array([t for t, _ in looked])
+    assert len(times) == 15 * rate_hz * cameras and times.min() >= 44.9 and rows.blocks in (15, 16)
+    assert 7 <= sum(costly for _, costly in looked) / cameras / 15 <= 16
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.render import render_depth
 from edge_hand.hand.skeleton import JOINT_NAMES
 from edge_hand.hand.template import template
+from edge_hand.trainer.batches import batches, to_labels
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, config_of, load_checkpoint, load_net, without_folders
 from edge_hand.trainer.datasets import Label, icvl, recording
 from edge_hand.trainer.losses import Labels, joint_distance, metres, rows
@@ -29,7 +30,7 @@ from edge_hand.trainer.parallel import Group
 from edge_hand.trainer.real import RealHands, joined, open_real
 from edge_hand.trainer.synth.poses import sample_angles
 from edge_hand.trainer.synth.samples import CUBE_M, Generator
-from edge_hand.trainer.train import batches, images, to_labels, train
+from edge_hand.trainer.train import images, train
 from numpy.typing import NDArray
 
 Array = NDArray[Any]

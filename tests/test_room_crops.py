@@ -12,14 +12,19 @@ import pytest
 pytest.importorskip("torch", reason="training needs torch")
 
 import torch
+from edge_hand.edge.engines import open_engine
+from edge_hand.edge.refit import Refit
+from edge_hand.exporters.onnx import export
 from edge_hand.hand.frames import HandRoi
 from edge_hand.hand.skeleton import JOINT_PARENTS
 from edge_hand.hand.template import template
+from edge_hand.trainer.batches import batches
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, load_net, prior, share_without
 from edge_hand.trainer.parallel import Group
 from edge_hand.trainer.synth.room_crops import AWAY_M, HARDLY_SEEN, PER_ROOM, SHARE_WITHOUT, RoomCrops, away, somewhere
 from edge_hand.trainer.synth.samples import CELLS, CUBE_M, Sample
-from edge_hand.trainer.train import batches, train
+from edge_hand.trainer.torch_engine import TorchEngine
+from edge_hand.trainer.train import train
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -59,16 +64,30 @@ def test_hands_and_what_is_none_come_as_often_as_the_prior_says(batch: Sample) -
 
 def test_cells_on_a_hand_tell_the_skin_that_is_there(batch: Sample) -> None:
     t, off, checked = template(), [], 0
-    centres = (2 * np.arange(CELLS) + 1) / CELLS - 1
+    centres = (4 * np.arange(CELLS) + 1) / (2 * CELLS) - 1  # of every other pixel
     for i in np.flatnonzero(batch.is_hand & (batch.on_hand.sum((1, 2)) > 20)):
         rows, columns = np.nonzero(batch.on_hand[i])
         uv = batch.uv[i][rows, columns]
         gap = np.linalg.norm(t.uv[None] - uv[:, None, None], axis=-1).min(2)  # (cells, V)
         there = batch.vertices_uvd[i][gap.argmin(1)]
-        seen = np.stack([centres[columns], centres[rows], batch.image[i][2 * rows + 1, 2 * columns + 1]], 1)
+        seen = np.stack([centres[columns], centres[rows], batch.image[i][2 * rows, 2 * columns]], 1)
         off.append(np.linalg.norm(there - seen, axis=1).mean() * CUBE_M / 2)
         checked += 1
     assert checked >= 8 and np.median(off) < 0.006 and max(off) < 0.015
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_skin_of_a_hand_that_is_seen_is_found_in_its_crop(crops: RoomCrops, side: str) -> None:
+    shares = []
+    for number in range(60):
+        hands = [h for h in crops.rooms.scene(number).hands if h.seen >= 0.25]
+        if len(hands) != 1 or hands[0].side != side or hands[0].seen < 0.8:
+            continue
+        sample = crops.sample(number * PER_ROOM)
+        drawn, on_hand = sample.vertices_uvd[:, :2], sample.on_hand
+        cells = {(int(v), int(u)) for u, v in np.floor((drawn + 1) * CELLS / 2) if 0 <= u < CELLS and 0 <= v < CELLS}
+        shares.append(on_hand.sum() / len(cells))
+    assert len(shares) >= 3 and np.median(shares) > 0.5, shares
 
 
 def test_labels_are_those_of_right_hands(batch: Sample) -> None:
@@ -135,10 +154,24 @@ def test_a_network_learns_from_rooms_and_its_logits_are_freed_of_their_share(tmp
     assert seen == 16 and config.room_share == 0.5
     assert share_without(config) == pytest.approx(0.5 * 0.05 + 0.5 * SHARE_WITHOUT)
     assert share_without(replace(config, room_share=0.0)) == 0.05
-    assert prior(share_without(config)) < prior(0.05)
+    assert share_without(replace(config, real="nyu:/", real_share=0.25)) == pytest.approx(
+        0.05 / 3 + SHARE_WITHOUT * 2 / 3
+    )
+    image = np.random.default_rng(0).uniform(-1, 1, (64, 64)).astype(np.float32)
+    net, _, _ = load_net(path)
+    with torch.no_grad():
+        raw = float(net(torch.from_numpy(image)[None, None]).presence_logit)
+    guess = TorchEngine(path).guess(image, 0.5, 0.25, Refit())
+    assert guess.presence_logit == pytest.approx(raw - prior(share_without(config)), abs=1e-4)
+    export(path, tmp_path / "net.onnx")
+    told = open_engine("onnxruntime", tmp_path / "net.onnx").run(image[None, None])[4]
+    assert float(told[0]) == pytest.approx(guess.presence_logit, abs=1e-2)
 
 
 def test_a_share_that_leaves_nothing_is_refused() -> None:
     for share, n in ((0.01, 0), (0.99, 8)):
         with pytest.raises(TrainError, match=f"^--room-share {share}: would be {n} of a process's 8 samples a step$"):
             next(batches(replace(TINY, room_share=share), Group(), 0, 0))
+    for config in (replace(TINY, kind="clean"), replace(TINY, net="deephps")):
+        with pytest.raises(TrainError, match=r"^--room-share: is for a network that says whether there is a hand"):
+            next(batches(config, Group(), 0, 0))

@@ -57,7 +57,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
             return super().batch(start, n)
 
     monkeypatch.setattr(training, "time", clock)
-    monkeypatch.setattr(training, "Generator", Ticking)
+    monkeypatch.setattr("edge_hand.trainer.batches.Generator", Ticking)
     return clock
 
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 import torch
+from edge_hand.trainer.batches import batches
 from edge_hand.trainer.checkpoint import build_net, load_checkpoint
 from edge_hand.trainer.parallel import Group, join, launch, share_statistics, statistics
 from edge_hand.trainer.synth.samples import Generator
-from edge_hand.trainer.train import TrainConfig, TrainError, batches, train
+from edge_hand.trainer.train import TrainConfig, TrainError, train
 from torch import nn
 
 # Small rates: at first so small a network doubles every rounding error in a step, whoever takes it.

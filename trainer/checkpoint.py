@@ -147,10 +147,11 @@ def load_net(path: Path) -> tuple[Any, TrainConfig, int]:
 
 
 def share_without(config: TrainConfig) -> float:
-    """Share of a run's samples that show no hand."""
+    """Share of a run's rendered samples that show no hand; real ones do not teach presence."""
     from .synth.room_crops import SHARE_WITHOUT
 
-    return config.negative_share + config.room_share * (SHARE_WITHOUT - config.negative_share)
+    rooms = config.room_share / (1 - config.real_share if config.real else 1)
+    return config.negative_share + rooms * (SHARE_WITHOUT - config.negative_share)
 
 
 def prior(share: float) -> float:

@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 from ..edge.engines import open_engine
 from ..edge.finder import open_finder
 from ..edge.look import Eye, Look, evidence
+from .synth.room_crops import SEEN, away
 from .synth.rooms import Scene, SceneGenerator
 
 Array = NDArray[Any]
 NEAR_M = 0.06  # a look whose centre is as near to a hand's as this has found it
-DOUBTFUL_M = 0.12  # one that is nearer than this to a hand hardly seen proves nothing
-SEEN, HARDLY_SEEN = 0.25, 0.02
 
 
 class Case(NamedTuple):
@@ -51,7 +50,7 @@ def _is_hand(scene: Scene, look: Look) -> bool | None:
     gaps = [(float(np.linalg.norm(h.joints_m.mean(0) - look.centre_m)), h.seen) for h in scene.hands]
     if any(gap < NEAR_M and seen >= SEEN for gap, seen in gaps):
         return True
-    return None if any(gap < DOUBTFUL_M and seen > HARDLY_SEEN for gap, seen in gaps) else False
+    return False if away(scene, look.centre_m) else None
 
 
 def fit(x: Array, y: Array, prior: float = 1e-2) -> Array:

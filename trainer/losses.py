@@ -35,8 +35,8 @@ def rows(labels: Labels, which: slice) -> Labels:
 
 
 def together(a: Labels, b: Labels) -> Labels:
-    """Two batches of rendered samples in one."""
-    return Labels(*(None if x is None or y is None else torch.cat([x, y]) for x, y in zip(a, b, strict=True)))  # type: ignore[arg-type]
+    """Two batches in one, which lack the same columns, if any."""
+    return Labels(*(None if x is None and y is None else torch.cat([x, y]) for x, y in zip(a, b, strict=True)))  # type: ignore[arg-type,list-item]
 
 
 def meshed(labels: Labels) -> Tensor:

@@ -23,7 +23,7 @@ from ..hand.frames import DepthFrame, HandRoi
 from ..hand.template import template
 from .checkpoint import TrainConfig, TrainError
 from .datasets import Dataset, DatasetError, Label, Scheme, dataset_kinds, open_dataset
-from .losses import Labels
+from .losses import Labels, together
 from .nets import net_module
 from .parallel import Group
 from .synth.samples import CELLS, CUBE_M, STREAMS
@@ -187,4 +187,4 @@ def joined(rendered: Labels, real: Labels) -> Labels:
         joint_weight=torch.ones(n, JOINTS, device=device),
         joint_mix=torch.eye(JOINTS, device=device).expand(n, -1, -1),
     )
-    return Labels(*(torch.cat([a, b]) for a, b in zip(whole, real, strict=True)))  # type: ignore[list-item]
+    return together(whole, real)

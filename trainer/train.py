@@ -13,7 +13,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Generator as Endless
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from ..hand.whole import refusal
 from . import parallel
+from .batches import batches, room_count, sample_options, to_labels
 from .checkpoint import (
     CHECKPOINT_VERSION,
     TrainConfig,
@@ -37,13 +37,12 @@ from .checkpoint import (
     same_net,
     save,
 )
-from .losses import Labels, huber, metres, rows, together
+from .losses import Labels, huber, metres, rows
 from .nets import net_module
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
-from .real import RealHands, joined, open_real, real_count
-from .synth.room_crops import RoomCrops
-from .synth.samples import Generator, Sample, stream_batches
+from .real import open_real
+from .synth.samples import Generator
 
 __all__ = ["TrainConfig", "TrainError", "config_of", "load_net", "train"]
 
@@ -89,6 +88,7 @@ def train(
         if workers and group.size > 1:
             raise TrainError(f"--workers {workers}: each of several processes renders its own samples")
         workers = int(group.size == 1) if workers is None else workers
+        room_count(config, group)  # before the work
         real = open_real(config, group, log.say)
         if real:
             log.say(real.summary)
@@ -223,60 +223,6 @@ def step(run: Run, labels: Labels, group: Group, *, stop: bool = False) -> tuple
     update_average(run.averaged, net, min(config.ema ** (config.batch / 64), (1 + done) / (10 + done)))
     run.seen += config.batch
     return means, stopping > 0
-
-
-def batches(
-    config: TrainConfig, group: Group, seen: int, workers: int, real: RealHands | None = None
-) -> Endless[Labels, None, None]:
-    """This process's share of every batch from sample `seen` on, without end: of n processes the r-th has the r-th n-th
-    of the indices, so that together they see what one alone would. Crops of rooms and real frames come last."""
-    n, in_rooms = real_count(config, group) if real else 0, room_count(config, group)
-    image_px, lone = net_module(config.net).IMAGE_PX, config.batch // group.size - n - in_rooms
-    rooms = RoomCrops("train", config.seed, config.left_share, image_px=image_px) if in_rooms else None
-    with closing(rendered(config, group, seen // config.batch, workers, lone)) as source:
-        for step, labels in enumerate(source, seen // config.batch):
-            at = step * group.size + group.rank
-            if rooms:
-                labels = together(labels, to_labels(rooms.batch(at * in_rooms, in_rooms), group.device))
-            yield joined(labels, real.batch(at * n, n)) if real else labels
-
-
-def room_count(config: TrainConfig, group: Group) -> int:
-    """How many of a process's samples of a batch are crops of rooms; others must be left."""
-    share, n = config.batch // group.size, round(config.batch // group.size * config.room_share)
-    if config.room_share and not 0 < n < share - (real_count(config, group) if config.real else 0):
-        raise TrainError(f"--room-share {config.room_share:g}: would be {n} of a process's {share} samples a step")
-    return n
-
-
-def rendered(config: TrainConfig, group: Group, step: int, workers: int, share: int) -> Endless[Labels, None, None]:
-    """The rendered samples of `batches`, share of them for this process, from that step on."""
-    options = sample_options(config)
-    first, apart = (step * group.size + group.rank) * share, group.size * share
-    if group.device != "cpu":  # a GPU draws its own samples: batch by batch, not index by index
-        from .synth.gpu import GpuGenerator
-
-        on_device = GpuGenerator("train", config.seed, group.device, batch=share, **options)
-        while True:
-            yield on_device.batch(first // share)
-            first += apart
-    elif workers:
-        with closing(stream_batches("train", first, share, seed=config.seed, workers=workers, **options)) as ahead:  # type: ignore[type-var]
-            yield from map(to_labels, ahead)
-    else:
-        generator = Generator("train", config.seed, **options)
-        while True:
-            yield to_labels(generator.batch(first, share))
-            first += apart
-
-
-def sample_options(config: TrainConfig) -> dict[str, Any]:
-    return {"left_share": config.left_share, "negative_share": config.negative_share, "kind": config.kind,
-            "image_px": net_module(config.net).IMAGE_PX}  # fmt: skip
-
-
-def to_labels(batch: Sample, device: str = "cpu") -> Labels:
-    return Labels(*(torch.as_tensor(x).to(device, non_blocking=True) for x in batch))
 
 
 def images(labels: Labels) -> Tensor:

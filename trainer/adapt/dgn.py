@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ...hand.kinematics import Shape
@@ -93,8 +92,3 @@ class Terms:
                 w.views_lifting * terms.lifting(points[depth], counts[depth], there, cells[depth]).mean()
             )
         return found
-
-
-def total(found: dict[str, Tensor]) -> Tensor:
-    """The sum of the terms (eq. 5)."""
-    return torch.stack(list(found.values())).sum()

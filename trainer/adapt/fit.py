@@ -1,6 +1,6 @@
 """The teacher: a kinematic hand of known shape fitted to all that one moment shows, with time to spare.
 
-What the daemon's refit does in one step (docs/refit.md), here in several, with more depth points, any number of
+What the daemon's refit does in a few steps (docs/refit.md), here in more, with more depth points, any number of
 calibrated views, and two terms that the daemon has no time for: skin must not lie where a camera looks through to
 something farther away (free space), and a hand moves little from one moment to the next.
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ...edge.cameras import BadFrame, CameraError
 from ...edge.cameras.replay import FrameSource, PngFolder, RecordedFrames
 from ...edge.engines import Engine
-from ...edge.finder import Finder, open_finder
+from ...edge.finder import open_finder
 from ...edge.tracker import Tracker
 from ...hand import se3
 from ...hand.camera import Intrinsics
@@ -172,7 +172,7 @@ def _watch(
         if single:
             for tracker in trackers:
                 tracker.reset()
-        hands = _hands(trackers, finder, shot, [T for _, T in group])
+        hands = _hands(trackers, shot, [T for _, T in group])
         alone, together = alone + (len(hands) == 1), together + (len(hands) > 1)
         anchor = next(frame for frame in shot if frame is not None)
         for hand in hands:
@@ -236,7 +236,7 @@ def _in_step(sources: list[FrameSource]) -> Iterator[list[DepthFrame | None]]:
         yield shot
 
 
-def _hands(trackers: list[Tracker], finder: Finder, shot: list[DepthFrame | None], poses: list[Array]) -> list[_Seen]:
+def _hands(trackers: list[Tracker], shot: list[DepthFrame | None], poses: list[Array]) -> list[_Seen]:
     """The hands of a moment: those of the cameras, seen as one where they are near each other."""
     seen: list[list[_Seen]] = []
     for tracker, frame, T in zip(trackers, shot, poses, strict=True):

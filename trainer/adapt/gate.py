@@ -46,8 +46,9 @@ __all__ = ["Compared", "GateReport", "accept", "check_recording", "judge"]
 
 Array = NDArray[Any]
 HELD_OUT = (0.75, 1.0)  # the part of each recording that is judged by
-MOST_FRAMES = 450  # of all recordings together
-FIT_EVERY = 3  # frames; distances and silhouettes cost most
+MOST_S = 15.0  # of all recordings together, whatever their rate; from the beginning of what is held out
+MOST_SINGLE = 450  # frames of all recordings of single ones together
+FIT_HZ = 10.0  # distances and silhouettes cost most
 BLOCK_S = 1.0  # of the bootstrap: neighbouring frames are wrong alike
 LEAST_BLOCKS = 10  # of fewer, chance puts all on one side too often
 DRAWS, INTERVAL = 2000, 99.0  # percent: five chances to be better, and only one in forty may be luck
@@ -159,8 +160,8 @@ def judge(
     groups = [list(recordings)] if rig is not None else [[path] for path in recordings]
     known = _load_rig(rig)
     baseline: dict[str, dict[str, float]] = {}
-    for group in groups:
-        baseline = _watch(group, known, engines, part, MOST_FRAMES // len(groups), rows, say) or baseline
+    for number, group in enumerate(groups):
+        baseline = _watch(group, number, known, engines, part, 1 / len(groups), rows, say) or baseline
     measures, reasons = rows.compared()
     say("gate: the rendered test set")
     synthetic, n = compare_synthetic(*engines, SYNTHETIC)
@@ -227,14 +228,20 @@ class _Rows:
     def __init__(self) -> None:
         self._pairs: dict[str, list[tuple[float, float, int]]] = {name: [] for name in MEASURES}
         self._blocks: dict[tuple[int, int], int] = {}
+        self._seen: set[int] = set()
         self.frames = 0
 
     @property
     def blocks(self) -> int:
-        return len(self._blocks)
+        """Those with a hand that both networks see."""
+        return len(self._seen)
 
     def block(self, recording: int, t_s: float) -> int:
         return self._blocks.setdefault((recording, int(t_s // BLOCK_S)), len(self._blocks))
+
+    def seen(self, block: int) -> None:
+        """Both networks see a hand in it."""
+        self._seen.add(block)
 
     def add(self, old: dict[str, float], new: dict[str, float], block: int) -> None:
         for name, value in old.items():
@@ -325,20 +332,22 @@ def _load_rig(rig: Path | None) -> Rig | None:
 
 
 def _watch(
-    group: list[Path], rig: Rig | None, engines: tuple[Engine, Engine], part: tuple[float, float], most: int,
-    rows: _Rows, say: Callable[[str], None],
+    group: list[Path], number: int, rig: Rig | None, engines: tuple[Engine, Engine], part: tuple[float, float],
+    share: float, rows: _Rows, say: Callable[[str], None],
 ) -> dict[str, dict[str, float]] | None:  # fmt: skip
-    """Run both networks over the recordings of one moment each; the old network's health."""
-    total = _count(group[0])
+    """Run both networks over the recordings of one moment each, for this share of the time; the old network's
+    health."""
+    total, rate_hz = _length(group[0])
     first, last = round(part[0] * total), round(part[1] * total)
-    stride = 1 if not loose(group[0]) else max(1, (last - first) // most)
     finder, alone = open_finder(), loose(group[0])
+    stride = max(1, (last - first) // max(1, int(MOST_SINGLE * share))) if alone else 1
+    last = last if alone else min(last, first + round(MOST_S * share * rate_hz))
+    costly = 1 if alone else max(1, round(rate_hz / FIT_HZ))
     pairs = [(Observer(engines[0], finder), Observer(engines[1], finder)) for _ in group]
     health = Health(pairs[0][0].tracker, lambda why: None)
     poses = {c.serial: c.T_ref_cam for c in rig.cameras} if rig else {}
-    number = rows.blocks
     for i, shot in enumerate(in_step(group, rig)):
-        if i < first or (i - first) % stride or (i - first) // stride * len(group) >= most:
+        if i < first or (i - first) % stride:
             continue
         if i >= last:
             break
@@ -348,7 +357,7 @@ def _watch(
         views: tuple[list[Array], list[Array]] = ([], [])
         for seen, (old, new) in zip(shot, pairs, strict=True):
             if seen is not None:
-                _one_frame(seen, old, new, alone, (i - first) % FIT_EVERY == 0 or alone, block, rows, views, poses)
+                _one_frame(seen, old, new, alone, (i - first) % costly == 0, block, rows, views, poses)
         health.frame()
         rows.add({"views_mm": views_mm(views[0])}, {"views_mm": views_mm(views[1])}, block)
         if rows.frames % 100 < len(group):
@@ -365,6 +374,8 @@ def _one_frame(
     if mine or its:
         rows.add({"found": float(len(mine))}, {"found": float(min(len(its), max(len(mine), 1)))}, block)
     both = matched(mine, its)
+    if both:
+        rows.seen(block)
     for a, b in both:
         rows.add(plausibility(a), plausibility(b), block)
         if costly:
@@ -376,9 +387,11 @@ def _one_frame(
             joints.append(hand.tracked.pose.joints_m @ T[:3, :3].T + T[:3, 3])
 
 
-def _count(path: Path) -> int:
+def _length(path: Path) -> tuple[int, float]:
+    """How many frames a recording has, and how many a second."""
     source = open_source(path)
     try:
-        return sum(1 for item in source.frames() if isinstance(item, DepthFrame))
+        times = [item.t_ns for item in source.frames() if isinstance(item, DepthFrame)]
     finally:
         source.close()
+    return len(times), (len(times) - 1) * 1e9 / max(1, times[-1] - times[0]) if len(times) > 1 else 1.0

@@ -22,7 +22,7 @@ class Labeller:
 
     def __init__(self, image_px: int = CROP_SIZE) -> None:
         self.faces = template().faces.astype(np.int32)
-        middle = ((np.arange(CELLS) + 0.5) * image_px / CELLS).astype(int)
+        middle = np.arange(CELLS) * image_px // CELLS  # as `edge/reading.py` takes them
         self._middle = np.ix_(middle, middle)
         self._depth = np.zeros((image_px, image_px), np.float32)
         self._face = np.zeros((image_px, image_px), np.int32)

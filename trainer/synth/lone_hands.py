@@ -23,7 +23,7 @@ from .scene import BOX, CYLINDER
 from .sensors import SENSORS, draw_settings
 
 Array = NDArray[np.float64]
-THINGS, HELD, ARM, FIRST_HAND = 1, 4, 3, 10  # marks of what a pixel shows
+THINGS, ARM, FIRST_HAND = 1, 3, 10  # marks of what a pixel shows
 NEAR_M, FAR_M = 0.2, 1.3
 
 

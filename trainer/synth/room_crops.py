@@ -1,7 +1,7 @@
 """Crops of rendered rooms as the tracker looks at them: at hands, and at what is taken for hands.
 
 Lone hands (`samples.py`) teach the mesh. What a knee, a face or a chair arm looks like, and which of a person's hands
-one is, is seen in rooms (`rooms.py`). A room takes as long as thirty lone hands, so several crops are cut from each: at
+one is, is seen in rooms (`rooms.py`). A room takes as long as twenty lone hands, so several crops are cut from each: at
 its hands, and as many at the finder's mistakes or, where it makes none, at any surface.
 """
 
@@ -29,7 +29,7 @@ TRIES = 20  # at a surface with no hand near
 
 
 class RoomCrops:
-    """The sample of an index is the same for ever; left_share of those with a hand are mirrored into left ones."""
+    """A sample is the same as long as the finder is; left_share of the hands are mirrored into left ones."""
 
     def __init__(self, stream: str, seed: int = 0, left_share: float = 0.0, *, image_px: int = CROP_SIZE) -> None:
         self.rooms = SceneGenerator(stream, APART + seed)
@@ -53,9 +53,12 @@ class RoomCrops:
         rng = np.random.default_rng([*self.key, 5, index])
         if hands and place % 2 == 0:
             return self._of_hand(rng, scene.frame, hands[place // 2 % len(hands)])
-        taken = place // 2
-        centre_m = mistakes[taken] if taken < len(mistakes) else somewhere(rng, scene)
-        return self._of_none(rng, scene.frame, centre_m + off_centre(rng))
+        taken = place // 2 if hands else place
+        if taken < len(mistakes):
+            aimed = mistakes[taken] + off_centre(rng)
+            if away(scene, aimed):
+                return self._of_none(rng, scene.frame, aimed)
+        return self._of_none(rng, scene.frame, somewhere(rng, scene))
 
     def _mistakes(self, scene: Scene) -> list[Array]:
         """Where the finder proposes a hand and none is."""
@@ -84,7 +87,7 @@ def away(scene: Scene, centre_m: Array) -> bool:
 
 
 def somewhere(rng: np.random.Generator, scene: Scene) -> Array:
-    """A place (3,) m just behind some reading of a frame, away from hands; in front of the camera if there is none."""
+    """A place (3,) m just behind some reading of a frame, away from hands; any such place if no reading will do."""
     frame = scene.frame
     z = frame.depth * frame.depth_unit_m
     at = np.flatnonzero((z > NEAR_M) & (z < FAR_M))
@@ -94,4 +97,7 @@ def somewhere(rng: np.random.Generator, scene: Scene) -> Array:
         place = frame.intrinsics.deproject(np.array([[column, row]], float), np.array([deeper]))[0]
         if away(scene, place):
             return np.asarray(place)
-    return np.array([0.0, 0.0, rng.uniform(NEAR_M, FAR_M)])
+    while True:
+        place = np.array([*rng.normal(0, 0.1, 2), rng.uniform(NEAR_M, FAR_M)])
+        if away(scene, place):
+            return place

@@ -265,7 +265,7 @@ class Picture:
         """The hands put into the picture that project into it; readings out of the sensor's range are not seen."""
         found = []
         for i, (side, joints, vertices, build) in enumerate(self._hands):
-            alone, inside = self._alone(vertices, joints)
+            alone, inside = self._alone(vertices)
             if not inside:
                 continue
             iz = self.inverse[self.label == FIRST_HAND + i]
@@ -275,7 +275,7 @@ class Picture:
             )
         return tuple(found)
 
-    def _alone(self, vertices: Array, joints: Array) -> tuple[int, bool]:
+    def _alone(self, vertices: Array) -> tuple[int, bool]:
         """How many pixels a hand has on its own, and whether it has any in the picture."""
         c = self.camera
         if vertices[:, 2].min() < 0.05:

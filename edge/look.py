@@ -20,7 +20,7 @@ Array = NDArray[Any]
 MOST_ERROR_MM = 26.0
 LEAST_PRESENCE = -1.5  # log-odds
 LEAST_HAND_PIXELS = 40  # of 1024
-BELIEF = np.array([2.284, 0.599, 0.343, -0.950, -0.230])  # of `evidence`; counted by `trainer/judge.py`
+BELIEF = np.array([0.435, 0.372, 0.536, -0.553, 0.133])  # of `evidence`; counted by `trainer/judge.py`
 GAUGE_POINTS = 40
 TRUST_M = 0.015  # a joint with this expected error counts a half
 

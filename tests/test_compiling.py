@@ -229,9 +229,10 @@ def test_a_fresh_machine_compiles_once_and_then_replays_alike_each_time(
         np.array([np.frombuffer(bytes.fromhex(line)).reshape(21, 3) for line in lines])
         for lines in (slow_joints, joints)
     )
-    # Rounding turns into less than a millimetre in time: so it does in numpy if vertices move by 10 nm.
+    # From the second crop on, which is cut where the first hand was, a pixel may round the other way; that turns into a
+    # millimetre or so in time, as it does in numpy if vertices move by 10 nm.
     off_m = np.abs(slow_m - quick_m)
-    assert off_m[:2].max() < 1e-6 and off_m.max() < 5e-3
+    assert off_m[0].max() < 1e-6 and off_m.max() < 5e-3 and np.median(off_m) < 5e-4
 
 
 def test_a_torn_file_of_numba_s_own_is_found_before_it_is_loaded(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_network_made_worse_on_purpose_is_taken_back_with_the_stores_pointer(t
         daemon.engine.propose(lambda: open_engine("onnxruntime", bad.model), lambda engine: "", load_card(bad.model))
         daemon.run(1)
         assert daemon.engine.card == load_card(bad.model) and daemon.health.watching
-        daemon.run(120, until="back to")
+        daemon.run(4000, until="back to")
         assert daemon.engine.card == load_card(FLOAT) and not daemon.health.watching
         wait_for(lambda: in_use(store) == SHIPPED)
         wait_for(lambda: len(daemon.said) == 3)

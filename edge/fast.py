@@ -17,7 +17,7 @@ from . import kernels_depth, kernels_hand, kernels_look, kernels_smooth, kernels
 from .arithmetic import Arithmetic
 from .confidence import Calibration
 from .reading import POINTS, joint_weights, places
-from .refit import NO_VERTICES, Fit, Refit
+from .refit import NO_VERTICES, Fit, Refit, Start, calm_weight
 from .smooth import Smoother
 from .visibility import REACH_M, visible
 
@@ -67,7 +67,7 @@ class FastRefit(Refit):
         shape: Shape | None = None,
         points_m: Array | None = None,
         weights: Array | None = None,
-        start: tuple[Array, Array] | None = None,
+        start: Start | None = None,
     ) -> Fit:
         if shape is None:
             return super().solve(vertices_m, points_m=points_m, weights=weights, start=start)
@@ -78,8 +78,9 @@ class FastRefit(Refit):
             _NONE if points_m is None else _floats(points_m),
             _EVERY if weights is None else _floats(weights),
             start is not None,
-            _FLAT if start is None else _floats(start[0]),
-            _STRAIGHT if start is None else _floats(start[1]),
+            _FLAT if start is None else _floats(start.root),
+            _STRAIGHT if start is None else _floats(start.angles),
+            0.0 if start is None else calm_weight(start.age_s),
         )
         return Fit(angles, *shape, joints, wrist, free, NO_VERTICES)
 

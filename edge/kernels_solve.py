@@ -17,7 +17,6 @@ from .kernels_hand import MODEL, REST, Model, Rest, angles_of, parts_of, pose_ch
 from .refit import (
     ANGLE_PRIOR_M,
     APART_WEIGHT,
-    CALM_M,
     DEEP_M,
     DEPTH_REACH_M,
     DEPTH_SCALE_M,
@@ -204,14 +203,22 @@ def _overlaps(m: Model, joints: Array, screws: Array, normal: Array, gradient: A
 
 @compiled(
     types.Tuple((_two, _one, _two, _two))(
-        MODEL, REST, array_of(types.float32, 2), _matrix, _vector, types.boolean, _matrix, _vector
+        MODEL, REST, array_of(types.float32, 2), _matrix, _vector, types.boolean, _matrix, _vector, types.float64
     )
 )
 def solve(
-    m: Model, rest: Rest, vertices: Array, points: Array, trust: Array, begun: bool, start: Array, start_angles: Array
+    m: Model,
+    rest: Rest,
+    vertices: Array,
+    points: Array,
+    trust: Array,
+    begun: bool,
+    start: Array,
+    start_angles: Array,
+    calm: float,
 ) -> tuple[Array, Array, Array, Array]:
     """`Refit.solve` of vertices (3, V) float32, points (N, 3) and trust (21,): T_wrist (4, 4), angles, joints (21, 3),
-    the parts' own joints. start (3, 3) and start_angles (20,) are looked at if begun."""
+    the parts' own joints. start (3, 3), start_angles (20,) and calm, their weight, are looked at if begun."""
     rotation, parts = np.empty((16, 3, 3)), np.empty((16, 3, 4))
     parts_of(m, vertices, rotation, parts)
     target = np.zeros((21, 3))
@@ -244,8 +251,8 @@ def solve(
             normal[i, i] += ANGLE_PRIOR_M**2
             gradient[i] += (1e-9 + ANGLE_PRIOR_M**2) * (wanted[a] - angles[a])
             if begun:
-                normal[i, i] += CALM_M**2
-                gradient[i] += CALM_M**2 * (start_angles[a] - angles[a])
+                normal[i, i] += calm
+                gradient[i] += calm * (start_angles[a] - angles[a])
         _step(m, root, at, angles, normal, gradient)
         pose_chain(m, rest, root, angles, frames, spread, joints)
     every, none = np.ones(21), np.zeros((21, 3))

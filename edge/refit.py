@@ -30,7 +30,7 @@ ANGLE_PRIOR_M = 0.010  # a radian off the parts' own angle costs as much as a po
 JOINT_WEIGHT, DEPTH_WEIGHT = 0.3, 4.0  # of a joint and of a depth point
 DEPTH_SCALE_M = 0.010  # Geman-McClure: a point this far off counts a quarter
 LEAST_ALIKE = 1 + 2 * math.cos(math.radians(60))  # trace of the turn between two wrists, the second no start for one
-CALM_M = 0.020  # a radian off the angle of a frame ago costs as much as a point this far off
+CALM_M, CALM_S = 0.040, 1 / 30  # a radian off the angle of so long ago costs as much as a point this far off
 DEPTH_REACH_M = 0.03
 APART_WEIGHT = 10.0
 DEEP_M = 0.0015  # spheres that overlap this much after the last step are parted by more of them
@@ -66,6 +66,14 @@ class Fit(NamedTuple):
         return Shape(self.alpha, self.beta)
 
 
+class Start(NamedTuple):
+    """Where a hand was age_s ago: the wrist's rotation (3, 3) in the frame of the vertices, angles (20,) rad."""
+
+    root: Array
+    angles: Array
+    age_s: float
+
+
 class Meeting(NamedTuple):
     """Where depth points meet the skin: place_m (N, 3) relative to the wrist, normal (N, 3), part (N,), gap_m (N,) of
     the point along the normal, weight (N,)."""
@@ -83,6 +91,11 @@ class State(NamedTuple):
     root: Array
     at_m: Array
     angles: Array
+
+
+def calm_weight(age_s: float) -> float:
+    """How much angles of age_s ago count: what they have changed by since has a variance that grows with time."""
+    return CALM_M**2 * CALM_S / max(age_s, 1e-3)
 
 
 def theta_of(wrist: Array, angles: Array) -> Array:
@@ -154,13 +167,13 @@ class Refit:
         shape: Shape | None = None,
         points_m: Array | None = None,
         weights: Array | None = None,
-        start: tuple[Array, Array] | None = None,
+        start: Start | None = None,
     ) -> Fit:
         """Fit to vertices (V, 3) m, and to the hand's depth points (N, 3) m in the same frame.
 
         A shape given is kept; else bone scales are the frame's own and beta is 0. weights (21,) say how far to trust
-        each joint of the vertices. start: the wrist's rotation (3, 3) and angles (20,) rad of a moment ago; no start
-        if the network sees the wrist turned away from it by more than 60 degrees.
+        each joint of the vertices. start is where the hand was a moment ago; none if the network sees the wrist
+        turned away from it by more than 60 degrees.
         """
         rotation, scale, shift = self.parts(vertices_m)
         target = self._joints(rotation, scale, shift)
@@ -170,13 +183,14 @@ class Refit:
         rest = self._at_rest(shape)
         wanted = _inside(self.chain.angles(rotation))
         trust = _ONES if weights is None else np.asarray(weights, np.float64)
-        if start is not None and np.vdot(start[0], rotation[0]) < LEAST_ALIKE:
+        if start is not None and np.vdot(start.root, rotation[0]) < LEAST_ALIKE:
             start = None
-        root, angles = (rotation[0], wanted) if start is None else start
+        root, angles = (rotation[0], wanted) if start is None else start[:2]
         posed = self.chain.pose(root, angles, rest)
         # The wrist lies in the middle of little skin; all joints together say better where the hand is.
         state = State(root, trust @ (target - posed.joints_m) / trust.sum(), angles)
         joint_weight = JOINT_WEIGHT * trust.take(THRICE)
+        calm = 0.0 if start is None else calm_weight(start.age_s)
         for _ in range(FIRST_STEPS if start is None else STEPS):
             screws = self.chain.screws(posed)
             off = (target - posed.joints_m - state.at_m).ravel()
@@ -194,8 +208,8 @@ class Refit:
             normal[_DIAGONAL] += self._prior
             gradient[6:] += self._prior[6:] * (wanted - state.angles)
             if start is not None:
-                normal[_ANGLES] += CALM_M**2
-                gradient[6:] += CALM_M**2 * (start[1] - state.angles)
+                normal[_ANGLES] += calm
+                gradient[6:] += calm * (start.angles - state.angles)
             state = _step(state, normal, gradient)
             posed = self.chain.pose(state.root, state.angles, rest)
         state, posed = self._part(state, posed, rest)

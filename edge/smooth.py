@@ -41,7 +41,7 @@ class Channel(NamedTuple):
 
 POSITION = Channel(0.3, 215.0, 0.02, 1.8, 0.006)
 ROTATION = Channel(0.3, 25.0, 0.27, 1.8, 0.09)
-ANGLES = Channel(0.6, 5.5, 0.34, 1.4, 0.35)
+ANGLES = Channel(1.0, 10.0, 0.16, 1.5, 0.35)
 JUMP_POWER = 6
 MOTION_HZ = 10.0  # cut-off of the velocities given away
 _IDENTITY = np.eye(4)

@@ -17,7 +17,7 @@ from .arithmetic import PLAIN, Arithmetic
 from .confidence import Calibration
 from .look import Look, trust
 from .person import Person
-from .refit import Fit, Refit, theta_of
+from .refit import Fit, Refit, Start, theta_of
 from .smooth import Smoother
 
 Array = NDArray[Any]
@@ -181,13 +181,15 @@ def _mirrored(t: Array) -> Array:
     return t * _MIRRORED
 
 
-def _a_moment_ago(track: Track, frame: DepthFrame, look: Look) -> tuple[Array, Array] | None:
-    """The wrist's rotation (3, 3) in the crop's frame and the angles (20,) of the track's last fit, if it is young."""
+def _a_moment_ago(track: Track, frame: DepthFrame, look: Look) -> Start | None:
+    """The track's last fit in the crop's frame, if it is young."""
     if track.fitted is None or not track.measured or not 0 < frame.t_ns - track.t_ns <= PREDICTED_NS:
         return None
     t, angles = track.fitted
     rotation = look.crop.R_camera_crop.T @ t[:3, :3]
-    return (rotation * _MIRRORED[:3, :3] if look.crop.mirrored else rotation), angles
+    if look.crop.mirrored:
+        rotation = rotation * _MIRRORED[:3, :3]
+    return Start(rotation, angles, (frame.t_ns - track.t_ns) * 1e-9)
 
 
 def _in_camera(look: Look, fit: Fit) -> Array:

@@ -11,7 +11,7 @@ from edge_hand.edge.arithmetic import PLAIN, Arithmetic
 from edge_hand.edge.compiling import kept, take
 from edge_hand.edge.confidence import Calibration
 from edge_hand.edge.engines.tensorrt.plan import cache_folder
-from edge_hand.edge.refit import Fit, Refit
+from edge_hand.edge.refit import Fit, Refit, Start
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandCrop, HandRoi
 from edge_hand.hand.kinematics import Shape, pose_hand
@@ -92,7 +92,8 @@ def test_a_hand_is_fitted_alike(seed: int, points: int | None, start: bool, weig
     if start:
         before = refits()[0].solve(vertices, shape=shape)
         turned = so3_exp(rng.normal(0, 0.1, 3)) @ before.T_wrist[:3, :3]
-        given["start"] = turned, np.clip(before.angles + rng.normal(0, 0.2, 20), LOW, HIGH)
+        angles = np.clip(before.angles + rng.normal(0, 0.2, 20), LOW, HIGH)
+        given["start"] = Start(turned, angles, rng.uniform(0, 0.15))
     assert_same_fit(noisy, **given)
 
 
@@ -125,7 +126,7 @@ def test_a_start_that_the_network_sees_turned_away_is_no_start_for_either() -> N
     wrist = refits()[0].solve(vertices, shape=shape).T_wrist[:3, :3]
     for degrees in (59, 61):
         turned = so3_exp(np.radians([0, 0, degrees])) @ wrist
-        assert_same_fit(vertices, shape=shape, start=(turned, np.zeros(20)))
+        assert_same_fit(vertices, shape=shape, start=Start(turned, np.zeros(20), 0.03))
 
 
 def test_a_hand_around_the_camera_is_fitted_alike() -> None:

@@ -50,6 +50,11 @@ def test_a_clip_is_one_hand_whose_bones_keep_their_length() -> None:
     assert speed == pytest.approx(2.0, rel=0.05)
 
 
+def test_a_still_hand_does_not_move_from_one_second_to_the_next() -> None:
+    joints = np.array([joints for _, joints in clip(1, 25, 10, still, 1.0, False)])  # 2.5 s
+    np.testing.assert_array_equal(joints, np.broadcast_to(joints[0], joints.shape))
+
+
 def test_a_clip_is_followed_and_what_comes_before_is_left_out() -> None:
     clip_ = follow(Tracker(open_engine(), max_hands=1), clip(0, 20, 30, still, 1.0, False), after_s=0.3)
     assert len(clip_.truth) + clip_.missed == 11

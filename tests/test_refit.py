@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from edge_hand.edge.refit import Refit
+from edge_hand.edge.refit import Refit, Start
 from edge_hand.hand.kinematics import Shape, pose_hand
 from edge_hand.hand.se3 import so3_exp, so3_log
 from edge_hand.hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, JOINT_PARENTS, PART_JOINTS, PART_SCALES, TIPS
@@ -187,20 +187,31 @@ def test_where_the_hand_was_a_moment_ago_is_the_better_start() -> None:
         theta, alpha, _ = random_hand(rng)
         joints, vertices = posed(theta, alpha, np.zeros(7))
         seen = {"shape": Shape(alpha, np.zeros(7)), "points_m": front_points(vertices, rng)}
-        start = (
-            so3_exp(rng.normal(0, 0.05, 3)) @ so3_exp(theta[3:6]),
-            (theta[6:] + rng.normal(0, 0.1, 20)).clip(*limits),
-        )
+        turned = so3_exp(rng.normal(0, 0.05, 3)) @ so3_exp(theta[3:6])
+        start = Start(turned, (theta[6:] + rng.normal(0, 0.1, 20)).clip(*limits), 1 / 30)
         wrong = vertices + T.weights @ rng.normal(0, 0.01, (16, 3))
         cold.append(mean_error_mm(REFIT.solve(wrong, **seen).joints_m, joints))
         warm.append(mean_error_mm(REFIT.solve(wrong, **seen, start=start).joints_m, joints))
     assert np.mean(warm) < 0.9 * np.mean(cold)  # in half as many steps
 
 
+def test_the_longer_ago_a_hand_was_seen_the_less_its_fingers_are_held() -> None:
+    rng = np.random.default_rng(14)
+    theta, alpha, _ = random_hand(rng)
+    shape, vertices = Shape(alpha, np.zeros(7)), posed(theta, alpha, np.zeros(7))[1]
+    straight = np.zeros(20)
+    angles = [
+        REFIT.solve(vertices, shape=shape, start=Start(so3_exp(theta[3:6]), straight, age_s)).angles
+        for age_s in (1e-9, 0.01, 0.03, 0.1, 1e9)
+    ]
+    bent = [float(np.linalg.norm(a - straight)) for a in angles]
+    assert bent == sorted(bent) and bent[0] < 0.8 * bent[-1]
+
+
 def test_a_start_far_from_what_the_network_sees_is_none() -> None:
     vertices = posed(np.array([0, 0, 0.5, *np.zeros(23)]), np.ones(6), np.zeros(7))[1]
     for degrees, same in ((170, True), (70, True), (50, False)):
-        start = so3_exp(np.radians([0, degrees, 0])), np.zeros(20)
+        start = Start(so3_exp(np.radians([0, degrees, 0])), np.zeros(20), 0.03)
         fits = [REFIT.solve(vertices, start=s).joints_m for s in (start, None)]
         assert bool((fits[0] == fits[1]).all()) is same
 

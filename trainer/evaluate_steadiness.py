@@ -79,7 +79,7 @@ def clip(
         part = min(1.0, 2 * (at % 1.0))  # half a second from shape to shape, half a second still
         a, b = (shapes[(int(at) + j) % len(shapes)] for j in (0, 1))
         theta = np.zeros((1, 26))
-        theta[0, 6:] = a + (b - a) * (3 - 2 * part) * part**2 if limber else a
+        theta[0, 6:] = a + (b - a) * (3 - 2 * part) * part**2 if limber else shapes[0]
         skeleton = forward_kinematics(t, theta, alpha, np.zeros((1, 7)))
         arm = np.zeros((1, 1, 3, 4))
         arm[..., :3] = size * np.eye(3)

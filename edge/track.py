@@ -50,6 +50,7 @@ class Track:
     centre_m: Array  # mean of the joints when last measured
     t_ns: int  # of that measurement
     right_votes: float  # log-odds of a right hand, summed over frames
+    begun_ns: int = 0  # when it was first seen
     velocity_m_s: Array = field(default_factory=lambda: np.zeros(3))
     person: Person = field(default_factory=Person)
     smoother: Smoother = field(default_factory=Smoother)
@@ -95,7 +96,8 @@ class Track:
 
     def forget_motion(self, t_ns: int) -> None:
         """The clock jumped: speeds mean nothing any more."""
-        self.t_ns, self.velocity_m_s = t_ns, np.zeros(3)
+        self.t_ns = self.begun_ns = t_ns
+        self.velocity_m_s = np.zeros(3)
         self.smoother.reset()
         self.fitted = None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ SEARCH_NS = 60_000_000  # between searches while there is room for another hand
 CONFIRM_NS = 300_000_000  # between searches while there is none
 SAME_M = 0.08  # a proposal as near as this to a followed hand is that hand
 RIVAL_M = 0.04  # two tracks whose centres are nearer than this see one hand
+OTHER_SIDE_M = 0.15  # a proposal of the other side is as unlikely to be a missing hand as one so much farther
 FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at again
 # Log-odds of its side that one look gives a hand. The finder sees the arm, and the body that it belongs to.
 CROP_VOTES, FINDER_VOTES, PAIR_VOTES = 4.0, 4.0, 1.5
@@ -40,7 +42,7 @@ SIDE_VOTES = {"right": FINDER_VOTES, "left": -FINDER_VOTES, "unknown": 0.0}
 # Log-odds that what is followed is a hand: to look at it for some frames, to publish it then or at once, to go on.
 MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.0
 BELIEF_KEPT = 0.7  # of the belief, from search to search
-ON_TRIAL = 5  # frames after which a hand that is not believed in is given up
+ON_TRIAL, ON_TRIAL_NS = 5, 150_000_000  # frames and time after which a hand that is not believed in is given up
 UNSEEN = 0.02  # the finder's score of a place it does not propose
 REMEMBERED_NS = 5_000_000_000  # a hand that comes back within this keeps its id, side and shape
 REFUSED_NS = 500_000_000  # a place without anything like a hand is not looked at again for so long
@@ -63,6 +65,7 @@ class Tracker:
     stages_us: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     tracks: list[Track] = field(default_factory=list)
     _lost: list[Track] = field(default_factory=list)
+    _known: Person | None = None  # the best known one of those that are remembered no more
     _refused: list[tuple[Array, int]] = field(default_factory=list)
     _next_id: int = 1
     _searched_ns: int = NEVER_NS
@@ -102,9 +105,8 @@ class Tracker:
 
     @property
     def person(self) -> Person | None:
-        """Whose hand was measured longest, if any was."""
-        persons = [track.person for track in (*self.tracks, *self._lost)]
-        return max(persons, key=lambda person: person.frames, default=None)
+        """Whose hand is known best, if any was measured."""
+        return _best_known(self._known, *(track.person for track in (*self.tracks, *self._lost)))
 
     def lose(self) -> None:
         """No frames came for a while: no hand is followed any more, but those that come back soon are known."""
@@ -121,7 +123,8 @@ class Tracker:
             return None
         return self._look_for(track, frame, foreseen)
 
-    def _look_for(self, track: Track, frame: DepthFrame, centre_m: Array) -> Look | None:
+    def _look_for(self, track: Track, frame: DepthFrame, centre_m: Array, score: float | None = None) -> Look | None:
+        """The track's hand at a place (3,) m, or None; where the finder proposes it, it is believed by that score."""
         look = self.eye.look(frame, centre_m, track.is_left, track.size)
         if not look.is_hand or look.centre_m[2] < NEAR_M:
             return None
@@ -132,6 +135,8 @@ class Tracker:
         age_s = max(0.0, (frame.t_ns - track.t_ns) * 1e-9)
         if np.linalg.norm(look.centre_m - track.centre_m) > 2 * FAR_OFF_M + MOST_M_S * age_s:
             return None  # no hand is that fast: another one
+        if score is not None and belief(look, score) <= PUBLISH:
+            return None
         votes = look.right_votes
         if abs(track.right_votes) < SIDE_DECIDED:  # seen alone, either view tends to be called what it would be
             votes += self.eye.look(frame, look.centre_m, not track.is_left, track.size).right_votes
@@ -195,7 +200,8 @@ class Tracker:
         """What the finder says of the followed hands: are they any, and of which side; those not believed in go."""
         for track in [t for t in self.tracks if t in looks]:
             look = looks[track]
-            roi = next((r for r in rois if _near(look.centre_m, r, SAME_M)), None)
+            near = [roi for roi in rois if _near(look.centre_m, roi, SAME_M)]
+            roi = min(near, key=partial(_distance, look.centre_m), default=None)
             if roi:
                 track.vote(SIDE_VOTES[roi.side], FINDER_VOTES)
             now = belief(look, roi.score if roi else UNSEEN)
@@ -214,11 +220,12 @@ class Tracker:
 
     def _find_again(self, roi: HandRoi, frame: DepthFrame, looks: dict[Track, Look]) -> bool:
         """Whether the proposal is a hand that is followed but was not seen where it should be."""
-        for track in self.tracks:
+        missing = [track for track in self.tracks if track not in looks]
+        for track in sorted(missing, key=lambda track: _strangeness(track, roi)):
             reach = SAME_M + MOST_M_S * max(0.0, (frame.t_ns - track.t_ns) * 1e-9)
-            if track not in looks and _near(track.centre_m, roi, reach):
-                look = self._look_for(track, frame, roi.centre_m)
-                if look and belief(look, roi.score) > PUBLISH:
+            if _near(track.centre_m, roi, reach):
+                look = self._look_for(track, frame, roi.centre_m, roi.score)
+                if look:
                     looks[track] = look
                     return True
         return False
@@ -237,7 +244,8 @@ class Tracker:
         believed = belief(look, roi.score)
         if believed < MAYBE:
             return
-        track = self._remembered(look, frame, votes, looks) or self._new(look, frame, votes)
+        smoother, person = self.arithmetic.smoother(), self.new_person()
+        track = Track(look.centre_m, frame.t_ns, votes, begun_ns=frame.t_ns, person=person, smoother=smoother)
         alone = not any(other.published for other in self.tracks)
         track.belief = believed
         track.published = believed > (SURE if self.confirm else DROP if alone else PUBLISH)
@@ -249,33 +257,34 @@ class Tracker:
         self._refused = [(c, t) for c, t in self._refused if 0 <= frame.t_ns - t < REFUSED_NS]
         return any(_near(centre, roi, RIVAL_M) for centre, _ in self._refused)
 
-    def _new(self, look: Look, frame: DepthFrame, votes: float) -> Track:
-        return Track(look.centre_m, frame.t_ns, votes, person=self.new_person(), smoother=self.arithmetic.smoother())
-
-    def _remembered(self, look: Look, frame: DepthFrame, votes: float, looks: dict[Track, Look]) -> Track | None:
-        """A hand of this side lost a while ago, or not seen where it should be."""
-        self._lost = [t for t in self._lost if frame.t_ns - t.t_ns < REMEMBERED_NS]
+    def _recognise(self, track: Track, frame: DepthFrame, looks: dict[Track, Look]) -> None:
+        """A hand that is about to be published may be one of its side lost a while ago, or not seen where it should
+        be: it takes that one's number and shape."""
+        old = [t for t in self._lost if frame.t_ns - t.t_ns >= REMEMBERED_NS]
+        self._lost = [t for t in self._lost if t not in old]
+        self._known = _best_known(self._known, *(t.person for t in old))
         missing = [t for t in self.tracks if t not in looks and t.published]
-        same = [t for t in (*self._lost, *missing) if t.is_left == (votes < 0)]
-        if not same:
-            return None
-        track = min(same, key=lambda t: float(np.linalg.norm(t.centre_m - look.centre_m)))
-        (self._lost if track in self._lost else self.tracks).remove(track)
-        track.measured = 0
-        track.right_votes = 0.5 * track.right_votes + votes
-        track.published = False
-        return track
+        same = [t for t in (*self._lost, *missing) if t.is_left == track.is_left]
+        if same:
+            was = min(same, key=lambda t: float(np.linalg.norm(t.centre_m - looks[track].centre_m)))
+            (self._lost if was in self._lost else self.tracks).remove(was)
+            track.id, track.person = was.id, was.person
+            track.right_votes += 0.5 * was.right_votes
 
     # --- publish
 
     def _publish(self, frame: DepthFrame, looks: dict[Track, Look]) -> list[TrackedHand]:
         begun = time.perf_counter()
         hands: list[TrackedHand] = []
+        for track in looks:
+            track.published = track.published or (track.measured > 0 and track.belief > PUBLISH)
+            if track.published and not track.id:
+                self._recognise(track, frame, looks)
         for track in list(self.tracks):
             if track in looks:
                 hand = self._poser.measured(track, frame, looks[track])
-                track.published = track.published or (track.measured > 1 and track.belief > PUBLISH)
-                if track.measured > ON_TRIAL and not track.published:
+                tried = track.measured > ON_TRIAL and frame.t_ns - track.begun_ns >= ON_TRIAL_NS
+                if tried and not track.published:
                     self._refuse(track, looks)
             else:
                 guess = self._poser.predicted(track, frame)
@@ -297,8 +306,22 @@ class Tracker:
         return track.id
 
 
+def _distance(centre_m: Array, roi: HandRoi) -> float:
+    return float(np.linalg.norm(centre_m - roi.centre_m))
+
+
 def _near(centre_m: Array, roi: HandRoi, reach_m: float) -> bool:
-    return bool(np.linalg.norm(centre_m - roi.centre_m) < reach_m)
+    return _distance(centre_m, roi) < reach_m
+
+
+def _strangeness(track: Track, roi: HandRoi) -> float:
+    """How unlike a track a proposal is: how far away, and on the other side of the body."""
+    return _distance(track.centre_m, roi) + OTHER_SIDE_M * (roi.side == ("right" if track.is_left else "left"))
+
+
+def _best_known(*persons: Person | None) -> Person | None:
+    """Of persons, one whose shape is held, or else the one that was looked at most."""
+    return max((p for p in persons if p), key=lambda p: (p.held, p.frames), default=None)
 
 
 def _surprise(track: Track, frame: DepthFrame, look: Look) -> float:

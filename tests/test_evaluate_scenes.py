@@ -127,12 +127,41 @@ def test_sides_are_right_wrong_or_unknown():
 
 def test_ids_may_change_only_while_the_hand_is_away():
     truth = hand("right")
-    gone = [scene(i, truth) for i in range(2)] + [scene(2)] + [scene(i, truth) for i in range(3, 5)]
-    ids = [1, 1, None, 7, 8]
+    away = range(2, 9)  # 0.2 s and more
+    shown = [scene(i) if i in away else scene(i, truth) for i in range(11)]
+    ids = [1, 1, *[None] * 7, 7, 8]
     told = [[Published(i, pose_of(truth))] if i else [] for i in ids]
-    report = measured(gone, told)
-    assert report["failures"]["switch"] == [[0, 4]]
-    assert report["id_switches_per_10000"] == pytest.approx(10_000 / 5)
+    report = measured(shown, told)
+    assert report["failures"]["switch"] == [[0, 10]]
+    assert report["id_switches_per_10000"] == pytest.approx(10_000 / 11)
+    assert report["back"] == 1 and report["back_as_before"] == 0
+    told[9] = [Published(1, pose_of(truth))]
+    assert measured(shown, told)["back_as_before"] == 1
+
+
+def test_a_hand_that_is_hidden_for_a_moment_has_not_left():
+    truth = hand("right")
+    shown = [scene(i) if i == 2 else scene(i, truth) for i in range(5)]
+    told = [[Published(i, pose_of(truth))] if i else [] for i in (1, 1, None, 7, 7)]
+    report = measured(shown, told)
+    assert report["failures"]["switch"] == [[0, 3]] and report["back"] == 0 and report["appearances"] == 1
+
+
+def test_a_second_hand_published_where_there_is_one_is_false():
+    truth = hand("right")
+    twice = [Published(1, pose_of(truth)), Published(2, pose_of(truth, shift_m=0.02))]
+    assert measured([scene(0, truth)], [twice])["false_frames"] == 1
+    other = hand("left", 0.02)
+    assert measured([scene(0, truth, other)], [twice])["false_frames"] == 0
+
+
+def test_only_hands_that_must_be_found_are_waited_for():
+    hardly, truth = hand("right", seen=0.3), hand("right")
+    found = Published(1, pose_of(truth))
+    told: list[list[Published]] = [[found], [], [], [], [found]]
+    report = measured([scene(0, hardly), scene(1, hardly), scene(2, truth), scene(3, hardly), scene(4, truth)], told)
+    assert report["appearances"] == 1 and report["wait_frames"]["worst"] == 2
+    assert measured([scene(i, hardly) for i in range(5)], told)["appearances"] == 0
 
 
 def test_the_wait_counts_from_the_first_frame_that_shows_the_hand():
@@ -158,7 +187,7 @@ def test_crossing_hands_are_matched_nearest_first():
 def test_text_has_a_number_a_line_and_failures_are_drawn(tmp_path: Path):
     sheets = Sheets()
     report = measured([scene(i, hand("right")) for i in range(5)], [[]] * 5, on_failure=sheets)
-    assert "recall            0.00 %" in text(report).splitlines()
+    assert "recall            0.00 %, nan % of them predicted" in text(report).splitlines()
     json.dumps(report)
     assert {p.name for p in sheets.save(tmp_path)} == {"missed.png", "late.png"}
     assert all((tmp_path / name).stat().st_size > 500 for name in ("missed.png", "late.png"))

@@ -24,9 +24,10 @@ Array = NDArray[Any]
 PER_SEQUENCE = 500  # frames
 FPS = 30.0
 FOUND_M = 0.06  # a published hand whose joints' mean is as near as this to a true one's is that hand
-FALSE_M = 0.10  # one further than this from every true hand that shows anything is none
+FALSE_M = 0.10  # one further than this from every true hand that shows anything, and is no other's, is none
 LEAST_SEEN, NEAR_M, FAR_M, LEAST_PX = 0.5, 0.2, 1.3, 12  # a hand that must be found
-GONE = 0.1  # below this share a hand has left the picture
+GONE, AWAY_NS = 0.1, 200_000_000  # a hand of which less was to be seen for longer than this has left the picture
+BACK_NS = 5_000_000_000  # one that is back after less than this should have its id
 KINDS = ("missed", "false", "side", "switch", "late")
 LATE = 3  # frames after which a hand that has come should be there
 PANEL = (240, 180)
@@ -60,11 +61,13 @@ Draw = Callable[[Failure, Scene, Sequence[Tracked]], None]
 
 @dataclass
 class _Presence:
-    """A true hand between its coming and its going."""
+    """A true hand between its coming and its going; waited counts from when it must be found, None before."""
 
+    seen_ns: int
     id: int | None = None
     found: bool = False
-    waited: int = 0
+    waited: int | None = None
+    was_id: int | None = None  # when it was here last, a moment ago
 
 
 @dataclass
@@ -72,11 +75,14 @@ class _Counts:
     frames: int = 0
     must: int = 0
     found: int = 0
+    predicted: int = 0
     frames_false: int = 0
     hands_false: int = 0
     side_right: int = 0
     side_unknown: int = 0
     switches: int = 0
+    back: int = 0
+    back_as_before: int = 0
     waits: list[int] = field(default_factory=list)
     errors_mm: list[float] = field(default_factory=list)
     stages_us: dict[str, list[float]] = field(default_factory=dict)
@@ -96,9 +102,11 @@ def evaluate_scenes(
 ) -> dict[str, Any]:
     """Run a new tracker over each of the sequences first, first + 1, ... until `frames` are measured.
 
-    recall: of hands with half or more to be seen, 0.2 to 1.3 m away, 12 px or more across. Sides, switches and errors
-    are of those found. switches: a hand that stays in the picture goes on under another id. wait: frames from the first
-    in which a hand must be found until it is, 0 at once. Raises ValueError if there is nothing to measure.
+    recall: of hands with half or more to be seen, 0.2 to 1.3 m away, 12 px or more across; sides and errors are of
+    those found, `predicted` how many of them were published so. false: no hand is there, or another published one has
+    it. switches: a hand that stays in the picture, or is out of it for 0.2 s at most, goes on under another id. back:
+    hands that come back within 5 s, and how many of them with the id that they had. wait: frames from the first in
+    which a hand must be found until it is, 0 at once. Raises ValueError if there is nothing to measure.
     """
     if frames < 1 or per_sequence < 1:
         raise ValueError(f"{frames} frames in sequences of {per_sequence}: at least 1 of each is needed")
@@ -117,60 +125,78 @@ def _one_sequence(
     counts: _Counts, number: int, scenes: Iterator[Scene], tracker: SceneTracker, draw: Draw | None
 ) -> None:
     present: dict[str, _Presence] = {}
+    left: dict[str, _Presence] = {}
     for i, scene in enumerate(scenes):
         published = tracker.process(scene.frame)
         for stage, us in tracker.stages_us.items():
             if us > 0:
                 counts.stages_us.setdefault(stage, []).append(us)
-        failed = _one_frame(counts, scene, published, present)
+        failed = _one_frame(counts, scene, published, present, left)
         counts.frames += 1
         for kind in failed:
             counts.failures.append(Failure(kind, number, i))
             if draw:
                 draw(counts.failures[-1], scene, published)
-    counts.waits += [p.waited for p in present.values() if not p.found and p.waited]
+    counts.waits += [p.waited for p in present.values() if p.waited is not None and not p.found]
 
 
-def _one_frame(counts: _Counts, scene: Scene, published: Sequence[Tracked], present: dict[str, _Presence]) -> list[str]:
-    failed = []
+def _one_frame(
+    counts: _Counts,
+    scene: Scene,
+    published: Sequence[Tracked],
+    present: dict[str, _Presence],
+    left: dict[str, _Presence],
+) -> list[str]:
+    failed, t_ns = [], scene.frame.t_ns
     truths = {_name(scene.hands, i): hand for i, hand in enumerate(scene.hands)}
     pairs = match([h.joints_m.mean(0) for h in scene.hands], [p.pose.joints_m.mean(0) for p in published])
-    for name in [n for n in present if n not in truths or truths[n].seen < GONE]:
-        gone = present.pop(name)
-        if not gone.found and gone.waited:
+    for name in [n for n, state in present.items() if t_ns - state.seen_ns > AWAY_NS]:
+        left[name] = gone = present.pop(name)
+        if gone.waited is not None and not gone.found:
             counts.waits.append(gone.waited)
     for i, (name, truth) in enumerate(truths.items()):
         must, hit = must_be_found(truth, scene.frame), published[pairs[i]] if i in pairs else None
         if truth.seen < GONE:
             continue
-        state = present.setdefault(name, _Presence())
+        if name not in present:
+            was = left.pop(name, None)
+            present[name] = _Presence(t_ns, was_id=was.id if was and t_ns - was.seen_ns <= BACK_NS else None)
+        state = present[name]
+        state.seen_ns = t_ns
         if must:
             counts.must += 1
             counts.found += hit is not None
+            state.waited = state.waited or 0
             if hit is None:
                 failed.append("missed")
-                state.waited += not state.found
-                if state.waited == LATE + 1 and not state.found:
+        if state.waited is not None and not state.found:
+            state.found = hit is not None
+            if hit is not None:
+                counts.waits.append(state.waited)
+            else:
+                state.waited += 1
+                if state.waited == LATE + 1:
                     failed.append("late")
         if hit is None:
             continue
-        if not state.found:
-            counts.waits.append(state.waited)
-            state.found = True
+        if state.id is None and state.was_id is not None:
+            counts.back += 1
+            counts.back_as_before += hit.id == state.was_id
         if state.id is not None and hit.id != state.id:
             counts.switches += 1
             failed.append("switch")
         state.id = hit.id
         if must:
+            counts.predicted += hit.pose.state == "predicted"
             counts.side_right += hit.pose.side == truth.side
             counts.side_unknown += hit.pose.side == "unknown"
             if hit.pose.side not in (truth.side, "unknown"):
                 failed.append("side")
             counts.errors_mm.append(float(np.linalg.norm(hit.pose.joints_m - truth.joints_m, axis=1).mean()) * 1e3)
-    centres = [h.joints_m.mean(0) for h in scene.hands if h.seen > 0]
-    false = sum(
-        all(np.linalg.norm(p.pose.joints_m.mean(0) - centre) > FALSE_M for centre in centres) for p in published
-    )
+    shown = {i: j for i, j in pairs.items() if scene.hands[i].seen > 0}
+    free = [h.joints_m.mean(0) for i, h in enumerate(scene.hands) if h.seen > 0 and i not in shown]
+    others = [p.pose.joints_m.mean(0) for j, p in enumerate(published) if j not in shown.values()]
+    false = len(others) - len(match(free, others, FALSE_M))
     counts.hands_false += false
     counts.frames_false += false > 0
     return failed + ["false"] * (false > 0)
@@ -181,14 +207,14 @@ def _name(hands: Sequence[SceneHand], i: int) -> str:
     return f"{hands[i].side} {sum(h.side == hands[i].side for h in hands[:i])}"
 
 
-def match(true: Sequence[Array], published: Sequence[Array]) -> dict[int, int]:
-    """Which published centre (3,) is which true one, nearest first, none further than FOUND_M."""
+def match(true: Sequence[Array], published: Sequence[Array], most_m: float = FOUND_M) -> dict[int, int]:
+    """Which published centre (3,) is which true one, nearest first, none further than most_m."""
     distances = sorted(
         (float(np.linalg.norm(a - b)), i, j) for i, a in enumerate(true) for j, b in enumerate(published)
     )
     pairs: dict[int, int] = {}
     for distance, i, j in distances:
-        if distance <= FOUND_M and i not in pairs and j not in pairs.values():
+        if distance <= most_m and i not in pairs and j not in pairs.values():
             pairs[i] = j
     return pairs
 
@@ -213,11 +239,14 @@ def _report(c: _Counts, sequences: int) -> dict[str, Any]:
         "sequences": sequences,
         "hands_to_find": c.must,
         "recall": share(c.found, c.must),
+        "predicted": share(c.predicted, c.found),
         "false_hands": c.hands_false,
         "false_frames": share(c.frames_false, c.frames),
         "side_right": share(c.side_right, len(c.errors_mm)),
         "side_unknown": share(c.side_unknown, len(c.errors_mm)),
         "id_switches_per_10000": share(c.switches * 10_000, c.frames),
+        "back": c.back,
+        "back_as_before": share(c.back_as_before, c.back),
         "appearances": len(c.waits),
         "wait_frames": {**points(c.waits, 50, 95), "worst": max(c.waits, default=0)},
         "joint_error_mm": {
@@ -236,11 +265,12 @@ def text(report: Mapping[str, Any]) -> str:
     lines = [
         f"frames            {report['frames']} in {report['sequences']} sequences",
         f"hands to find     {report['hands_to_find']}",
-        f"recall            {100 * report['recall']:.2f} %",
+        f"recall            {100 * report['recall']:.2f} %, {100 * report['predicted']:.2f} % of them predicted",
         f"false hands       {100 * report['false_frames']:.3f} % of frames",
         f"side right        {100 * report['side_right']:.2f} %",
         f"side unknown      {100 * report['side_unknown']:.2f} %",
         f"id switches       {report['id_switches_per_10000']:.1f} in 10,000 frames",
+        f"back within 5 s   {report['back']}, {100 * report['back_as_before']:.0f} % of them with their id",
         f"frames until found, of {report['appearances']} appearances",
         f"  median          {wait['p50']:.0f}",
         f"  p95             {wait['p95']:.0f}",

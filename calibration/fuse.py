@@ -31,7 +31,7 @@ from .sight import MIRROR4, Sighting, joints_of
 
 Array = NDArray[Any]
 NEAR_M = 0.12  # a sighting as near as this to where a hand should be is that hand
-SAME_M = 0.05  # two hands of one side nearer than this are one
+SAME_M = 0.05  # two hands nearer than this are one, unless a camera sees both
 GAIN_S = 0.06  # in which a camera that joins gains its weight
 FADE_S = 0.18  # in which the step is faded out that a lost camera leaves
 FORESEEN_M = 0.02  # how far off a hand may be from where it should be
@@ -130,7 +130,9 @@ class Fuser:
                 its[hand].append(s)
                 left = [one for one in left if one is not s]
         for s in sorted(left, key=lambda s: -s.sighting.score):
-            near = [h for h in its if h not in self.hands and _distance(h.centre_m, s) < NEAR_M]
+            camera = s.sighting.camera
+            new = [h for h in its if h not in self.hands and all(o.sighting.camera != camera for o in its[h])]
+            near = [h for h in new if _distance(h.centre_m, s) < NEAR_M]
             if near:
                 its[near[0]].append(s)
             elif s.sighting.tracked:
@@ -139,13 +141,16 @@ class Fuser:
         return [(hand, its[hand]) for hand in self.hands]
 
     def _told_apart(self, t_ns: int, its: dict[FusedHand, list[Seen]]) -> list[FusedHand]:
-        """Of two hands in one place, the one more cameras see, or the older."""
+        """Of two hands in one place that no camera sees both of, the one more cameras see, or the older."""
         ranked = sorted(its, key=lambda h: (-len(its[h]), h.id or math.inf))
         kept: list[FusedHand] = []
         for hand in ranked:
-            middle = hand.foreseen_m(t_ns)
-            if all(np.linalg.norm(middle - other.foreseen_m(t_ns)) > SAME_M for other in kept):
+            middle, cameras = hand.foreseen_m(t_ns), {s.sighting.camera for s in its[hand]}
+            rivals = [h for h in kept if np.linalg.norm(middle - h.foreseen_m(t_ns)) <= SAME_M]
+            if all(any(s.sighting.camera in cameras for s in its[rival]) for rival in rivals):
                 kept.append(hand)
+            elif hand.id:
+                self._lost.append(hand)
         return kept
 
     def _remembered(self, t_ns: int, s: Seen) -> FusedHand | None:

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -82,5 +83,6 @@ class Listener:
                     continue
                 if self._queue.full():
                     self.lost += 1
-                    self._queue.get()
+                    with suppress(queue.Empty):  # who reads may have emptied it meanwhile
+                        self._queue.get_nowait()
                 self._queue.put(Heard(time.monotonic_ns(), message))

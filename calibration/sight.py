@@ -23,6 +23,7 @@ from .rig import RigCamera
 Array = NDArray[Any]
 Clock = Literal["monotonic", "unix"]
 CARRY_NS = 60_000_000  # a pose is carried on for so long
+BRIDGE_NS = 150_000_000  # and interpolated between frames this far apart
 KEPT = 8  # messages
 POINTS = 240  # of a hand's depth points, at most so many are looked at
 MIRROR4 = np.diag([*MIRROR, 1.0])
@@ -95,20 +96,22 @@ class View:
         self._clouds.append((message.seq, thinned))
 
     def at(self, t_ns: int) -> list[Sighting]:
-        """The camera's hands at a moment; none if it said nothing within 60 ms of it."""
+        """The camera's hands at a moment: between two frames 150 ms apart at most, or within 60 ms of one."""
         before = next((f for f in reversed(self._frames) if f.t_ns <= t_ns), None)
         after = next((f for f in self._frames if f.t_ns > t_ns), None)
-        near = before or after
-        if near is None or abs(t_ns - near.t_ns) > CARRY_NS:
+        near = before if before and t_ns - before.t_ns <= CARRY_NS else after or before  # the older has its cloud
+        if near is None:
             return []
         found = []
         for key, hand in near.hands.items():
             points = next((c[key] for seq, c in self._clouds if seq == near.seq and key in c), NO_POINTS)
-            if before and after and key in after.hands:
+            if before and after and _bridged(before, after, key):
                 share = (t_ns - before.t_ns) / (after.t_ns - before.t_ns)
-                T, angles = _between(hand, after.hands[key], share)
-            else:
+                T, angles = _between(before.hands[key], after.hands[key], share)
+            elif abs(t_ns - near.t_ns) <= CARRY_NS:
                 T, angles = _carried(hand, (t_ns - near.t_ns) * 1e-9)
+            else:
+                continue
             found.append(self._sighting(hand, T, angles, points, (t_ns - near.t_ns) * 1e-9))
         return found
 
@@ -163,6 +166,14 @@ def shows_left(joints_m: Array, T_wrist: Array) -> bool:
 
 def _raw_off(hand: HandJoints) -> Array:
     return np.zeros((21, 3)) if hand.joints_raw_m is None else (hand.joints_raw_m - hand.joints_m).astype(float)
+
+
+def _bridged(before: _Frame, after: _Frame, key: int) -> bool:
+    """Whether a hand is in both frames, near in time and posed as one side's."""
+    if after.t_ns - before.t_ns > BRIDGE_NS or key not in before.hands or key not in after.hands:
+        return False
+    a, b = (shows_left(f.hands[key].joints_m, f.hands[key].T_camera_wrist) for f in (before, after))
+    return a == b
 
 
 def _between(a: HandJoints, b: HandJoints, share: float) -> tuple[Array, Array]:

@@ -103,7 +103,7 @@ class SwapEngine:
             return self._mend(image)
         if wrong:
             self.rollback(wrong)
-            return self._now.run(image)
+            return self.run(image)  # which may fail as well
         self._frames += 1
         if self._frames >= self.probation:
             self._failures = 0

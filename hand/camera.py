@@ -7,6 +7,7 @@ and librealsense, so the image spans [-0.5, width - 0.5].
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,16 @@ def distort(xy: Array, coefficients: tuple[float, ...]) -> Array:
         ],
         -1,
     )
+
+
+@lru_cache(16)
+def fold_slope(coefficients: tuple[float, ...]) -> float:
+    """How far off the axis, as a slope, rays may be: farther out the radial polynomial of `distort` leads back into the
+    image. inf if it never does."""
+    k1, k2, _, _, k3 = coefficients
+    turns = np.roots([7 * k3, 5 * k2, 3 * k1, 1.0])  # of r + k1 r^3 + k2 r^5 + k3 r^7, in r^2
+    ahead = [r2.real for r2 in turns if abs(r2.imag) < 1e-9 and r2.real > 0]
+    return float(np.sqrt(min(ahead))) if ahead else float("inf")
 
 
 def undistort(xy: Array, coefficients: tuple[float, ...], iterations: int = 20) -> Array:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .camera import fold_slope
 from .frames import DepthFrame, HandCrop, HandRoi
 
 Array = NDArray[Any]
@@ -38,9 +39,11 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
     across = -grid if mirrored else grid
     if camera.is_distorted:
         z = _plane(rotation[2], across, grid)
-        pixel = camera.project(np.stack([_plane(rotation[0], across, grid), _plane(rotation[1], across, grid), z], -1))
+        xy = np.stack([_plane(rotation[0], across, grid), _plane(rotation[1], across, grid)], -1)
+        pixel = camera.project(np.concatenate([xy, z[..., None]], -1))
         per_z, ends = 1 / z, slice(None)
         column, row = pixel.astype(np.float32).transpose(2, 0, 1).copy()
+        column[np.hypot(xy[..., 0], xy[..., 1]) > fold_slope(camera.distortion) * z] = -1  # what no lens shows there
     else:  # the pixel of a ray is a homography of its slopes, so that the corners reach farthest
         per_z = 1 / _plane(rotation[2], across, grid)
         column = _plane(camera.fx * rotation[0] + camera.cx * rotation[2], across, grid)

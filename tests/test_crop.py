@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from edge_hand.hand import se3
 from edge_hand.hand.body import hand_with_arm
-from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.camera import Intrinsics, fold_slope
 from edge_hand.hand.crop import camera_from_crop, crop_depth, look_at, points_from_uvd, reduce_2x2, uvd_from_points
 from edge_hand.hand.frames import DepthFrame, HandCrop, HandRoi
 from edge_hand.hand.kinematics import forward_kinematics, skin
@@ -165,6 +165,21 @@ def test_what_lies_outside_the_image_is_plus_one() -> None:
     crop = crop_depth(frame_of(np.full((600, 800), 0.5)), roi_at(centre))
     assert (crop.image[:, :31] == 1).all()
     assert (crop.image[:, 33:63] < 1).all()
+
+
+def test_a_wide_lens_is_not_shown_a_second_time_beyond_its_border() -> None:
+    wide = Intrinsics(320, 240, 200.0, 200.0, 159.5, 119.5, (-0.3, 0.0, 0.0, 0.0, 0.0))
+    assert fold_slope(wide.distortion) == pytest.approx((1 / 0.9) ** 0.5)
+    assert fold_slope((0.0,) * 5) == fold_slope((0.2, 0.1, 0.0, 0.0, 0.0)) == np.inf
+    frame = DepthFrame("wide", 0, 0, np.full((240, 320), 180, np.uint16), 0.001, wide)
+    centre = np.array([0.17, 0.0, 0.18])  # at the border: rays of the crop go far beyond it
+    crop = crop_depth(frame, HandRoi("right", centre, 0.25, 1.0))
+    shown = crop.image < 1
+    u, v = np.meshgrid(*[(np.arange(crop.image.shape[0]) + 0.5) / crop.image.shape[0] * 2 - 1] * 2)
+    slopes = np.stack([u, v, np.full_like(u, crop.distance_m / (crop.cube_m / 2))], -1) @ crop.R_camera_crop.T
+    off_axis = np.hypot(slopes[..., 0], slopes[..., 1]) / slopes[..., 2]
+    beyond = (slopes[..., 2] <= 0) | (off_axis > 1.1 * fold_slope(wide.distortion))
+    assert beyond.mean() > 0.05 and shown.any() and not (shown & beyond).any()
 
 
 def test_a_mirrored_crop_is_the_flipped_crop() -> None:

@@ -24,6 +24,7 @@ from edge_hand.exporters.onnx import export
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.se3 import transform
 from edge_hand.trainer.adapt import gate
+from edge_hand.trainer.adapt.fitness import same_hand
 from edge_hand.trainer.adapt.gate import Measure, accept, check_recording, compare, judge
 from edge_hand.trainer.adapt.suspicion import quarter_turns, shadows
 from edge_hand.trainer.synth.rig_views import rig_clip
@@ -197,6 +198,14 @@ def test_a_rig_that_does_not_know_the_cameras_is_refused(
 
 def rows(old: Any, new: Any, block: int = 30) -> Any:
     return np.stack([old, new, np.arange(len(old)) // block], 1)
+
+
+def test_cameras_of_a_rig_are_compared_by_the_same_hand() -> None:
+    left, right = np.zeros((21, 3)), np.full((21, 3), 0.2)
+    hands = [[right + 0.01, right + 0.02], [left + 0.01, left + 0.02]]  # as two networks place them
+    assert same_hand(hands, [left]) is hands[1] and same_hand(hands, [right]) is hands[0]
+    assert any(same_hand(hands, []) is hand for hand in hands)
+    assert same_hand(hands[:1], [left]) == []
 
 
 def test_a_difference_counts_only_beyond_what_seconds_scatter() -> None:

@@ -26,7 +26,7 @@ from torch import nn
 
 from ..edge.engines import Engine, open_engine
 from ..edge.look import trust
-from ..edge.model_card import MODELS
+from ..edge.model_card import MODELS, sha256
 from ..edge.person import Person, person_maker
 from ..edge.reading import predict
 from ..edge.recording import RecordingWriter
@@ -41,6 +41,7 @@ from .adapt.frames import read_footage
 from .adapt.run import AdaptConfig, adapt_net, without_terms
 from .adapt.target import Target, load_target, prepare, save_target
 from .checkpoint import load_net
+from .kept import claim
 from .nets import net_module
 from .synth.poses import hand_length_m
 from .synth.rig_views import RigClip, rig_clip
@@ -297,7 +298,8 @@ def main(
 ) -> None:
     """Print the table of docs/adaptation.md."""
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
+    network = sha256(MODELS / f"{model}.pt")[:12]
+    claim(out, {"network": network, "steps": steps, "seconds": seconds, "fps": fps, "every": every})
     n = 1 if only else len(cases())
     click.echo(f"{n} adaptations of {steps} steps: about {n * (steps * 0.45 + 120) / 60:.0f} minutes on a free core")
     table = []

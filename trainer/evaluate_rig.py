@@ -22,7 +22,9 @@ from ..calibration.hand import HandResult, calibrate
 from ..calibration.observe import Cloud, ObserveError, Sight
 from ..calibration.uncertainty import Volume, pose_difference
 from ..calibration.verify import Check, verify
+from ..edge.model_card import DEFAULT_MODEL, sha256
 from ..hand.whole import write_json
+from .kept import claim
 from .synth.rig_views import Bump, RigClip, rig_clip
 
 Array = NDArray[Any]
@@ -130,7 +132,8 @@ def main(
 ) -> None:  # fmt: skip
     """Calibrate rendered rigs with a moving hand and compare with the truth."""
     if cache is not None:
-        cache.mkdir(parents=True, exist_ok=True)
+        network = sha256(DEFAULT_MODEL)[:12]
+        claim(cache, {"network": network, "cameras": cameras, "seconds": seconds, "fps": fps, "width": width})
     rows: list[Row] = []
     checks: list[dict[str, Any]] = []
     click.echo("seed camera  joints mm  deg   depth mm  deg   sigma  ratio  clock ms  sigma   cpu s")

@@ -24,7 +24,7 @@ from ...hand.skeleton import JOINT_PARENTS, PART_PARENTS
 from ...hand.template import template
 
 Array = NDArray[Any]
-SAME_M = 0.10  # hands of the two networks as near as this are one
+SAME_M = 0.10  # hands of two networks, or cameras, as near as this are one
 POINTS = 400  # of the depth that distances are taken from
 PICTURE_PX = 212  # width at which silhouettes are compared, at most
 SEE_THROUGH_M = 0.03  # a reading this far behind the mesh: there is no hand
@@ -153,6 +153,17 @@ def silhouette(frame: DepthFrame, points: Array, mesh_m: Array) -> float:
         return 0.0
     solid = 1 - float((frame.depth * np.float32(frame.depth_unit_m) > drawn + SEE_THROUGH_M)[there].mean())
     return 2 * covered * solid / max(covered + solid, 1e-9)
+
+
+def same_hand(hands_m: list[list[Array]], seen_m: list[Array]) -> list[Array]:
+    """Of a camera's hands, each as several networks place it, joints (21, 3) m in the rig's frame, the one that the
+    cameras before saw as seen_m; any one if there were none, [] if none is near."""
+
+    def apart_m(hand: list[Array]) -> float:
+        return float(np.linalg.norm((hand[0] - seen_m[0]).mean(0))) if seen_m else 0.0
+
+    nearest = min(hands_m, key=apart_m)
+    return nearest if apart_m(nearest) < SAME_M else []
 
 
 def views_mm(joints_m: list[Array]) -> float:

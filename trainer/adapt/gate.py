@@ -35,7 +35,7 @@ from ...hand.frames import DepthFrame, Side
 from ..evaluate_synthetic import LEFT_SHARE, measure_sample
 from ..synth.samples import Generator
 from .agreement import in_step
-from .fitness import Observer, agreement, matched, plausibility, views_mm
+from .fitness import Observer, agreement, matched, plausibility, same_hand, views_mm
 from .frames import open_source
 from .suspicion import check_recording, loose
 
@@ -383,8 +383,9 @@ def _one_frame(
             rows.add(before, after, block)
     if both and frame.camera in poses:
         T = poses[frame.camera]
-        for hand, joints in zip(both[0], views, strict=True):
-            joints.append(hand.tracked.pose.joints_m @ T[:3, :3].T + T[:3, 3])
+        placed = [[hand.tracked.pose.joints_m @ T[:3, :3].T + T[:3, 3] for hand in pair] for pair in both]
+        for joints, view in zip(same_hand(placed, views[0]), views, strict=False):
+            view.append(joints)
 
 
 def _length(path: Path) -> tuple[int, float]:

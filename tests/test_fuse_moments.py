@@ -1,0 +1,70 @@
+"""What fusion makes of moments between frames, of slow cameras, and of hands that touch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from edge_hand.calibration.fuse import Fuser
+from edge_hand.calibration.rig import Rig
+from edge_hand.calibration.sight import BRIDGE_NS, CARRY_NS, View
+from test_fuse import SECOND, a_rig, told
+
+FRAME_NS = 1e9 / 60  # of `told`
+
+
+def view_of(rig: Rig, *frames: int, is_left: tuple[bool, ...] = (False, False)) -> View:
+    view = View(0, rig.cameras[0])
+    for i, left in zip(frames, is_left, strict=False):
+        view.take(told(rig, 0, i, is_left=left))
+    return view
+
+
+@pytest.mark.parametrize("apart", [3, 4, 5, 6, 8])  # frames of 60 Hz: cameras of 20 to 7.5 Hz
+def test_a_moment_just_before_a_frame_of_a_slow_camera_is_interpolated(apart: int) -> None:
+    rig = a_rig()
+    view = view_of(rig, 0, apart)
+    for share in (0.05, 0.5, 0.95):
+        (sighting,) = view.at(SECOND + round(share * apart * FRAME_NS))
+        truth = told(rig, 0, 0).hands[0].T_camera_wrist, told(rig, 0, apart).hands[0].T_camera_wrist
+        expected = truth[0][:3, 3] + share * (truth[1][:3, 3] - truth[0][:3, 3])
+        np.testing.assert_allclose(sighting.T_wrist[:3, 3], expected, atol=1e-6)
+
+
+def test_a_moment_far_from_frames_that_are_far_apart_shows_nothing() -> None:
+    view = view_of(a_rig(), 0, 20)
+    gap_ns = round(20 * FRAME_NS)
+    assert gap_ns > BRIDGE_NS
+    assert view.at(SECOND + CARRY_NS) and view.at(SECOND + gap_ns - CARRY_NS)
+    assert not view.at(SECOND + gap_ns // 2)
+
+
+def test_a_hand_that_changes_its_side_is_not_interpolated_between_the_two() -> None:
+    rig = a_rig()
+    view = view_of(rig, 0, 1, is_left=(False, True))
+    (sighting,) = view.at(SECOND + round(0.9 * FRAME_NS))
+    before = told(rig, 0, 0).hands[0]
+    assert not sighting.is_left
+    np.testing.assert_allclose(sighting.angles, before.angles_rad, atol=1e-6)
+    np.testing.assert_allclose(sighting.T_wrist[:3, :3], before.T_camera_wrist[:3, :3], atol=1e-6)  # no turn halfway
+
+
+def test_two_hands_that_touch_before_a_camera_stay_two() -> None:
+    rig, fuser = a_rig(), Fuser(a_rig())
+    ids = set()
+    for i in range(30):
+        apart = 0.25 * abs(1 - i / 15)  # together at 15, and apart again
+        sightings = []
+        t_ns = SECOND + round(i * FRAME_NS)
+        for k in range(3):
+            for is_left in (False, True):
+                view = View(k, rig.cameras[k])
+                right = told(rig, k, i).hands[0].joints_m.mean(0)
+                left = told(rig, k, i, is_left=True).hands[0].joints_m.mean(0)
+                beside = right - left + rig.cameras[k].T_ref_cam[:3, :3].T @ np.array([apart, 0, 0])
+                view.take(told(rig, k, i, beside if is_left else None, is_left=is_left, hand=1 + is_left))
+                sightings += view.at(t_ns)
+        hands = fuser.step(t_ns, sightings)
+        if i > 2:
+            assert sorted(hand.pose.side for hand in hands) == ["left", "right"], (i, apart)
+            ids |= {(hand.id, hand.pose.side) for hand in hands}
+    assert len(ids) == 2

@@ -36,7 +36,7 @@ GAIN_S = 0.06  # in which a camera that joins gains its weight
 FADE_S = 0.18  # in which the step is faded out that a lost camera leaves
 FORESEEN_M = 0.02  # how far off a hand may be from where it should be
 PREDICTED_NS, REMEMBERED_NS = 150_000_000, 2_000_000_000
-VOTES_KEPT, MOST_VOTES, SIDE_SURE = 0.9, 8.0, 0.9
+VOTES_KEPT, MOST_VOTES, SIDE_SURE = 0.97, 60.0, 0.9  # a side outlives half a second of doubt
 LEAST_SHARE = 0.05  # a camera with less of the weight is not missed
 # Several cameras together err less than one, so less is taken for noise than in `edge/smooth.py`.
 PLACE = Channel(2.5, 120.0, 0.008, 2.0, 0.002)
@@ -204,7 +204,8 @@ class Fuser:
         shape = hand.shape.shape
         young = t_ns - hand.t_ns < PREDICTED_NS
         start, halo_rad = hand.fitted if young else None, hand.shape.halo_rad
-        pose = hand.fitted = refit(self.surface, shape, target, guesses + others, start, halo_rad=halo_rad)
+        age_s = (t_ns - hand.t_ns) * 1e-9
+        pose = hand.fitted = refit(self.surface, shape, target, guesses + others, start, age_s, halo_rad=halo_rad)
         hand.shape.observe(t_ns, pose, target, guesses)
         pose = self._without_jump(hand, t_ns, pose, {s.sighting.camera for s in mine})
         hand.weights = {s.sighting.camera: w for s, w in zip(mine, weights, strict=True)}

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.chain import JOINT_PARTS, Chain, Posed, Rest
-from ..edge.refit import EACH_AXIS, THRICE
+from ..edge.refit import EACH_AXIS, THRICE, calm_weight
 from ..edge.smooth import rotation_matrix
 from ..hand.kinematics import Shape, clamp_angles
 from ..hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_PARTS, PART_JOINTS
@@ -28,7 +28,6 @@ LEAST_LOOSE_M, MOST_LOOSE_M = 0.012, 0.035  # ... within these
 HAND_LOOSE_M = 0.02  # so far off in its median joint, a camera's whole hand counts a quarter
 STEPS = 3
 PRIOR_M = 0.020  # a radian off the cameras' angle costs as much as a joint this far off
-CALM_M = 0.020  # and a radian off the angle of a moment ago
 POINT_WEIGHT = 2.0  # of a depth point, where a joint weighs 1; each camera has 200 or so
 POINT_SCALE_M, POINT_REACH_M = 0.010, 0.03  # Geman-McClure
 EVERY = 2  # each so manieth vertex is a place on the skin to meet depth points
@@ -186,15 +185,17 @@ def refit(
     target: Target,
     guesses: list[Guess],
     start: Pose | None = None,
+    age_s: float = 0.0,
     steps: int = STEPS,
     halo_rad: float = 0.0,
 ) -> Pose:
-    """The hand of a shape that fits the target and all depth points best; start: as it was a moment ago."""
+    """The hand of a shape that fits the target and all depth points best; start: as it was age_s ago."""
     rest, skin = surface.wear(shape)
     chain, trust = surface.chain, target.trust
     R, angles = (target.R, target.angles) if start is None else (start.R, start.angles)
     posed = chain.pose(R, angles, rest)
     at = trust @ (target.joints_m - posed.joints_m) / trust.sum()
+    calm = 0.0 if start is None else calm_weight(age_s)
     for _ in range(steps):
         screws = chain.screws(posed)
         rows = chain.rows(screws, posed.joints_m[THRICE], EACH_AXIS, surface.joints_moved)
@@ -205,8 +206,8 @@ def refit(
         normal[_DIAGONAL[6:], _DIAGONAL[6:]] += PRIOR_M**2
         gradient[6:] += PRIOR_M**2 * (target.angles - angles)
         if start is not None:
-            normal[_DIAGONAL[6:], _DIAGONAL[6:]] += CALM_M**2
-            gradient[6:] += CALM_M**2 * (start.angles - angles)
+            normal[_DIAGONAL[6:], _DIAGONAL[6:]] += calm
+            gradient[6:] += calm * (start.angles - angles)
         places = surface.places(posed, rest, skin)
         for guess in guesses:
             if len(guess.points_m):

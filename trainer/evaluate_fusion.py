@@ -86,7 +86,7 @@ def listen(clip: RigClip, camera: int, *, clouds: bool = True) -> list[Told]:
 
 
 def rig_of(clip: RigClip, *, off_mm: float = 0.0, off_deg: float = 0.0, off_ms: float = 0.0, seed: int = 0) -> Rig:
-    """The clip's rig as a calibration would leave it: off by so much (one sigma an axis), and saying so."""
+    """The clip's rig as a calibration would leave it, and saying so: off by a turn and a move this long (one sigma)."""
     rng = np.random.default_rng([clip.seed, seed, 3])
     cameras = []
     for k, name in enumerate(clip.names):

@@ -156,7 +156,7 @@ def _watch(
     """The moments of one recording, of one camera or of several that ran at the same time. single: its frames do not
     follow on each other, and are taken to be a second apart."""
     first = group[0][0]
-    n = sum(1 for _ in first.frames())
+    n = sum(isinstance(item, DepthFrame) for item in first.frames())
     last = round(n * share)
     stride = max(1, min(round(first.fps / LEAST_HZ), last // ENOUGH), -(-last // most))
     finder = open_finder()

@@ -20,14 +20,14 @@ from ..edge.refit import theta_of
 from ..edge.smooth import Channel, Smoother, rotation_matrix, rotation_vector
 from ..edge.track import TrackedHand
 from ..hand import se3
-from ..hand.crop import MIRROR
+from ..hand.crop import MIRROR, mirror_pose
 from ..hand.frames import HandPose, Side
 from ..hand.kinematics import clamp_angles
 from ..hand.messages import Motion
 from .fused_shape import FusedShape
 from .many_views import Guess, Pose, Surface, agree, guess_of, refit, robust_weights
 from .rig import Rig, RigCamera
-from .sight import MIRROR4, Sighting, joints_of
+from .sight import Sighting, joints_of
 
 Array = NDArray[Any]
 NEAR_M = 0.12  # a sighting as near as this to where a hand should be is that hand
@@ -185,7 +185,7 @@ class Fuser:
         camera = self.rig.cameras[sighting.camera]
         T, points, eye = sighting.T_wrist, sighting.points_m, camera.T_ref_cam[:3, 3]
         if sighting.is_left:
-            T, points, eye = MIRROR4 @ T @ MIRROR4, points * MIRROR, eye * MIRROR
+            T, points, eye = mirror_pose(T), points * MIRROR, eye * MIRROR
         shape = sighting.shape
         guess = guess_of(self.surface, T, sighting.angles, shape, _NO_SIGMA, points, eye)
         joints = joints_of(self.surface.chain, sighting)
@@ -229,10 +229,15 @@ class Fuser:
         hand.velocity_m_s = np.mean([s.sighting.velocity_m_s for s in mine], 0)
         hand.centre_m, hand.t_ns, hand.steps = centre, t_ns, hand.steps + 1
         raw = raw * MIRROR if hand.is_left else raw
-        motion = Motion(smoothed.velocity_m_s, smoothed.angular_velocity_rad_s, smoothed.angle_rates_rad_s)
+        motion = smoothed.motion
         age_ms = (t_ns - hand.measured_ns) * 1e-6
         return TrackedHand(
-            hand.id, hand.pose, raw if tracked else None, age_ms, _mirrored(motion) if hand.is_left else motion, visible
+            hand.id,
+            hand.pose,
+            raw if tracked else None,
+            age_ms,
+            _motion_in_mirror(motion) if hand.is_left else motion,
+            visible,
         )
 
     def _weights(self, hand: FusedHand, t_ns: int, mine: list[Seen]) -> Array:
@@ -287,8 +292,8 @@ class Fuser:
             hand.pose.joint_conf * fading,
             hand.pose.score * fading,
         )
-        motion = Motion(ahead.velocity_m_s, ahead.angular_velocity_rad_s, ahead.angle_rates_rad_s)
-        return TrackedHand(hand.id, pose, None, age_ns * 1e-6, _mirrored(motion) if hand.is_left else motion)
+        motion = ahead.motion
+        return TrackedHand(hand.id, pose, None, age_ns * 1e-6, _motion_in_mirror(motion) if hand.is_left else motion)
 
     def _pose(self, hand: FusedHand, pose: Pose, state: Any, conf: Array, score: float) -> HandPose:
         assert hand.shape is not None
@@ -296,7 +301,7 @@ class Fuser:
         joints, vertices = self.surface.hand(pose, shape)
         T = se3.transform(pose.R, pose.at_m)
         if hand.is_left:
-            joints, vertices, T = joints * MIRROR, vertices * MIRROR, MIRROR4 @ T @ MIRROR4
+            joints, vertices, T = joints * MIRROR, vertices * MIRROR, mirror_pose(T)
         side_conf = 1 / (1 + math.exp(-abs(hand.right_votes)))
         side: Side = "left" if hand.is_left else "right"
         return HandPose(
@@ -336,7 +341,7 @@ def _distance(centre_m: Array, s: Seen) -> float:
     return float(np.linalg.norm(centre_m - s.joints_m.mean(0)))
 
 
-def _mirrored(motion: Motion) -> Motion:
+def _motion_in_mirror(motion: Motion) -> Motion:
     """A motion in the mirror; turns are mirrored the other way."""
     return Motion(motion.velocity_m_s * MIRROR, -motion.angular_velocity_rad_s * MIRROR, motion.angle_rates_rad_s)
 

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..edge.refit import EACH_AXIS, THRICE
+from ..edge.refit import EACH_AXIS, THRICE, Refit
 from ..edge.schur import eliminated
 from ..hand.kinematics import Shape
-from ..hand.skeleton import ANGLE_LIMITS_RAD
 from .many_views import PRIOR_M, Guess, Pose, Surface, Target, refit
 
 Array = NDArray[Any]
@@ -128,9 +127,7 @@ def shape_evidence(
             weighted = rows * meet.weight[:, None]
             normal += weighted.T @ rows
             gradient += meet.gap_m @ weighted
-    low, high = ANGLE_LIMITS_RAD.T
-    held = 6 + np.flatnonzero((pose.angles <= low) | (pose.angles >= high))
-    return eliminated(normal, gradient, 27, held)
+    return eliminated(normal, gradient, 27, 6 + Refit.at_limits(pose.angles))
 
 
 def _grown(surface: Surface, shape: Shape, pose: Pose, k: int) -> tuple[Array, Array]:

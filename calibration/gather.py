@@ -21,13 +21,13 @@ from ..edge.refit import Refit
 from ..edge.track import TrackedHand
 from ..edge.tracker import Tracker
 from ..hand.camera import Intrinsics
-from ..hand.crop import MIRROR
+from ..hand.crop import MIRROR, mirror_pose
 from ..hand.frames import DepthFrame
 from ..hand.kinematics import Shape
 from ..hand.messages import CloudMessage, HandJoints, JointsMessage, Message
 from .listen import Listener
 from .observe import JOINTS, Cloud, ObserveError, Sight
-from .sight import MIRROR4, shows_left
+from .sight import shows_left
 
 Array = NDArray[Any]
 
@@ -177,5 +177,5 @@ def mesh_of(hand: HandJoints, refit: Refit) -> Array:
     """The mesh (V, 3) m that a joints message implies."""
     T, left = np.asarray(hand.T_camera_wrist, np.float64), shows_left(hand.joints_m, hand.T_camera_wrist)
     shape = Shape(np.asarray(hand.alpha, np.float64), np.asarray(hand.beta, np.float64))
-    _, mesh = refit.pose(MIRROR4 @ T @ MIRROR4 if left else T, np.asarray(hand.angles_rad, np.float64), shape)
+    _, mesh = refit.pose(mirror_pose(T) if left else T, np.asarray(hand.angles_rad, np.float64), shape)
     return (mesh * MIRROR if left else mesh).astype(np.float32)

@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.chain import JOINT_PARTS, Chain, Posed, Rest
-from ..edge.refit import EACH_AXIS, THRICE, calm_weight
-from ..edge.smooth import rotation_matrix
-from ..hand.kinematics import Shape, clamp_angles
-from ..hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_PARTS, PART_JOINTS
+from ..edge.refit import EACH_AXIS, THRICE, State, calm_weight, step
+from ..hand.kinematics import Shape
+from ..hand.skeleton import ANGLE_PARTS, PART_JOINTS
 from ..hand.template import HandTemplate, template
 
 Array = NDArray[Any]
@@ -33,7 +32,6 @@ POINT_SCALE_M, POINT_REACH_M = 0.010, 0.03  # Geman-McClure
 EVERY = 2  # each so manieth vertex is a place on the skin to meet depth points
 _PALM = [0, 1, 5, 9, 13, 17]
 _ANGLE_JOINTS = np.array([PART_JOINTS[p] + 1 for p in ANGLE_PARTS])  # the joint at the far end of what an angle turns
-_LOW, _HIGH = ANGLE_LIMITS_RAD.T.copy()
 _DIAGONAL = np.arange(26)
 
 
@@ -216,19 +214,9 @@ def refit(
                 weighted = rows * meet.weight[:, None]
                 normal += weighted.T @ rows
                 gradient += meet.gap_m @ weighted
-        R, at, angles = _step(R, at, angles, normal, gradient)
+        R, at, angles = step(State(R, at, angles), normal, gradient)
         posed = chain.pose(R, angles, rest)
     return Pose(R, at, angles)
-
-
-def _step(R: Array, at_m: Array, angles: Array, normal: Array, gradient: Array) -> tuple[Array, Array, Array]:
-    """A Gauss-Newton step inside the limits; angles at a limit that want to pass it are held."""
-    held = np.flatnonzero(((angles <= _LOW) & (gradient[6:] < 0)) | ((angles >= _HIGH) & (gradient[6:] > 0))) + 6
-    normal[held] = 0
-    normal[held, held] = 1
-    gradient[held] = 0
-    step = np.linalg.solve(normal, gradient)
-    return rotation_matrix(step[3:6]) @ R, at_m + step[:3], clamp_angles(angles + step[6:])
 
 
 def _weighted_median(values: Array, weights: Array) -> Array:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..edge.chain import Chain
 from ..edge.smooth import rotation_matrix, rotation_vector
 from ..hand import se3
-from ..hand.crop import MIRROR
+from ..hand.crop import MIRROR, mirror_pose
 from ..hand.kinematics import Shape, clamp_angles
 from ..hand.messages import CloudMessage, HandJoints, JointsMessage
 from .rig import RigCamera
@@ -26,7 +26,6 @@ CARRY_NS = 60_000_000  # a pose is carried on for so long
 BRIDGE_NS = 150_000_000  # and interpolated between frames this far apart
 KEPT = 8  # messages
 POINTS = 240  # of a hand's depth points, at most so many are looked at
-MIRROR4 = np.diag([*MIRROR, 1.0])
 NO_POINTS = np.zeros((0, 3))
 
 
@@ -153,7 +152,7 @@ def joints_of(chain: Chain, s: Sighting) -> Array:
     """The joints (21, 3) m of a sighting as measured, in the rig's frame."""
     T, mirror = s.T_wrist, np.ones(3)
     if s.is_left:
-        T, mirror = MIRROR4 @ T @ MIRROR4, MIRROR
+        T, mirror = mirror_pose(T), MIRROR
     posed = chain.pose(T[:3, :3], s.angles, chain.at_rest(s.shape))
     return np.asarray((posed.joints_m + T[:3, 3]) * mirror + s.raw_off_m)
 

@@ -95,7 +95,7 @@ def _count_joints(screws: Array, joints: Array, off: Array, weight: Array, norma
 
 @compiled()
 def _step(m: Model, root: Array, at: Array, angles: Array, normal: Array, gradient: Array) -> None:
-    """`refit._step` in place, by Cholesky's method in the lower triangle."""
+    """`refit.step` in place, by Cholesky's method in the lower triangle."""
     for k in range(20):
         i = 6 + k
         if (gradient[i] < 0 and angles[k] <= m.limits[0, k]) or (gradient[i] >= 0 and angles[k] >= m.limits[1, k]):

@@ -210,7 +210,7 @@ class Refit:
             if start is not None:
                 normal[_ANGLES] += calm
                 gradient[6:] += calm * (start.angles - state.angles)
-            state = _step(state, normal, gradient)
+            state = step(state, normal, gradient)
             posed = self.chain.pose(state.root, state.angles, rest)
         state, posed = self._part(state, posed, rest)
         wrist = rigid(state.root, state.at_m)
@@ -226,7 +226,7 @@ class Refit:
             stay, rows = self.joint_rows(posed, screws), overlaps.rows(self.chain, screws)
             normal = stay.T @ stay + APART_WEIGHT * (rows.T @ rows)
             normal[_DIAGONAL] += self._prior
-            state = _step(state, normal, APART_WEIGHT * (overlaps.deep_m @ rows))
+            state = step(state, normal, APART_WEIGHT * (overlaps.deep_m @ rows))
             posed = self.chain.pose(state.root, state.angles, rest)
         return state, posed
 
@@ -276,7 +276,7 @@ class Refit:
         return np.clip(0.5 * lengths / self._lengths + 0.5 * mean, *ALPHA_RANGE)
 
 
-def _step(state: State, normal: Array, gradient: Array) -> State:
+def step(state: State, normal: Array, gradient: Array) -> State:
     """A Gauss-Newton step inside the limits: angles at a limit that want to pass it are held, the others share it."""
     angles = state.angles
     down = gradient[6:] < 0

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..hand.crop import MIRROR, camera_from_crop
+from ..hand.crop import camera_from_crop, mirror_pose
 from ..hand.frames import DepthFrame, HandPose, Side
 from ..hand.kinematics import Shape
 from ..hand.messages import Motion
@@ -27,7 +27,6 @@ SIDE_LIMIT = 12.0
 SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand
 SIDE_SURE = 0.9  # confidence below which a side is published as unknown
 MOST_M_S = 3.0  # hands keep below this, or so
-_MIRRORED = np.outer([*MIRROR, 1.0], [*MIRROR, 1.0])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -172,15 +171,10 @@ class Poser:
 
     def _hand(self, t: Array, angles: Array, shape: Shape, left: bool) -> tuple[Array, Array]:
         """Joints (21, 3) and vertices (V, 3) m, in the camera frame, of a wrist (4, 4) and angles (20,)."""
-        joints, vertices = self.refit.pose(_mirrored(t) if left else t, angles, shape)
+        joints, vertices = self.refit.pose(mirror_pose(t) if left else t, angles, shape)
         if left:
             joints[:, 0], vertices[:, 0] = -joints[:, 0], -vertices[:, 0]
         return joints, vertices
-
-
-def _mirrored(t: Array) -> Array:
-    """The pose (4, 4) of a left hand's wrist as that of the right hand in the mirror, and back."""
-    return t * _MIRRORED
 
 
 def _a_moment_ago(track: Track, frame: DepthFrame, look: Look) -> Start | None:
@@ -190,12 +184,12 @@ def _a_moment_ago(track: Track, frame: DepthFrame, look: Look) -> Start | None:
     t, angles = track.fitted
     rotation = look.crop.R_camera_crop.T @ t[:3, :3]
     if look.crop.mirrored:
-        rotation = rotation * _MIRRORED[:3, :3]
+        rotation = mirror_pose(rotation)
     return Start(rotation, angles, (frame.t_ns - track.t_ns) * 1e-9)
 
 
 def _in_camera(look: Look, fit: Fit) -> Array:
     """T_camera_wrist (4, 4) of a fit in the crop's frame."""
-    t = _mirrored(fit.T_wrist) if look.crop.mirrored else fit.T_wrist.copy()
+    t = mirror_pose(fit.T_wrist) if look.crop.mirrored else fit.T_wrist.copy()
     t[:3] = look.crop.R_camera_crop @ t[:3]
     return t

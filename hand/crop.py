@@ -22,6 +22,7 @@ Array = NDArray[Any]
 CROP_SIZE = 64  # Dual Grid Net, section 3.6
 BACKGROUND = np.float32(1.0)
 MIRROR = np.array([-1.0, 1.0, 1.0])
+_MIRRORED = np.outer([*MIRROR, 1.0], [*MIRROR, 1.0])
 
 
 def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored: bool = False) -> HandCrop:
@@ -70,6 +71,11 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
     d *= np.float32(frame.depth_unit_m / half)
     d -= np.float32(distance / half)
     return HandCrop(_mean_of_quarters(d), rotation, distance, roi.cube_m, mirrored)
+
+
+def mirror_pose(pose: Array) -> Array:
+    """A left hand's pose (4, 4), or rotation (3, 3), as that of the right hand in the mirror, and back."""
+    return np.asarray(pose * _MIRRORED[: len(pose), : len(pose)])
 
 
 @lru_cache(4)

@@ -24,7 +24,7 @@ from ...edge.draw import contact_sheet, depth_picture, draw_joints, save_png, vi
 from ...hand import se3
 from ...hand.body import Body, hand_with_arm
 from ...hand.camera import Intrinsics
-from ...hand.crop import MIRROR
+from ...hand.crop import MIRROR, mirror_pose
 from ...hand.frames import DepthFrame
 from ...hand.kinematics import clamp_angles, forward_kinematics, skin
 from ...hand.poses import POSES
@@ -45,7 +45,6 @@ BEND_RAD = np.radians([20.0, 5.0, 12.0])  # of the wrist
 SPACING_DEG, OFFSET_S, POSE_S = 45.0, 0.015, (0.5, 1.1)
 TO_CAMERAS = np.diag([-1.0, 1.0, -1.0])  # the upright hand in the room, palm to the cameras
 PALM_M = np.array([0.0, 0.085, 0.0])  # the hand's middle in its own frame
-MIRROR4 = np.diag([*MIRROR, 1.0])
 
 
 class RigError(ValueError):
@@ -171,7 +170,7 @@ class RigClip(NamedTuple):
         angles = w.poses[after - 1] + minimum_jerk((t_s - begin) / (end - begin)) * (
             w.poses[after] - w.poses[after - 1]
         )
-        T_ref_room = MIRROR4 @ self.T_ref_room @ MIRROR4 if self.is_left else self.T_ref_room
+        T_ref_room = mirror_pose(self.T_ref_room) if self.is_left else self.T_ref_room
         return T_ref_room @ wrist, angles, bend
 
     def _hand(self, t_s: float) -> tuple[Array, Array]:

@@ -96,13 +96,7 @@ class FuseLoop:
 
     def _words(self, now_ns: int) -> str:
         """Which cameras are there, and what is wrong, in one line."""
-        silent, known = self.views.silent(now_ns), len(self.rig.cameras)
-        text = f"{known - len(silent)} of {known} cameras"
-        if silent:
-            gone = [f"{s} not heard yet" if ago is None else f"{s} silent for {ago:.1f} s" for s, ago in silent.items()]
-            text += ": " + ", ".join(gone)
-        if self.views.unknown:
-            text += f"; not in the rig file: {', '.join(sorted(self.views.unknown))}"
+        text = self.views.words(now_ns)
         text += "".join(f"; {address}: {why}" for address, why in self.trouble.items())
         if self.lost:
             text += f"; {self.lost} messages lost, for they come faster than they are fused"

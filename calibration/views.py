@@ -37,16 +37,15 @@ class Views:
         """Add a message; those that are neither joints nor clouds are passed over."""
         if not isinstance(message, (JointsMessage, CloudMessage)):
             return
-        view = self.views.get(message.camera)
-        if view is None:
+        if message.camera not in self.views:
             self.unknown.add(message.camera)
             return
         if isinstance(message, CloudMessage):
             self._clouded[message.camera] = message.seq
-            view.take_cloud(message)
+            self.views[message.camera].take_cloud(message)
             return
         self._set_clock(message)
-        view.take(message)
+        self.views[message.camera].take(message)
         self._came[message.camera], self._seq[message.camera] = now_ns, message.seq
         self._new.setdefault(message.camera, now_ns)
 
@@ -71,6 +70,14 @@ class Views:
         live = self.live(now_ns)
         ago = {s: (now_ns - self._came[s]) * 1e-9 if s in self._came else None for s in self.views}
         return {serial: seconds for serial, seconds in ago.items() if serial not in live}
+
+    def words(self, now_ns: int) -> str:
+        """Which cameras are there, which are not, and which the rig does not know, in one line."""
+        silent = self.silent(now_ns)
+        text = f"{len(self.views) - len(silent)} of {len(self.views)} cameras"
+        gone = [f"{s} not heard yet" if ago is None else f"{s} silent for {ago:.1f} s" for s, ago in silent.items()]
+        text += ": " * bool(gone) + ", ".join(gone)
+        return text + (f"; not in the rig file: {', '.join(sorted(self.unknown))}" if self.unknown else "")
 
     def due(self, now_ns: int) -> int | None:
         """The moment, ns of the reference clock, to step to now: the mean of the newest frames, once every live camera
@@ -105,3 +112,4 @@ class Views:
         if clock != self.clock:
             self.clock = clock
             self.views = {s: View(v.index, v.camera, clock) for s, v in self.views.items()}
+            self._new, self._last_ns = {}, None  # moments of the other clock mean nothing now

@@ -48,34 +48,41 @@ def watch(
         signal.signal(name, lambda number, _: stopping.append(number))
     views, watcher = Views(known), Watch(known)
     begun = time.monotonic()
-    said = begun - SAY_S
-    state = last = ""
+    said, asked = begun - SAY_S, begun
+    state, proposed, moved = "", 0.0, False
     with Listener(addresses, ("joints",), client_key) as listener:
         click.echo(f"{known.name}: watching {', '.join(camera.serial for camera in known.cameras)}")
         while not stopping and (seconds is None or time.monotonic() - begun < seconds):
             for now_ns, message in listener.take(0.05):
                 views.take(message, now_ns)
             now_ns = time.monotonic_ns()
+            if time.monotonic() - asked > SAY_S:
+                asked, trouble = time.monotonic(), listener.trouble()
+                if views.unknown or trouble or views.silent(now_ns):
+                    wrong = [f"{address}: {why}" for address, why in trouble.items()]
+                    hint = [] if views.live(now_ns) or views.unknown or trouble else ["is `edge-hand run` running?"]
+                    click.echo("; ".join([views.words(now_ns), *wrong, *hint]), err=True)
             t_ns = views.due(now_ns)
             if t_ns is None or not watcher.observe(t_ns, views.at(t_ns)):
-                if time.monotonic() - said > SAY_S and not views.live(now_ns):
-                    wrong = [f"{address}: {why}" for address, why in listener.trouble().items()]
-                    silence = f"nothing is heard of {', '.join(addresses)}: is `edge-hand run` running there?"
-                    click.echo("; ".join(wrong) or silence, err=True)
-                    said = time.monotonic()
                 continue
             found = watcher.judge()
             if found.state != state or time.monotonic() - said > SAY_S:
                 click.echo(found.words)
                 said = time.monotonic()
-            if found.state == "moved" and found.drift is not None and found.words.partition(" moved")[0] != last:
-                last = found.words.partition(" moved")[0]
+            state, moved = found.state, moved or found.state == "moved"
+            if found.state == "moved" and found.drift is not None:  # known better every second
                 try:
                     utc = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
                     save_rig(watcher.proposal(found.drift, utc), out)
                 except RigError as error:
                     raise CalibrateError(str(error)) from None
-                click.echo(f"{out} proposes where {found.drift.camera} is now; verify it before you use it")
-            state = found.state
-    if last:
+                if abs(found.drift.moved_mm - proposed) > 0.2 * found.drift.moved_mm:
+                    proposed = found.drift.moved_mm
+                    click.echo(
+                        f"{out} proposes where {found.drift.camera} is now, {proposed:.1f} mm from where it was; "
+                        "it is made better while hands move; verify it before you use it"
+                    )
+            elif found.state == "holds":
+                proposed = 0.0
+    if moved:
         context.exit(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -10,16 +11,18 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
+from edge_hand.calibration import watch as watch_module
 from edge_hand.calibration import watch_cli
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, load_rig, save_rig
 from edge_hand.calibration.sight import Sighting
-from edge_hand.calibration.watch import Judgement, Watch
+from edge_hand.calibration.watch import Drift, Judgement, Watch
 from edge_hand.edge.publish import Publisher
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.kinematics import AVERAGE
 from edge_hand.hand.poses import POSES
+from edge_hand.hand.wire import Header, encode_joints
 
 HZ = 10
 TURNS = (0.0, 0.8, -0.8)
@@ -136,6 +139,114 @@ def test_nothing_is_said_before_a_hand_was_seen_for_long_enough():
     first = judgements(a_rig(), 1, 4)[0][1]
     assert first.state == "watching" and first.drift is None
     assert "two cameras must see a moving hand" in first.words
+
+
+def test_a_camera_turned_far_is_named_though_its_hands_are_too_far_to_be_compared():
+    far = np.array([0, np.radians(20), 0])
+    said = judgements(a_rig(), 5, 45, (2, far, 20.0))
+    assert {j.state for t, j in said if 10 < t < 20} == {"holds"}
+    assert {(j.state, j.words.partition(" sees")[0]) for t, j in said if t > 28} == {("moved", "cam2")}
+
+
+def test_of_two_cameras_far_apart_none_is_blamed():
+    said = judgements(a_rig(2), 5, 30, (1, np.array([0, np.radians(20), 0]), 12.0))
+    assert said[-1][1].state == "moved" and said[-1][1].words.startswith("cam0 and cam1 see one hand at different")
+
+
+def test_a_hand_of_each_camera_that_the_other_cannot_see_is_no_alarm():
+    watch = Watch(a_rig(2))
+    aside = {0: np.array([-0.8, 0, 0.5]), 1: np.array([0.9, 0, 0.6])}  # each far out of the other's picture
+    for t_ns, seen in moments(a_rig(2), 1, 12):
+        for s in seen:
+            s.T_wrist[:3, 3] += aside[s.camera]
+        if watch.observe(t_ns, seen):
+            assert watch.judge().state == "watching"
+
+
+def test_what_was_seen_long_ago_says_nothing_of_now():
+    watch = Watch(a_rig(2))
+    said = {}
+    for t_ns, seen in moments(a_rig(2), 2, 60):
+        alone = [s for s in seen if s.camera == 0 or t_ns < 25e9]  # the other is silent from then on
+        if watch.observe(t_ns, alone):
+            said[round(t_ns * 1e-9)] = watch.judge()
+    assert said[24].state == said[30].state == "holds"
+    assert said[40].state == "watching" and "no hand is where two cameras see it" in said[40].words
+
+
+def test_one_bad_second_is_no_alarm_though_nothing_follows():
+    first = next(t for t, j in bumped(2) if j.state == "moved")
+    watch = Watch(a_rig())
+    states = []
+    for t_ns, seen in moments(a_rig(), 12, 80, (2, half_a_degree(2), 25.0)):
+        if watch.observe(t_ns, seen if t_ns * 1e-9 < first - 0.5 else []):  # up to the first of the two bad seconds
+            states.append(watch.judge().state)
+    assert "moved" not in states and "unsure" in states
+
+
+def test_the_clock_of_a_watch_may_change():
+    watch = Watch(a_rig())
+    for t_ns, seen in moments(a_rig(), 0, 20):
+        watch.observe(t_ns, seen)
+    assert watch.judge().state == "holds"
+    for t_ns, seen in moments(a_rig(), 1, 3):
+        if watch.observe(t_ns + 10**18, seen):
+            assert watch.judge().state == "watching", "what was seen by the other clock counts no more"
+
+
+def watched(rig: Rig, folder: Path, seconds: float, camera: str = "cam0", wait_s: float = 0.02) -> Result:
+    """`calibrate watch` beside a daemon that sees no hand."""
+    save_rig(rig, folder / "rig.json")
+    stop = threading.Event()
+    with Publisher("tcp://127.0.0.1:*") as daemon:
+
+        def publish() -> None:
+            seq = 0
+            while not stop.wait(wait_s):
+                daemon.poll_subscriptions()
+                seq, now = seq + 1, time.monotonic_ns()
+                header = Header(camera, seq, now, time.time_ns(), now)
+                daemon.publish(encode_joints(header, [], stages_us={}, dropped=0))
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            options = [str(folder / "rig.json"), "--from", daemon.address, "--seconds", str(seconds)]
+            return CliRunner().invoke(watch_cli.watch, options)
+        finally:
+            stop.set()
+            thread.join()
+
+
+def test_the_proposal_on_disk_is_the_newest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen: list[Drift] = []
+
+    class Surer(Watch):
+        """Sees the camera further away every time."""
+
+        def observe(self, t_ns: int, sightings: object) -> bool:
+            return len(seen) < 3
+
+        def judge(self) -> Judgement:
+            T = se3.transform(np.eye(3), np.array([0.01 * (1 + len(seen)), 0, 0]))
+            seen.append(Drift("cam1", 10.0 + len(seen), 0.5, 0.0, T, 1.0))
+            return Judgement("moved", "cam1 moved", seen[-1])
+
+    monkeypatch.setattr(watch_module, "Watch", Surer)
+    monkeypatch.setattr(watch_cli.signal, "signal", lambda *_: None)  # Ctrl-C stays pytest's
+    said = watched(a_rig(2), tmp_path, 1.0)
+    assert said.exit_code == 3 and len(seen) == 3 and said.output.count("proposes where cam1 is now") == 1
+    assert load_rig(tmp_path / "rig.proposed.json").cameras[1].T_ref_cam[0, 3] == pytest.approx(0.03)
+
+
+def test_cameras_that_the_rig_does_not_know_and_silent_ones_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    monkeypatch.setattr(watch_cli, "SAY_S", 0.3)
+    monkeypatch.setattr(watch_cli.signal, "signal", lambda *_: None)
+    said = watched(a_rig(2), tmp_path, 1.2, camera="other")
+    assert "0 of 2 cameras: cam0 not heard yet, cam1 not heard yet; not in the rig file: other" in said.output
+    assert "edge-hand run" not in said.output
 
 
 def test_a_daemon_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -29,7 +29,7 @@ RATE_HZ = 15.0
 class Motion(NamedTuple):
     """How the hand moved: spread_m (3,) of the palm along its principal axes, the greatest first, axes (3, 3) as rows,
     turn_rad (3,) likewise, seconds with a hand, median speed, seen (C,): share of frames with a hand, shared (C,):
-    seconds in which another camera saw it too."""
+    seconds in which another camera saw it too, NaN where the clocks are too far apart to tell."""
 
     spread_m: Array
     axes: Array
@@ -41,12 +41,15 @@ class Motion(NamedTuple):
 
 
 def measure(sights: Sequence[Sight], offsets_s: Array | None = None) -> Motion:
-    """How the hand moved as the cameras, each for itself, saw it; the one that saw most speaks of spread and turn."""
+    """How the hand moved as the cameras, each for itself, saw it; the one that saw most speaks of spread and turn.
+    offsets_s (C,) of their clocks, None while they are not known."""
     offsets = np.zeros(len(sights)) if offsets_s is None else offsets_s
     seen = np.array([s.seen.mean() if len(s.times_s) else 0.0 for s in sights])
     counts = [int(s.seen.sum()) for s in sights]
     best = int(np.argmax(counts))
     shared = np.array([_shared_s(sights, offsets, c) for c in range(len(sights))])
+    if offsets_s is None and not _overlap(sights):
+        shared = np.full(len(sights), np.nan)
     nothing = Motion(np.zeros(3), np.eye(3), np.zeros(3), 0.0, 0.0, seen, shared)
     if counts[best] < 10:
         return nothing
@@ -107,6 +110,13 @@ def _principal(values: Array) -> tuple[Array, Array]:
 
 def _words(axis: Array) -> str:
     return ("left and right", "up and down", "nearer and farther")[int(np.argmax(np.abs(axis)))]
+
+
+def _overlap(sights: Sequence[Sight]) -> bool:
+    """Whether the cameras' times lie over each other for half of the shortest, as those of one clock do."""
+    times = [s.times_s for s in sights if len(s.times_s)]
+    shared = min(t[-1] for t in times) - max(t[0] for t in times) if times else 0.0
+    return bool(times) and shared >= 0.5 * min(t[-1] - t[0] for t in times)
 
 
 def _shared_s(sights: Sequence[Sight], offsets: Array, camera: int) -> float:

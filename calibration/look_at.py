@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
+from ..edge.clock import HOST, Clock
 from ..edge.engines import open_engine
 from .gather import Looker
 from .observe import Sight
+from .sight import clock_offsets_ns
 
 SILENCE_S = 5.0  # without a frame, after which a camera counts as gone
 
@@ -28,6 +31,7 @@ def open_source(text: str) -> tuple[Camera, bool]:
 def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]], bool]) -> list[Sight]:
     """Track all sources, a frame of each in turn: recordings up to so many seconds, cameras until watch says enough.
 
+    Recordings of several hosts are compared by their wall clocks, as `fuse` compares the hosts' daemons.
     watch is called about twice a second of the frames' own time. Raises CameraError for a camera that gives no frames.
     """
     engine = open_engine()
@@ -36,6 +40,7 @@ def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]
         cameras = [stack.enter_context(camera) for camera, _ in opened]
         live = any(is_live for _, is_live in opened)
         lookers = [Looker(engine) for _ in cameras]
+        offsets_ns = clock_offsets_ns([_wall_offset_ns(camera) for camera in cameras])
         running, shown_s = list(range(len(cameras))), 0.0
         silent: dict[int, float] = {}  # since when a camera gives no frame
         while running:
@@ -51,7 +56,7 @@ def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]
                     raise CameraError(f"no frame that can be used for {SILENCE_S:g} s: {error}") from None
                 continue
             silent.pop(n, None)
-            lookers[n].look(frame)
+            lookers[n].look(replace(frame, t_ns=frame.t_ns + offsets_ns[n]))
             if _elapsed_s(lookers[n]) > seconds:
                 running.remove(n)
             now_s = min(_elapsed_s(looker) for looker in lookers)
@@ -61,6 +66,12 @@ def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]
                 if enough and live:
                     break
     return [looker.collected.sight() for looker in lookers]
+
+
+def _wall_offset_ns(camera: Camera) -> int:
+    """What to add to a camera's stamps for wall-clock time; of a recording, that of its host."""
+    clock: Clock = getattr(camera, "clock", HOST)
+    return clock.unix_ns() - clock.monotonic_ns()
 
 
 def _elapsed_s(looker: Looker) -> float:

@@ -15,7 +15,7 @@ WIDTH = 8
 def predicted_sigma_mm(motion: Motion) -> float:
     """What the rig's sigma over the volume would be if it were solved now: a rule of thumb from simulated rigs, 1 mm
     after LEAST_S of a motion that fills room and turning, more with less."""
-    shared = float(np.sort(motion.shared_s)[0]) if len(motion.shared_s) else 0.0
+    shared = float(np.nan_to_num(motion.shared_s).min()) if len(motion.shared_s) else 0.0
     fill = min(share for share in _shares(motion)[:2])
     return float(max(LEAST_MM, SIGMA_MM * np.sqrt(LEAST_S / max(shared, 0.1)) / max(fill, 0.1)))
 
@@ -35,7 +35,7 @@ def _shares(motion: Motion) -> tuple[float, float, float]:
     room = float(np.minimum(motion.spread_m / LEAST_SPREAD_M, 1).mean())
     turn = float(np.minimum(motion.turn_rad[:2] / LEAST_TURN_RAD, 1).mean())
     wanted = LEAST_SHARED * LEAST_S
-    overlap = float(np.minimum(motion.shared_s / wanted, 1).min()) if len(motion.shared_s) else 0.0
+    overlap = float(np.minimum(np.nan_to_num(motion.shared_s) / wanted, 1).min()) if len(motion.shared_s) else 0.0
     return room, turn, overlap
 
 

@@ -7,6 +7,7 @@ messages about it, or carries the newest on along its motion, for 60 ms at most.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,11 +23,19 @@ from .rig import RigCamera
 
 Array = NDArray[Any]
 Clock = Literal["monotonic", "unix"]
+SAME_HOST_NS = 50_000_000  # monotonic clocks that differ from the wall clock by as much are of two hosts
 CARRY_NS = 60_000_000  # a pose is carried on for so long
 BRIDGE_NS = 150_000_000  # and interpolated between frames this far apart
 KEPT = 8  # messages
 POINTS = 240  # of a hand's depth points, at most so many are looked at
 NO_POINTS = np.zeros((0, 3))
+
+
+def clock_offsets_ns(walls_ns: Sequence[int]) -> list[int]:
+    """What to add to the stamps of recordings so that they compare, ns, from what each has to add for wall-clock time,
+    0 if it does not know: nothing where one host took all of them, whose monotonic clock is better."""
+    one_host = max(walls_ns) - min(walls_ns) <= SAME_HOST_NS or 0 in walls_ns
+    return [0] * len(walls_ns) if one_host else list(walls_ns)
 
 
 class Sighting(NamedTuple):

@@ -6,11 +6,10 @@ import time
 
 from ..hand.messages import CloudMessage, JointsMessage, Message
 from .rig import Rig
-from .sight import Clock, Sighting, View
+from .sight import SAME_HOST_NS, Clock, Sighting, View
 
 LIVE_NS = 300_000_000  # a camera without a message for so long is silent
 WAIT_NS = 12_000_000  # after the first new frame, for the others and for the depth points
-SAME_HOST_NS = 50_000_000
 
 
 class Views:

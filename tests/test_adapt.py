@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from edge_hand.calibration.rig import DepthCorrection, Quality, Rig, RigCamera, RigError, TimeOffset, save_rig
 from edge_hand.hand import se3
+from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.crop import crop_depth, points_from_uvd
-from edge_hand.hand.frames import HandRoi
+from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.hand.kinematics import Shape, pose_hand
 from edge_hand.hand.template import template
 
@@ -20,7 +23,7 @@ pytest.importorskip("onnx")
 
 from edge_hand.edge.model_card import MODELS  # noqa: E402
 from edge_hand.edge.recording import RecordingWriter  # noqa: E402
-from edge_hand.trainer.adapt import frames, run, session, target  # noqa: E402
+from edge_hand.trainer.adapt import agreement, frames, run, session, target  # noqa: E402
 from edge_hand.trainer.adapt.augment import Estimate, UserHands  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError, View  # noqa: E402
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, build_net, load_net, save  # noqa: E402
@@ -103,6 +106,21 @@ def test_a_window_tells_background_from_no_reading(clip: RigClip) -> None:
     assert view is not None and (view.window == 0).any() and (view.window == frames.FAR).any()
     seen = frames.depth_seen(view, frames.cut_crop(view, 0.25, 64), 64)
     assert np.isinf(seen).any() and (seen == 0).any()
+
+
+def test_a_window_has_the_depth_that_the_rig_says_was_meant(clip: RigClip) -> None:
+    frame, truth = clip.frame(0, 0), clip.joints_m(0, 0).mean(0)
+    right, wrong = DepthCorrection(1.0, 0.02), DepthCorrection(1.0, -0.02)
+    z = wrong.apply(frame.depth * frame.depth_unit_m)  # as a camera with this error reads it
+    read = replace(frame, depth=np.rint(z / 1e-4).astype(np.uint16), depth_unit_m=1e-4)
+    true, as_read, mended = (
+        frames.cut_window(seen, np.eye(4), truth, 0, depth)
+        for seen, depth in ((frame, frames.AS_READ), (read, frames.AS_READ), (read, right))
+    )
+    assert true is not None and as_read is not None and mended is not None
+    hand = (true.window > 0) & (true.window < frames.FAR) & (as_read.window > 0) & (as_read.window < frames.FAR)
+    off_mm = [np.median(np.abs(view.window[hand] - true.window[hand].astype(float))) / 10 for view in (as_read, mended)]
+    assert off_mm[0] > 3 and off_mm[1] < 0.2
 
 
 def test_a_mirrored_view_twice_is_the_view(known: target.Target) -> None:
@@ -260,6 +278,50 @@ def test_hands_that_come_and_go_teach_nothing_unless_there_are_no_others() -> No
     assert frames._lasting(apart) == apart
 
 
+class Frames:
+    """A recording of a camera whose first frame is taken at a time; wall_offset_ns as a recording has it."""
+
+    def __init__(self, name: str, hz: float, first_ns: int, wall_offset_ns: int = 0, count: int = 20) -> None:
+        self.name, self.wall_offset_ns = name, wall_offset_ns
+        self.times = [first_ns + round(i * 1e9 / hz) for i in range(count)]
+
+    def frames(self) -> Iterator[DepthFrame]:
+        for i, t_ns in enumerate(self.times):
+            yield DepthFrame(self.name, i, t_ns, np.zeros((2, 2), np.uint16), 0.001, Intrinsics(2, 2, 1, 1, 0, 0))
+
+
+def a_camera(name: str, offset_s: float = 0.0) -> RigCamera:
+    lens = Intrinsics(2, 2, 1, 1, 0, 0)
+    return RigCamera(name, "depth", lens, np.eye(4), np.zeros((6, 6)), TimeOffset(offset_s))
+
+
+def shots(sources: list[Frames], cameras: list[RigCamera]) -> list[list[int | None]]:
+    found = frames.in_step(sources, cameras, frames.APART_NS)  # type: ignore[arg-type]
+    return [[None if frame is None else frame.seq for frame in shot] for shot in found]
+
+
+@pytest.mark.parametrize("hz", [30.0, 60.0, 90.0])
+def test_frames_of_two_cameras_are_those_of_one_moment(hz: float) -> None:
+    together = [[i, i] for i in range(20)]
+    assert shots([Frames("a", hz, 0), Frames("b", hz, 3_000_000)], [a_camera("a"), a_camera("b")]) == together
+    early = Frames("b", hz, -119_000_000)  # by a clock of its own, which the rig knows
+    assert shots([Frames("a", hz, 0), early], [a_camera("a"), a_camera("b", 0.119)]) == together
+    hosts = [Frames("a", hz, 0, 10**18), Frames("b", hz, 5 * 10**9, 10**18 - 5 * 10**9)]  # booted five seconds earlier
+    assert shots(hosts, [a_camera("a"), a_camera("b")]) == together
+    gone = Frames("b", hz, 0, count=10)
+    assert shots([Frames("a", hz, 0), gone], [a_camera("a"), a_camera("b")])[-1] == [19, None]
+
+
+def test_a_rig_that_failed_its_calibration_teaches_nothing(tmp_path: Path) -> None:
+    cameras = (a_camera("a"), a_camera("b"))
+    quality = Quality("hand", verdict="fail", warnings=("the halves differ by 9 mm",))
+    save_rig(Rig("cell", "2026-01-02T03:04:05Z", "edge-hand", cameras, (), quality), tmp_path / "rig.json")
+    with pytest.raises(
+        RigError, match=r"rig\.json failed its calibration \(the halves differ by 9 mm\): calibrate again"
+    ):
+        agreement.usable_rig(tmp_path / "rig.json")
+
+
 @pytest.mark.slow
 def test_footage_of_a_rig_has_the_hand_in_every_camera(clip: RigClip, tmp_path: Path) -> None:
     from edge_hand.edge.engines import open_engine
@@ -270,8 +332,11 @@ def test_footage_of_a_rig_has_the_hand_in_every_camera(clip: RigClip, tmp_path: 
         with RecordingWriter(sources[-1], compress_level=1) as writer:
             for frame in clip.frames(c):
                 writer.write(frame)
-    poses = dict(zip(clip.names, clip.T_ref_cam, strict=True))
-    footage = frames.read_footage(sources, open_engine("onnxruntime", MODELS / "dgn-nano.onnx"), poses, share=1.0)
+    cameras = {
+        name: RigCamera(name, "depth", clip.intrinsics[c], clip.T_ref_cam[c], np.zeros((6, 6)))
+        for c, name in enumerate(clip.names)
+    }
+    footage = frames.read_footage(sources, open_engine("onnxruntime", MODELS / "dgn-nano.onnx"), cameras, share=1.0)
     assert footage.cameras == 3 and len(footage.moments) > 0.7 * clip.frame_count
     for moment in footage.moments:
         truth = clip.joints_m(0, moment.seq).mean(0)
@@ -279,7 +344,7 @@ def test_footage_of_a_rig_has_the_hand_in_every_camera(clip: RigClip, tmp_path: 
             middle = view.T_ref_view @ (0, 0, view.distance_m, 1)
             assert np.linalg.norm(middle[:3] - truth) < 0.06 or moment.is_left
     with pytest.raises(AdaptError, match="it does not know the camera cam0"):
-        frames.read_footage(sources, open_engine("onnxruntime", MODELS / "dgn-nano.onnx"), {"other": np.eye(4)})
+        frames.read_footage(sources, open_engine("onnxruntime", MODELS / "dgn-nano.onnx"), {"other": cameras["cam0"]})
 
 
 def _together(small: Path, folder: Path) -> None:

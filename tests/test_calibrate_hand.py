@@ -28,6 +28,9 @@ from edge_hand.calibration.uncertainty import pose_difference
 from edge_hand.calibration.verify import Check, as_json, verify
 from edge_hand.calibration.verify import report as verify_report
 from edge_hand.edge.cameras import CameraError
+from edge_hand.edge.recording import RecordingWriter
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.se3 import inverse, so3_exp, transform
 from edge_hand.hand.template import template
 from edge_hand.trainer.synth.rig_views import Bump, RigClip, rig_clip
@@ -123,6 +126,38 @@ def test_clocks_that_have_nothing_to_do_with_each_other_are_brought_together() -
     pair = fit_pair(sights[0], late, np.random.default_rng(0))
     assert pair is not None
     assert pair.lag_s == pytest.approx(OFFSETS_S[1] - 5000.0, abs=0.006)
+
+
+def test_a_rig_of_hosts_whose_clocks_lie_hours_apart_is_calibrated() -> None:
+    clip, sights = scene()
+    far = 5000.0
+    clouds = tuple(cloud._replace(t_s=cloud.t_s + far) for cloud in sights[1].clouds)
+    late = replace(sights[1], times_s=sights[1].times_s + far, clouds=clouds)
+    names = [sight.serial for sight in sights[:2]]
+    assert "overlap [........]" in line(measure([sights[0], late]), names, 10)  # nothing is known of it yet
+    found = calibrate("cell", [sights[0], late], moments=12)
+    assert not found.lacks
+    assert found.rig.cameras[1].time.offset_s == pytest.approx(OFFSETS_S[1] - far, abs=0.003)
+    assert pose_difference(found.rig.cameras[1].T_ref_cam, clip.T_ref_cam[1]).volume_mm < 4
+
+
+def test_recordings_of_two_hosts_are_compared_by_their_wall_clocks(tmp_path: Path) -> None:
+    lens, depth, wall_ns = Intrinsics(64, 48, 40.0, 40.0, 31.5, 23.5), np.full((48, 64), 900, np.uint16), 10**18
+    booted_ns = {"a": 0, "b": 7_000_000_000, "c": 20_000_000}  # later than a; c is of the same host as a
+    for name, boot_ns in booted_ns.items():
+        with RecordingWriter(tmp_path / f"{name}.mcap", wall_offset_ns=wall_ns + boot_ns) as writer:
+            for i in range(3):
+                t_ns = 60_000_000_000 - boot_ns * (name == "b") + i * 33_000_000
+                writer.write(DepthFrame(name, i, t_ns, depth, 0.001, lens))
+
+    def starts(*names: str) -> list[float]:
+        sights = look_at.look_at([str(tmp_path / f"{name}.mcap") for name in names], 2.0, lambda _: False)
+        return [float(sight.times_s[0]) for sight in sights]
+
+    assert starts("a", "b") == pytest.approx([1e9 + 60, 1e9 + 60], abs=1e-6, rel=0)
+    assert starts("a", "c") == pytest.approx([60, 60], abs=1e-9), (
+        "one host's monotonic clock is better than its wall clock"
+    )
 
 
 def test_joints_alone_give_a_start_and_the_clocks() -> None:

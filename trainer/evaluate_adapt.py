@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..calibration.rig import RigCamera, TimeOffset
 from ..edge.engines import Engine, open_engine
 from ..edge.look import trust
 from ..edge.model_card import MODELS, sha256
@@ -202,7 +203,7 @@ def error_mm(joints: Array, truth: Array) -> float:
     return float(np.linalg.norm(joints - truth, axis=1).mean() * 1e3)
 
 
-def make_target(base: Path, model: Path, sources: list[Path], rig: dict[str, Array] | None, path: Path) -> Target:
+def make_target(base: Path, model: Path, sources: list[Path], rig: dict[str, RigCamera] | None, path: Path) -> Target:
     """What `edge-hand adapt` makes of the recordings; kept for the next time."""
     if not path.exists():
         footage = read_footage(sources, open_engine("onnxruntime", model), rig, share=1.0, say=click.echo)
@@ -227,7 +228,10 @@ def rows(
     sources = [out / f"adapt-{c}.mcap" for c in range(CAMERAS)]
     for camera, path in enumerate(sources):
         record(adapt, camera, path)
-    rig = dict(zip(adapt.names, adapt.T_ref_cam, strict=True))
+    rig = {
+        name: RigCamera(name, "depth", lens, T, np.zeros((6, 6)), TimeOffset(float(offset_s)))
+        for name, lens, T, offset_s in zip(adapt.names, adapt.intrinsics, adapt.T_ref_cam, adapt.offsets_s, strict=True)
+    }
     truth_m = hand_length_m(template(), *PERSON)
     before = _kept(out / "before.json") or _keep(out / "before.json", score(base, scored, None, every)._asdict())
     yield {"case": "before", **before}
@@ -238,8 +242,8 @@ def rows(
         row = _kept(file)
         if row is None:
             begun = time.monotonic()
-            mine, poses = (sources, rig) if case.cameras > 1 else (sources[:1], None)
-            target = make_target(base, engine, mine, poses, out / f"target-{case.cameras}.npz")
+            mine, cameras = (sources, rig) if case.cameras > 1 else (sources[:1], None)
+            target = make_target(base, engine, mine, cameras, out / f"target-{case.cameras}.npz")
             folder = out / case.name.replace(" ", "-")
             folder.mkdir(exist_ok=True)
             Person(target.shape).save(folder / "person.json")

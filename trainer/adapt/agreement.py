@@ -6,18 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...calibration.rig import Rig, RigError, load_rig
 from ...edge.engines import Engine
 from ...edge.tracker import Tracker
 from ...hand.frames import DepthFrame
-from .frames import open_source
-
-if TYPE_CHECKING:
-    from ...calibration.rig import Rig
+from .frames import alone, open_source
+from .frames import in_step as together
 
 Array = NDArray[Any]
 PALM = [0, 1, 5, 9, 13, 17]  # joints that every view sees well
@@ -30,10 +29,8 @@ ALLOWED_MM, SIGMAS = 12.0, 3.0  # right rigs show 6 mm at most, see docs/models.
 
 def rig_reasons(recordings: Sequence[Path], rig_file: Path, engine: Engine) -> list[str]:
     """Reasons not to learn from the recordings of a rig with this rig file."""
-    from ...calibration.rig import RigError, load_rig
-
     try:
-        rig = load_rig(rig_file)
+        rig = usable_rig(rig_file)
         for path in recordings:
             source = open_source(path)
             source.close()
@@ -71,27 +68,21 @@ def rig_reasons(recordings: Sequence[Path], rig_file: Path, engine: Engine) -> l
     return reasons
 
 
+def usable_rig(path: Path) -> Rig:
+    """The rig of a file. Raises RigError, also for one that failed its calibration."""
+    rig = load_rig(path)
+    if rig.quality.verdict == "fail":
+        raise RigError(f"{path} failed its calibration ({'; '.join(rig.quality.warnings)}): calibrate again")
+    return rig
+
+
 def in_step(recordings: Sequence[Path], rig: Rig | None) -> Iterator[list[DepthFrame | None]]:
-    """The first recording's frames, and of the others those nearest in time, None if none is near. The rig's clock
-    offsets are taken into account. Raises CameraError, RecordingError."""
+    """The first recording's frames, and of the others those nearest in time, None if none is near; without a rig there
+    is one. Raises CameraError, RecordingError."""
+    cameras = {camera.serial: camera for camera in rig.cameras} if rig else {}
     sources = [open_source(path) for path in recordings]
-    offset = {c.serial: round(c.time.offset_s * 1e9) for c in rig.cameras} if rig else {}
     try:
-        streams = [(f for f in s.frames() if isinstance(f, DepthFrame)) for s in sources]
-        ahead: list[list[DepthFrame]] = [[] for _ in sources]
-        for frame in streams[0]:
-            t_ns = frame.t_ns + offset.get(frame.camera, 0)
-            shot: list[DepthFrame | None] = [frame]
-            for stream, held in zip(streams[1:], ahead[1:], strict=True):
-                while not held or held[-1].t_ns + offset.get(held[-1].camera, 0) < t_ns:
-                    item = next(stream, None)
-                    if item is None:
-                        break
-                    held.append(item)
-                    del held[:-2]
-                away = [abs(h.t_ns + offset.get(h.camera, 0) - t_ns) for h in held]
-                shot.append(held[int(np.argmin(away))] if held and min(away) <= TOGETHER_NS else None)
-            yield shot
+        yield from together(sources, [cameras.get(s.name) or alone(s) for s in sources], TOGETHER_NS)
     finally:
         for source in sources:
             source.close()

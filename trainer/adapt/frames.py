@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ...edge.cameras import BadFrame, CameraError
+from ...calibration.rig import DepthCorrection, RigCamera
+from ...calibration.sight import clock_offsets_ns
+from ...edge.cameras import CameraError
 from ...edge.cameras.replay import FrameSource, PngFolder, RecordedFrames
 from ...edge.engines import Engine
 from ...edge.finder import open_finder
@@ -37,6 +39,7 @@ GAP_NS, NEXT_M, NEXT_M_S, LASTING_NS = 500_000_000, 0.08, 2.0, 2_000_000_000
 HELD_OUT = 0.25  # of every recording, its end, that the gate judges by
 SECOND_NS = 1_000_000_000
 MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
+AS_READ = DepthCorrection()
 
 
 class AdaptError(Exception):
@@ -85,7 +88,7 @@ class Crop(NamedTuple):
 def read_footage(
     sources: Sequence[Path],
     engine: Engine,
-    poses: Mapping[str, Array] | None = None,
+    cameras: Mapping[str, RigCamera] | None = None,
     *,
     share: float = 1 - HELD_OUT,
     most: int = MOST_MOMENTS,
@@ -93,23 +96,23 @@ def read_footage(
 ) -> Footage:
     """The moments of recordings up to this share of each.
 
-    poses: T_ref_camera (4, 4) by the name of the recording's camera, of one rig whose cameras are recorded at the same
-    time; None: every source is a recording of its own, of one camera. Raises AdaptError, CameraError.
+    cameras: by their serials, those of one rig that were recorded at the same time; None: every source is a recording
+    of its own, of one camera. Raises AdaptError, CameraError.
     """
     from .suspicion import loose
 
     opened = [open_source(path) for path in sources]
     single = {id(source) for source, path in zip(opened, sources, strict=True) if loose(path)}
     try:
-        if poses is not None:
-            unknown = [s.name for s in opened if s.name not in poses]
+        if cameras is not None:
+            unknown = [s.name for s in opened if s.name not in cameras]
             if unknown:
                 raise AdaptError(
-                    f"--rig: it does not know the camera {unknown[0]} of the recordings; it has {', '.join(poses)}"
+                    f"--rig: it does not know the camera {unknown[0]} of the recordings; it has {', '.join(cameras)}"
                 )
-            groups = [[(s, poses[s.name]) for s in opened]]
+            groups = [[(s, cameras[s.name]) for s in opened]]
         else:
-            groups = [[(s, np.eye(4))] for s in opened]
+            groups = [[(s, alone(s))] for s in opened]
         moments: list[Moment] = []
         frames = 0
         for number, group in enumerate(groups):
@@ -150,7 +153,7 @@ class _Raw(NamedTuple):
 
 
 def _watch(
-    group: list[tuple[FrameSource, Array]], engine: Engine, number: int, share: float, most: int, single: bool,
+    group: list[tuple[FrameSource, RigCamera]], engine: Engine, number: int, share: float, most: int, single: bool,
     say: Callable[[str], None],
 ) -> tuple[list[Moment], int]:  # fmt: skip
     """The moments of one recording, of one camera or of several that ran at the same time. single: its frames do not
@@ -163,7 +166,7 @@ def _watch(
     trackers = [Tracker(engine, finder, smooth=False, confirm=False) for _ in group]
     raw: list[_Raw] = []
     alone, together, frames = 0, 0, 0
-    for i, shot in enumerate(_in_step([s for s, _ in group])):
+    for i, shot in enumerate(in_step([s for s, _ in group], [camera for _, camera in group], APART_NS)):
         if i >= last:
             break
         if i % stride:
@@ -172,14 +175,15 @@ def _watch(
         if single:
             for tracker in trackers:
                 tracker.reset()
-        hands = _hands(trackers, shot, [T for _, T in group])
+        hands = _hands(trackers, shot, [camera.T_ref_cam for _, camera in group])
         alone, together = alone + (len(hands) == 1), together + (len(hands) > 1)
         anchor = next(frame for frame in shot if frame is not None)
         for hand in hands:
             views = [
                 view
-                for camera, (frame, (_, T)) in enumerate(zip(shot, group, strict=True))
-                if frame is not None and (view := cut_window(frame, T, hand.centre_m, camera)) is not None
+                for k, (frame, (_, camera)) in enumerate(zip(shot, group, strict=True))
+                if frame is not None
+                and (view := cut_window(frame, camera.T_ref_cam, hand.centre_m, k, camera.depth)) is not None
             ]
             if views:
                 raw.append(_Raw(views, anchor.seq, i * SECOND_NS if single else anchor.t_ns, hand))
@@ -215,24 +219,35 @@ def _lasting(raw: list[_Raw]) -> list[_Raw]:
     return [one for one in raw if id(one) in kept] if kept else raw
 
 
-def _in_step(sources: list[FrameSource]) -> Iterator[list[DepthFrame | None]]:
-    """The first source's frames, and of the others those nearest in time, if they are near enough."""
-    waiting = [(s.frames(), None) for s in sources[1:]]
-    ahead: list[DepthFrame | None] = [None] * len(waiting)
-    for frame in sources[0].frames():
-        if isinstance(frame, BadFrame):
-            continue
+def alone(source: FrameSource) -> RigCamera:
+    """A camera that is its own reference."""
+    return RigCamera(source.name, "depth", source.intrinsics, np.eye(4), np.zeros((6, 6)))
+
+
+def in_step(
+    sources: Sequence[FrameSource], cameras: Sequence[RigCamera], most_ns: int
+) -> Iterator[list[DepthFrame | None]]:
+    """The first source's frames, and of the others those nearest in time, None if none is within most_ns. Hosts' clocks
+    and the rig's offsets are taken into account. Raises CameraError, RecordingError."""
+    offsets = [
+        wall_ns + round(camera.time.offset_s * 1e9)
+        for wall_ns, camera in zip(clock_offsets_ns([s.wall_offset_ns for s in sources]), cameras, strict=True)
+    ]
+    streams = [(f for f in s.frames() if isinstance(f, DepthFrame)) for s in sources]
+    ahead: list[list[DepthFrame]] = [[] for _ in sources[1:]]
+    for frame in streams[0]:
+        t_ns = frame.t_ns + offsets[0]
         shot: list[DepthFrame | None] = [frame]
-        for k, (stream, _) in enumerate(waiting):
-            while ahead[k] is None or ahead[k].t_ns < frame.t_ns - APART_NS:  # type: ignore[union-attr]
+        for stream, held, offset_ns in zip(streams[1:], ahead, offsets[1:], strict=True):
+            while not held or held[-1].t_ns + offset_ns < t_ns:
                 item = next(stream, None)
                 if item is None:
                     break
-                if isinstance(item, DepthFrame):
-                    ahead[k] = item
-            other = ahead[k]
-            near = other is not None and abs(other.t_ns - frame.t_ns) <= APART_NS
-            shot.append(other if near else None)
+                held.append(item)
+                del held[:-2]
+            nearest = min(held, key=lambda h: abs(h.t_ns + offset_ns - t_ns), default=None)
+            near = nearest is not None and abs(nearest.t_ns + offset_ns - t_ns) <= most_ns
+            shot.append(nearest if near else None)
         yield shot
 
 
@@ -256,8 +271,11 @@ def _hands(trackers: list[Tracker], shot: list[DepthFrame | None], poses: list[A
     return [_Seen(np.median([s.centre_m for s in g], 0), float(sum(s.votes for s in g))) for g in seen]
 
 
-def cut_window(frame: DepthFrame, T_ref_camera: Array, centre_ref_m: Array, camera: int) -> View | None:
-    """The window about a place (3,) m of the reference frame; None where the camera sees little of it."""
+def cut_window(
+    frame: DepthFrame, T_ref_camera: Array, centre_ref_m: Array, camera: int, depth: DepthCorrection = AS_READ
+) -> View | None:
+    """The window about a place (3,) m of the reference frame, its depth corrected; None where the camera sees little
+    of it."""
     centre = T_ref_camera[:3, :3].T @ (np.asarray(centre_ref_m) - T_ref_camera[:3, 3])
     distance = float(np.linalg.norm(centre))
     if centre[2] < 0.1:
@@ -270,7 +288,7 @@ def cut_window(frame: DepthFrame, T_ref_camera: Array, centre_ref_m: Array, came
     inside = (column >= 0) & (column < frame.intrinsics.width) & (row >= 0) & (row < frame.intrinsics.height)
     inside &= rays[..., 2] > 0
     counts = frame.depth.ravel()[np.where(inside, row * frame.intrinsics.width + column, 0)]
-    z = counts * inside * (frame.depth_unit_m / np.where(inside, rays[..., 2], 1))
+    z = depth.apply(counts * inside * frame.depth_unit_m) / np.where(inside, rays[..., 2], 1)
     near = (z > distance - WINDOW_M / 2) & (z < distance + WINDOW_M / 2)
     if near.mean() < 0.01:
         return None

@@ -9,7 +9,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ...edge.engines import open_engine
@@ -18,6 +17,7 @@ from ...edge.person import Person
 from ...hand.whole import write_json
 from .. import parallel
 from ..checkpoint import load_net
+from .agreement import usable_rig
 from .frames import AdaptError, read_footage
 from .report import draw_fits, summary
 from .run import METHODS, AdaptConfig, Adapted, adapt_net
@@ -102,17 +102,10 @@ def _refuse_bad(sources: Sequence[Path], rig: Path | None, model: Path, say: Cal
 
 
 def _target(sources: Sequence[Path], rig: Path | None, base: Path, model: Path, say: Callable[[str], None]) -> Target:
-    poses = rig_poses(rig) if rig else None
-    footage = read_footage(sources, open_engine("onnxruntime", model), poses, say=say)
+    cameras = {camera.serial: camera for camera in usable_rig(rig).cameras} if rig else None
+    footage = read_footage(sources, open_engine("onnxruntime", model), cameras, say=say)
     say(f"{len(footage.moments)} moments with a hand in {footage.frames} frames of {footage.cameras} camera(s)")
     return prepare(footage, load_net(base)[0], say)
-
-
-def rig_poses(path: Path) -> dict[str, Array]:
-    """T_ref_camera (4, 4) by serial. Raises RigError."""
-    from ...calibration.rig import load_rig
-
-    return {camera.serial: np.asarray(camera.T_ref_cam) for camera in load_rig(path).cameras}
 
 
 def _report(out: Path, base: Path, target: Target, config: AdaptConfig, adapted: Adapted) -> dict[str, Any]:

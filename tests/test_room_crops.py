@@ -15,14 +15,17 @@ import torch
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.refit import Refit
 from edge_hand.exporters.onnx import export
+from edge_hand.hand.crop import points_from_uvd
 from edge_hand.hand.frames import HandRoi
 from edge_hand.hand.skeleton import JOINT_PARENTS
 from edge_hand.hand.template import template
 from edge_hand.trainer.batches import batches
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, load_net, prior, share_without
+from edge_hand.trainer.nets.extension import GRID
 from edge_hand.trainer.parallel import Group
+from edge_hand.trainer.synth.labeller import Labeller
 from edge_hand.trainer.synth.room_crops import AWAY_M, HARDLY_SEEN, PER_ROOM, SHARE_WITHOUT, RoomCrops, away, somewhere
-from edge_hand.trainer.synth.samples import CELLS, CUBE_M, Sample
+from edge_hand.trainer.synth.samples import CELLS, CUBE_M, Generator, Sample
 from edge_hand.trainer.torch_engine import TorchEngine
 from edge_hand.trainer.train import train
 from numpy.typing import NDArray
@@ -64,7 +67,7 @@ def test_hands_and_what_is_none_come_as_often_as_the_prior_says(batch: Sample) -
 
 def test_cells_on_a_hand_tell_the_skin_that_is_there(batch: Sample) -> None:
     t, off, checked = template(), [], 0
-    centres = (4 * np.arange(CELLS) + 1) / (2 * CELLS) - 1  # of every other pixel
+    centres = (2 * np.arange(CELLS) + 1) / CELLS - 1
     for i in np.flatnonzero(batch.is_hand & (batch.on_hand.sum((1, 2)) > 20)):
         rows, columns = np.nonzero(batch.on_hand[i])
         uv = batch.uv[i][rows, columns]
@@ -74,6 +77,22 @@ def test_cells_on_a_hand_tell_the_skin_that_is_there(batch: Sample) -> None:
         off.append(np.linalg.norm(there - seen, axis=1).mean() * CUBE_M / 2)
         checked += 1
     assert checked >= 8 and np.median(off) < 0.006 and max(off) < 0.015
+
+
+def test_a_cell_is_told_the_skin_that_a_lone_hands_cell_is() -> None:
+    label, cell = Labeller(), 1 / (GRID - 1)
+    off = []
+    for sample in map(Generator("val", kind="clean", left_share=0.0, negative_share=0.0).sample, range(8)):
+        points = (
+            points_from_uvd(uvd.astype(np.float64), float(sample.distance_m), float(sample.cube_m))
+            for uvd in (sample.joints_uvd, sample.vertices_uvd)
+        )
+        its = label(sample.image, float(sample.distance_m), float(sample.cube_m), *points)
+        both = its.on_hand & sample.on_hand
+        assert both.sum() > 0.9 * sample.on_hand.sum()
+        off.append((its.uv - sample.uv)[both])
+    assert np.abs(np.median(np.concatenate(off), 0)).max() < 0.01 * cell
+    assert np.median(np.linalg.norm(np.concatenate(off), axis=1)) < 0.03 * cell
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

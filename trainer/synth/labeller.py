@@ -18,24 +18,24 @@ SKIN_M, SKIN = 0.008, 0.01  # depth this far, and this share of its distance, fr
 
 
 class Labeller:
-    """Labels crops of one size, px; owns the buffers it draws in."""
+    """Labels crops of one size, px, at the middles of the cells, as `samples.py` does; owns the buffers it draws in."""
 
     def __init__(self, image_px: int = CROP_SIZE) -> None:
         self.faces = template().faces.astype(np.int32)
-        middle = np.arange(CELLS) * image_px // CELLS  # as `edge/reading.py` takes them
-        self._middle = np.ix_(middle, middle)
-        self._depth = np.zeros((image_px, image_px), np.float32)
-        self._face = np.zeros((image_px, image_px), np.int32)
-        self._weight = np.zeros((image_px, image_px, 2), np.float32)
+        read = np.arange(CELLS) * image_px // CELLS  # as `edge/reading.py` takes the depth of cells
+        self._read = np.ix_(read, read)
+        self._depth = np.zeros((CELLS, CELLS), np.float32)
+        self._face = np.zeros((CELLS, CELLS), np.int32)
+        self._weight = np.zeros((CELLS, CELLS, 2), np.float32)
 
     def __call__(self, image: Array, distance_m: float, cube_m: float, joints_m: Array, vertices_m: Array) -> Sample:
         """A crop's image (S, S) with the labels of a right hand in its frame: joints (21, 3), vertices (V, 3) m."""
         slope, vertices = cube_m / 2 / distance_m, vertices_m.astype(np.float32)
-        rasterise(vertices, self.faces, slope, len(image), self._depth, self._face, self._weight)
-        depth, face, weight, read = (x[self._middle] for x in (self._depth, self._face, self._weight, image))
-        z, drawn = distance_m + read * (cube_m / 2), 1 / np.maximum(depth, 1e-6)
-        shown = (face >= 0) & (read < 1) & (np.abs(z - drawn) < SKIN_M + SKIN * drawn)
-        return labelled(image, joints_m, vertices_m, distance_m, cube_m, shown, face, weight)
+        rasterise(vertices, self.faces, slope, CELLS, self._depth, self._face, self._weight)
+        read = image[self._read]
+        z, drawn = distance_m + read * (cube_m / 2), 1 / np.maximum(self._depth, 1e-6)
+        shown = (self._face >= 0) & (read < 1) & (np.abs(z - drawn) < SKIN_M + SKIN * drawn)
+        return labelled(image, joints_m, vertices_m, distance_m, cube_m, shown, self._face, self._weight)
 
 
 def labelled(

@@ -22,8 +22,8 @@ from .smooth import Smoother
 
 Array = NDArray[Any]
 PREDICTED_NS = 150_000_000  # a hand that was not measured is guessed for so long, then it is lost
-SIDE_VOTE = 0.9  # how much of the side's evidence is kept from vote to vote
-SIDE_LIMIT = 12.0
+SIDE_VOTE = 0.95  # how much of the side's evidence is kept from vote to vote
+SIDE_LIMIT = 20.0
 SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand
 SIDE_SURE = 0.9  # confidence below which a side is published as unknown
 MOST_M_S = 3.0  # hands keep below this, or so

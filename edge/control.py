@@ -65,15 +65,22 @@ class Reply(NamedTuple):
 def sockets() -> list[Path]:
     """The control sockets behind which a daemon listens. Raises ControlError if there are some, all of others."""
     folders = [default_folder(), Path("/run/edge-hand"), *sorted(Path("/run").glob("edge-hand-*"))]
-    found, forbidden = [], []
-    for path in dict.fromkeys(path for folder in folders for path in _sockets_in(folder)):
+    found: list[Path] = []
+    forbidden: list[Path] = []
+    for folder in dict.fromkeys(folders):
         try:
-            with _connected(path, PATIENCE_S):
-                found.append(path)
-        except PermissionError:
-            forbidden.append(path)
-        except OSError:
-            continue  # left behind by a process that is gone
+            paths = _sockets_in(folder)
+        except PermissionError:  # a service's, while it runs
+            forbidden.append(folder)
+            continue
+        for path in paths:
+            try:
+                with _connected(path, PATIENCE_S):
+                    found.append(path)
+            except PermissionError:
+                forbidden.append(path)
+            except OSError:
+                continue  # left behind by a process that is gone
     if forbidden and not found:
         raise ControlError(f"{forbidden[0]}: not permitted for this user; run it as the daemon's user, or with sudo")
     return found
@@ -242,8 +249,11 @@ def _connected(path: Path, timeout_s: float) -> socket.socket:
 
 
 def _sockets_in(folder: Path) -> list[Path]:
+    """Raises PermissionError for a folder that this user may not look into; one that is not there has none."""
     try:
         return sorted(path for path in folder.iterdir() if path.suffix == ".sock")
+    except PermissionError:
+        raise
     except OSError:
         return []
 

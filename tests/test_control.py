@@ -96,6 +96,18 @@ def test_two_cameras_of_a_name_have_two_sockets_and_a_dead_one_makes_room(folder
         assert set(sockets()) == {first.path, second.path}
 
 
+def test_daemons_behind_a_closed_door_are_not_said_to_be_none(folder: Path) -> None:
+    folder.mkdir(mode=0)  # as a service's folder is to all but its user and group
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)  # root may look into every folder
+        with pytest.raises(ControlError, match=r"^/\S+: not permitted for this user; run it as the daemon's user, or"):
+            sockets()
+    finally:
+        os.seteuid(user)
+
+
 def test_a_name_cannot_leave_the_folder(folder: Path) -> None:
     with ControlSocket("../../etc/pässwd x", answer) as daemon:
         assert daemon.path.parent == folder and daemon.path.name == "______etc_p_sswd_x.sock"

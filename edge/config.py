@@ -102,6 +102,8 @@ def shown(context: click.Context) -> list[str]:
         if name in ("config", "instance"):
             continue
         text = f"# {_flag(option)} is not set" if value is None else f"{_flag(option)} = {_toml(value)}"
+        if name in TYPED:
+            text = f"# {text}"  # the file may not set it
         source = context.get_parameter_source(name)
         where = {
             ParameterSource.COMMANDLINE: "command line",

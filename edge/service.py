@@ -56,15 +56,21 @@ def this_program() -> Path:
 
 
 def check_reachable(program: Path) -> None:
-    """Raises ServiceError if the service could not run this program."""
+    """Raises ServiceError if the service could not run this program. Of the one that runs now, its Python and its
+    source are looked at too."""
     if not os.access(program, os.X_OK):
         raise ServiceError(f"program {program}: there is no such program")
-    for path in (program, program.resolve()):
-        if str(path).startswith(UNREADABLE):
-            raise ServiceError(
-                f"program {program}: the service sees no home or temporary folders; install edge-hand elsewhere "
-                "(python3 -m venv /opt/edge-hand) or name another with --program"
-            )
+    needed = [program]
+    if program.resolve() == Path(sys.argv[0]).resolve():
+        needed += [Path(sys.prefix), Path(sys.executable), SOURCE.parent]
+    places = (place for path in needed for place in (path, path.resolve()))
+    hidden = next((place for place in places if str(place).startswith(UNREADABLE)), None)
+    if hidden is not None:
+        raise ServiceError(
+            f"program {program}: the service sees no home or temporary folders, and it needs {hidden}; "
+            "install edge-hand elsewhere (/usr/bin/python3 -m venv /opt/edge-hand; no pip install -e) "
+            "or name another with --program"
+        )
 
 
 def install(files: list[ServiceFile], force: bool = False) -> list[str]:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from edge_hand.edge import service
 from edge_hand.edge.service import (
     FILES,
     SOURCE,
@@ -127,6 +128,33 @@ def test_a_program_the_service_could_not_see_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServiceError, match="the service sees no home or temporary folders"):
         check_reachable(program)
     check_reachable(PROGRAM)
+
+
+def test_this_program_is_refused_if_what_it_needs_is_out_of_the_service_s_sight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, opt = tmp_path / "home", tmp_path / "opt"
+    for folder in (home, opt):
+        folder.mkdir()
+        (folder / "python").touch()
+    program = opt / "edge-hand"
+    program.touch(0o755)
+    (opt / "link").symlink_to(home / "python")  # as uv and pyenv have it
+    monkeypatch.setattr(service, "UNREADABLE", (f"{home}/",))
+    monkeypatch.setattr(service, "SOURCE", opt / "systemd")
+    for name, value in (("argv", [str(program)]), ("prefix", str(opt)), ("executable", str(opt / "python"))):
+        monkeypatch.setattr(sys, name, value)
+    check_reachable(program)
+    for where, name, value, needed in (
+        (sys, "executable", str(opt / "link"), home / "python"),
+        (sys, "prefix", str(home / "venv"), home / "venv"),
+        (service, "SOURCE", home / "src/systemd", home / "src"),  # pip install -e
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, name, value)
+            check_reachable(PROGRAM)  # what another one needs is not known
+            with pytest.raises(ServiceError, match=rf"^program {program}: the service .*, and it needs {needed};"):
+                check_reachable(program)
 
 
 def test_the_command_prints_and_writes_them(tmp_path: Path) -> None:

@@ -9,17 +9,18 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge.bench import BenchError, compare
+from edge_hand.edge.bench import BenchError, compare, measure
 from edge_hand.edge.bench.chart import draw, write_chart
 from edge_hand.edge.bench.compare import MediaPipe, judge
 from edge_hand.edge.bench.frames import Memory, take_in
-from edge_hand.edge.bench.measure import Source, bench, over_time, ready
+from edge_hand.edge.bench.measure import WARM_UP, Course, Source, bench, over_time, ready
 from edge_hand.edge.bench.picture import colour_hand
 from edge_hand.edge.bench.report import BEGIN, END, merge, merge_into, table
 from edge_hand.edge.bench.startup import startup_s
@@ -28,8 +29,11 @@ from edge_hand.edge.cameras import EndOfStream, FrameTimeout
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import cli
 from edge_hand.edge.engines import open_engine
+from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS
+from edge_hand.edge.publish import Publisher
 from edge_hand.edge.swap import SwapEngine
+from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.frames import DepthFrame
 
 MODE = "320x240@60"
@@ -148,14 +152,92 @@ def test_memory_and_cpu_are_this_process_s() -> None:
     assert use["watts"] is None or use["watts"] > 0
 
 
-def test_a_fresh_daemon_is_timed_to_its_first_message() -> None:
+def test_a_fresh_daemon_is_timed_to_its_first_message_whatever_this_device_is_set_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "edge-hand" / "config.toml"
+    config.parent.mkdir()
+    config.write_text('keys = "/none"\n')
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("EDGE_HAND_METRICS", "/none")
     arguments = ["--camera", "synthetic", "--mode", "160x120@30", "--engine", "onnxruntime", "--finder", "geometry"]
-    assert 0.1 < startup_s(arguments) < 30
+    assert 0.1 < startup_s([*arguments, "--no-fast"]) < 30
 
 
 def test_a_daemon_that_does_not_start_says_why() -> None:
     with pytest.raises(BenchError, match=r"^bench: a fresh daemon ended at once \(edge-hand: camera 'none': "):
         startup_s(["--camera", "none"])
+
+
+def test_what_was_measured_is_not_lost_with_a_daemon_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(arguments: list[str]) -> float:
+        raise BenchError("bench: a fresh daemon sent nothing within 30 s")
+
+    monkeypatch.setattr(measure, "startup_s", fails)
+    found = bench(
+        Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=1, frames=2, at_rate=False
+    )
+    assert found["frames"] == 2 and "startup_s" not in found
+    assert "start to first message: not measured, a fresh daemon sent nothing within 30 s" in table(found)
+
+
+@pytest.fixture
+def course_of() -> Iterator[Callable[[int], Course]]:
+    """A course over a camera that falls silent after so many frames."""
+
+    class Silent(Memory):
+        until = time.monotonic() + 20
+
+        def read(self, timeout_s: float = 1.0) -> DepthFrame:
+            try:
+                return super().read(timeout_s)
+            except EndOfStream:
+                assert time.monotonic() < self.until, "waited on and on"
+                time.sleep(0.02)
+                raise FrameTimeout("front: no frame") from None
+
+    with (
+        SyntheticCamera(0, "160x120@50", fps=0) as camera,
+        Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
+    ):
+        tracker = Tracker(open_engine("onnxruntime"))
+        yield lambda n: Course(Loop(Silent(camera, take_in(camera, n)), tracker, publisher))
+
+
+def test_a_camera_that_falls_silent_ends_with_the_time_and_that_is_told(
+    course_of: Callable[[int], Course], result: dict[str, Any]
+) -> None:
+    course = course_of(WARM_UP + 4)
+    course.warm_up()
+    course.go(seconds=1.0)
+    found = course.result()
+    assert found["frames"] == 4 and found["silent_s"] > 0
+    line = "the camera fell silent: no frame could be used in the last 480 s"
+    assert line in table({**result, "at_rate": {**result["at_rate"], "silent_s": 480.0}})
+    assert "silent" not in table(result)
+
+
+def test_a_camera_that_says_nothing_at_all_is_one_line(
+    course_of: Callable[[int], Course], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "SILENT_S", 0.1)
+    with pytest.raises(BenchError, match=r"^bench: no frame could be used for 0.1 s: front: no frame$"):
+        course_of(3).warm_up()
+    course = course_of(WARM_UP)
+    course.warm_up()
+    course.go(seconds=0.1)
+    with pytest.raises(BenchError, match=r"^bench: no frame could be used for 0.\d+ s: front: no frame$"):
+        course.result()
+
+
+def test_the_threads_are_those_that_serve_and_not_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuned = open_engine("onnxruntime", DEFAULT_MODEL, 2)  # as a tuning may find it where none were asked for
+    monkeypatch.setattr(measure, "open_engine", lambda *given, **options: tuned)
+    found = bench(
+        Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=0, frames=1, at_rate=False,
+        startup=False,
+    )  # fmt: skip
+    assert found["threads"] == 2
 
 
 # --- the picture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ from .usage import Usage, load
 STAGES = ("capture", "find", "crop", "engine", "refit", "publish", "total")
 WARM_UP = 20
 AT_RATE_S = 5.0
+SILENT_S = 10.0  # without a frame, before the first of them: then none will come
 READY_S = 1800.0  # a plan of TensorRT's may take that long to build
 BLOCK = 40  # frames between two turns of a peer
 DOTS = 400  # of the picture of latency over time
@@ -53,39 +55,45 @@ class Source(NamedTuple):
 
 
 class Course:
-    """A loop that is stepped, and what its frames took. seconds is the time from the first to the last of them."""
+    """A loop that is stepped, and what its frames took. seconds is the time from the first to the last of them,
+    silent_s that from the last of them to the end."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.taken = {stage: array("f") for stage in STAGES}  # us
         self.cpu_ms = array("f")
         self.at_s = array("d")
-        self.seconds = 0.0
+        self.seconds = self.silent_s = 0.0
         self.over = False
         self.dropped = 0
 
     def warm_up(self) -> None:
-        """The first frames, which do not count. Raises BenchError if there are no others."""
+        """The first frames, which do not count. Raises BenchError if there are no others, or none come."""
+        seen, heard = -1, 0.0
         while self.loop.totals.frames < WARM_UP and self.loop.step():
-            pass
+            if self.loop.totals.frames > seen:
+                seen, heard = self.loop.totals.frames, time.perf_counter()
+            elif time.perf_counter() - heard > SILENT_S:
+                raise silent(SILENT_S, self.loop)
         if self.loop.totals.frames < WARM_UP:
             raise too_few(self.loop.totals.frames)
 
     def go(self, frames: float = math.inf, seconds: float = math.inf) -> None:
-        """So many frames, or so long, or to the end of the stream."""
+        """So many frames, or so long whether or not frames come, or to the end of the stream."""
         loop, taken = self.loop, self.taken
         lost = loop.totals.dropped
         begun = time.perf_counter()
-        before, last = self.seconds, begun
+        before, last, now = self.seconds, begun, begun
         until = loop.totals.frames + frames
-        while loop.totals.frames < until and last - begun < seconds:
+        while loop.totals.frames < until and now - begun < seconds:
             seen, cpu = loop.totals.frames, time.process_time()
             if not loop.step():
                 self.over = True
                 break
+            now = time.perf_counter()
             if loop.totals.frames == seen:
                 continue
-            last = time.perf_counter()
+            last = now
             self.cpu_ms.append((time.process_time() - cpu) * 1e3)
             stages = loop.tracker.stages_us
             for stage in STAGES[:-2]:
@@ -93,7 +101,7 @@ class Course:
             taken["publish"].append(loop.publish_us)
             taken["total"].append(loop.total_us)
             self.at_s.append(before + last - begun)
-        self.seconds = before + last - begun
+        self.seconds, self.silent_s = before + last - begun, now - last
         self.dropped += loop.totals.dropped - lost
 
     def result(self) -> dict[str, Any]:
@@ -101,7 +109,7 @@ class Course:
         course."""
         total, n = np.asarray(self.taken["total"]), len(self.at_s)
         if n == 0:
-            raise too_few(self.loop.totals.frames)
+            raise silent(self.silent_s, self.loop) if self.silent_s else too_few(self.loop.totals.frames)
         return {
             "stages_us": {
                 stage: {f"p{p}": round(float(np.percentile(values, p)), 1) for p in (50, 95, 99)}
@@ -111,6 +119,7 @@ class Course:
             "fps": round(n / self.seconds, 2),
             "frames": n,
             "dropped": self.dropped,
+            "silent_s": round(self.silent_s, 1),
             "cpu_ms": {f"p{p}": round(float(np.percentile(self.cpu_ms, p)), 3) for p in (50, 95, 99)},
             "over_time": over_time(np.asarray(self.at_s), total),
         }
@@ -133,7 +142,7 @@ def bench(
 ) -> dict[str, Any]:
     """Measure flat out and at the sensor's rate, whichever is asked for; the first of them fills the result's own
     fields, the other is `at_rate`. seconds is for how long at the sensor's rate. Raises BenchError, or what camera and
-    engine do.
+    engine do; a fresh daemon that does not start is told as `startup_failed`.
 
     capture is the time from the frame's stamp to its pick-up, total from the stamp to after the last send. Frames come
     from memory, but for a live camera at its own rate.
@@ -180,7 +189,10 @@ def bench(
             "--threads",
             str(threads),
         ]
-        result["startup_s"] = startup_s([*source.arguments(), *fresh])
+        try:
+            result["startup_s"] = startup_s([*source.arguments(), *fresh])
+        except BenchError as error:  # the rest was measured
+            result["startup_failed"] = str(error).removeprefix("bench: ")
     card = opened.card
     return {
         **result,
@@ -190,7 +202,7 @@ def bench(
         "finder": getattr(finder, "engine", opened).name,
         "arithmetic": arithmetic.name,
         "model": {"name": card.name, "sha256": card.sha256, "precision": card.precision},
-        "threads": max(1, threads),
+        "threads": threads_of(opened),
         "versions": {name: version(name) for name in ("edge-hand", "onnxruntime", "numpy", "pyzmq")},
         "device": device(),
         "load": load(),
@@ -208,6 +220,12 @@ def ready(engine: Engine) -> Engine:
         for _ in range(PROBATION + 1):
             engine.run(blank)
     return engine
+
+
+def threads_of(engine: Engine) -> int | None:
+    """Those that the engine which serves really has, as its name says; None for one on a GPU."""
+    found = re.search(r"\b(\d+) threads?\b", engine.name)
+    return int(found[1]) if found else None
 
 
 def _flat_out(memory: Memory, tracker: Callable[[], Tracker], frames: int | None, peer: Peer | None) -> dict[str, Any]:
@@ -256,3 +274,7 @@ def over_time(at_s: Any, total_us: Any, dots: int = DOTS) -> dict[str, list[floa
 
 def too_few(frames: int) -> BenchError:
     return BenchError(f"bench: the camera gave {frames} frames, more than {WARM_UP} are needed")
+
+
+def silent(seconds: float, loop: Loop) -> BenchError:
+    return BenchError(f"bench: no frame could be used for {seconds:.3g} s: {loop.trouble}")

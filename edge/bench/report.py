@@ -11,6 +11,7 @@ from ...hand.whole import refusal, write_whole
 from . import BenchError
 
 BEGIN, END = "<!-- edge-hand bench merge -->", "<!-- end of bench merge -->"
+SILENT_S = 1.0  # at the end, which is told
 COLUMNS = (
     "device", "engine, model", "FPS flat out", "p50 ms", "p99 ms", "at the sensor's rate", "CPU", "MB", "watts",
     "start s", "x MediaPipe", "when",
@@ -35,6 +36,8 @@ def table(result: dict[str, Any]) -> str:
             f"dropped {paced['dropped']}"
         )
     use = paced or result
+    if use["silent_s"] > SILENT_S:
+        lines.append(f"the camera fell silent: no frame could be used in the last {use['silent_s']:.0f} s")
     watts = use["watts"]
     lines.append(
         (f"CPU {use['cpu_percent']:.0f} % of a core; " if "cpu_percent" in use else "")
@@ -43,6 +46,8 @@ def table(result: dict[str, Any]) -> str:
     )
     if "startup_s" in result:
         lines.append(f"start to first message {result['startup_s']:.2f} s")
+    if "startup_failed" in result:
+        lines.append(f"start to first message: not measured, {result['startup_failed']}")
     if "compare" in result:
         other = result["compare"]
         lines.append(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 ROOT = Path("/")
 # Vendors and models that say nothing.
 NO_NAMES = {"", "default string", "to be filled by o.e.m.", "system product name", "not specified", "none", "unknown"}
+NVIDIA = "0x10de"
 TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "SYS5V", "VIN_SYS_5V0")  # of a Jetson: what goes into the module, all in all
 
 
@@ -52,6 +53,17 @@ def board_name(root: Path = ROOT) -> str:
     dmi = root / "sys/class/dmi/id"
     names = [read(dmi / "sys_vendor"), read(dmi / "product_name")]
     return " ".join(name for name in names if name.lower() not in NO_NAMES)
+
+
+def has_nvidia(root: Path = ROOT) -> bool:
+    """Whether there is an NVIDIA GPU, on PCI or in the device tree, whatever the driver."""
+    pci = (root / "sys/bus/pci/devices").glob("*")
+    cards = [slot for slot in pci if read(slot / "vendor") == NVIDIA and read(slot / "class").startswith("0x03")]
+    return bool(cards) or is_jetson(root)
+
+
+def is_jetson(root: Path = ROOT) -> bool:
+    return "nvidia,tegra" in read(root / "proc/device-tree/compatible")
 
 
 def governors(root: Path = ROOT) -> dict[str, int]:

@@ -29,7 +29,8 @@ def doctor(context: click.Context, config_path: Path | None, instance: str | Non
     edge-hand doctor --json doctor.json
     """
     from .board import device
-    from .doctor import examine, lines
+    from .doctor import examine
+    from .finding import lines
 
     make_folders(json_path and json_path.parent)
     findings = examine(setup_of(context, config_path, instance))

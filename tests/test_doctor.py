@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from edge_hand.edge import board, doctor
-from edge_hand.edge.doctor import Finding, Setup, examine, lines
+from edge_hand.edge import board, doctor, doctor_machine
+from edge_hand.edge.doctor import Setup, examine
 from edge_hand.edge.engines.tensorrt.driver import CudaError, Gpu
+from edge_hand.edge.finding import Finding, lines
 from edge_hand.edge.keys import add_client, make_server
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS
 from edge_hand.edge.service import SOURCE
@@ -119,7 +120,7 @@ def test_a_well_connected_camera_is_well(tmp_path: Path) -> None:
     (camera,) = usb_cameras(tmp_path)
     assert (camera.name, camera.mbps, camera.saving) == ("Intel(R) RealSense(TM) 435", 5000, False)
     assert camera.node == tmp_path / "dev/bus/usb/002/005"
-    assert Finding("ok", f"camera {camera.name}", "USB 3, 5000 Mb/s") in doctor.cameras(tmp_path)
+    assert Finding("ok", f"camera {camera.name}", "USB 3, 5000 Mb/s") in doctor_machine.cameras(tmp_path)
 
 
 def test_a_camera_is_known_by_its_number_where_it_has_no_name(tmp_path: Path) -> None:
@@ -127,28 +128,28 @@ def test_a_camera_is_known_by_its_number_where_it_has_no_name(tmp_path: Path) ->
 
 
 def test_a_usb_2_link_and_power_saving_are_found(tmp_path: Path) -> None:
-    slow, asleep = of(doctor.cameras(plug_in(tmp_path, speed="480", control="auto")), "camera")
+    slow, asleep = of(doctor_machine.cameras(plug_in(tmp_path, speed="480", control="auto")), "camera")
     assert slow.level == "warn" and "USB 2 (480 Mb/s)" in slow.said and "cable" in slow.mend
     assert asleep.level == "warn" and "udevadm" in asleep.mend
 
 
 def test_no_camera_is_no_failure(tmp_path: Path) -> None:
-    (found,) = doctor.cameras(tmp_path)
+    (found,) = doctor_machine.cameras(tmp_path)
     assert found.level == "warn" and "--camera synthetic" in found.mend
 
 
 def test_a_plugged_in_camera_without_its_sdk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
-    found = doctor.cameras(plug_in(tmp_path))[0]
+    found = doctor_machine.cameras(plug_in(tmp_path))[0]
     assert (found.level, found.mend) == ("bad", "pip install 'edge-hand[realsense]'")
 
 
 def test_udev_rules_are_compared_with_ours(tmp_path: Path) -> None:
-    assert one(doctor.rights(tmp_path), "udev").level == "warn"
-    rules = put(tmp_path, {doctor.RULES: "older"}) / doctor.RULES
-    assert "another version" in one(doctor.rights(tmp_path), "udev").said
+    assert one(doctor_machine.rights(tmp_path), "udev").level == "warn"
+    rules = put(tmp_path, {doctor_machine.RULES: "older"}) / doctor_machine.RULES
+    assert "another version" in one(doctor_machine.rights(tmp_path), "udev").said
     shutil.copy(SOURCE / "99-edge-hand.rules", rules)
-    assert one(doctor.rights(tmp_path), "udev").level == "ok"
+    assert one(doctor_machine.rights(tmp_path), "udev").level == "ok"
 
 
 def test_a_user_outside_the_camera_s_groups_is_told_how_to_join(
@@ -156,7 +157,7 @@ def test_a_user_outside_the_camera_s_groups_is_told_how_to_join(
 ) -> None:
     put(tmp_path, {"etc/group": "video:x:44444:\nplugdev:x:55555:someone\n"})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    found = one(doctor.rights(tmp_path), "groups")
+    found = one(doctor_machine.rights(tmp_path), "groups")
     assert found.level == "warn" and "usermod -aG video,plugdev" in found.mend
 
 
@@ -211,7 +212,7 @@ def test_a_held_back_jetson_is_told_what_frees_it(tmp_path: Path) -> None:
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
         "sys/class/thermal/thermal_zone0/temp": "91000\n",
     })  # fmt: skip
-    found = doctor.clocks(tmp_path)
+    found = doctor_machine.clocks(tmp_path)
     assert [one(found, about).mend for about in ("power mode", "clocks")] == [
         "sudo nvpmodel -m 0",
         "sudo jetson_clocks",
@@ -221,7 +222,7 @@ def test_a_held_back_jetson_is_told_what_frees_it(tmp_path: Path) -> None:
 
 def test_full_clocks_are_well(tmp_path: Path) -> None:
     put(tmp_path, {f"sys/devices/system/cpu/cpu{k}/cpufreq/scaling_governor": "performance\n" for k in range(4)})
-    assert one(doctor.clocks(tmp_path), "clocks") == Finding("ok", "clocks", "performance on 4 cores")
+    assert one(doctor_machine.clocks(tmp_path), "clocks") == Finding("ok", "clocks", "performance on 4 cores")
 
 
 # --- files, address, keys

@@ -85,14 +85,29 @@ def clocks_mhz(root: Path = ROOT) -> tuple[int, int] | None:
 
 def power_mode(root: Path = ROOT) -> str:
     """A Jetson's nvpmodel ("MAXN", "15W"), else a PC's platform profile, else the CPU's governor; "" if none says."""
-    mode = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status"))
-    if mode:
-        named = re.search(
-            rf"^<\s*POWER_MODEL\s+ID={int(mode[1])}\s+NAME=(\S+?)\s*>", read(root / "etc/nvpmodel.conf"), re.MULTILINE
-        )
-        return named[1] if named else f"nvpmodel {int(mode[1])}"
+    mode = nvpmodel(root)
+    if mode is not None:
+        return nvpmodels(root).get(mode, f"nvpmodel {mode}")
     profile = read(root / "sys/firmware/acpi/platform_profile")
     return profile or ", ".join(governors(root))
+
+
+def nvpmodel(root: Path = ROOT) -> int | None:
+    """The number of the power mode that a Jetson is in; None where there is no such thing."""
+    mode = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status"))
+    return int(mode[1]) if mode else None
+
+
+def fastest_nvpmodel(root: Path = ROOT) -> int:
+    """The number of a Jetson's power mode without a limit: on an Orin Nano it is 2, MAXN_SUPER, and 0 is 15W."""
+    modes = nvpmodels(root)
+    return next((n for full in ("MAXN_SUPER", "MAXN") for n in modes if modes[n].startswith(full)), 0)
+
+
+def nvpmodels(root: Path = ROOT) -> dict[int, str]:
+    """The names of a Jetson's power modes by their numbers."""
+    lines = re.findall(r"^<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>", read(root / "etc/nvpmodel.conf"), re.MULTILINE)
+    return {int(number): name for number, name in lines}
 
 
 def power(root: Path = ROOT, seconds: float = 0.5) -> Power:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 from pathlib import Path
 
@@ -124,10 +123,10 @@ def clocks(root: Path = ROOT) -> list[Finding]:
     found = []
     mode, governors = board.power_mode(root), board.governors(root)
     jetson = is_jetson(root)
-    number = re.search(r"pmode:(\d+)", read(root / "var/lib/nvpmodel/status"))
-    if number and int(number[1]) != 0:
+    fastest = board.fastest_nvpmodel(root)
+    if board.nvpmodel(root) not in (None, fastest):
         said = f"nvpmodel {mode}: cores or clocks are held back"
-        found.append(Finding("warn", "power mode", said, "sudo nvpmodel -m 0"))
+        found.append(Finding("warn", "power mode", said, f"sudo nvpmodel -m {fastest}"))
     elif mode:
         found.append(Finding("ok", "power mode", mode))
     slow = [name for name in governors if name in ("powersave", "conservative")]

@@ -220,6 +220,27 @@ def test_a_held_back_jetson_is_told_what_frees_it(tmp_path: Path) -> None:
     assert one(found, "temperature").said.startswith("91 C")
 
 
+@pytest.mark.parametrize(
+    ("names", "fastest"),
+    [
+        ("15W 25W MAXN_SUPER", 2),  # Orin Nano, JetPack 6.2
+        ("MAXN_SUPER 10W 15W 25W 40W", 0),  # Orin NX, the same
+        ("MODE_15W MAXN MAXN_SUPER", 2),
+        ("MODE_10W MAXN", 1),
+        ("15W 7W", 0),  # Orin Nano before
+        ("", 0),
+    ],
+)
+def test_a_jetson_s_fastest_mode_goes_by_its_name(names: str, fastest: int, tmp_path: Path) -> None:
+    modes = [f"< POWER_MODEL ID={n} NAME={name} >\nCPU_ONLINE CORE_0 1\n" for n, name in enumerate(names.split())]
+    put(tmp_path, {"etc/nvpmodel.conf": "".join(modes), "var/lib/nvpmodel/status": f"pmode:{fastest:04}"})
+    name = dict(enumerate(names.split())).get(fastest, "nvpmodel 0")
+    assert one(doctor_machine.clocks(tmp_path), "power mode") == Finding("ok", "power mode", name)
+    put(tmp_path, {"var/lib/nvpmodel/status": f"pmode:{(fastest + 1) % 3:04}"})
+    held = one(doctor_machine.clocks(tmp_path), "power mode")
+    assert (held.level, held.mend) == ("warn", f"sudo nvpmodel -m {fastest}")
+
+
 def test_full_clocks_are_well(tmp_path: Path) -> None:
     put(tmp_path, {f"sys/devices/system/cpu/cpu{k}/cpufreq/scaling_governor": "performance\n" for k in range(4)})
     assert one(doctor_machine.clocks(tmp_path), "clocks") == Finding("ok", "clocks", "performance on 4 cores")

@@ -12,13 +12,14 @@ import os
 import re
 import socket
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from ..hand.whole import refusal
-from .board import ROOT, has_nvidia, is_jetson
+from .board import ROOT, has_nvidia, is_jetson, read
 from .compiling import standing
 from .doctor_machine import cameras, clocks, machine, rights
 from .engines.tensorrt import BELOW, LEAST
@@ -67,15 +68,29 @@ def gpu(root: Path = ROOT, ask: Callable[[], Gpu] = probe) -> list[Finding]:
     trt = next(
         (name for name in ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11") if _version(name)), None
     )
-    home = "sudo apt install tensorrt python3-libnvinfer" if is_jetson(root) else "pip install 'edge-hand[jetson]'"
     if trt is None and importlib.util.find_spec("tensorrt") is None:
-        return [*found, Finding("warn", "TensorRT", "it is not installed: the CPU serves instead of the GPU", home)]
+        return [*found, _no_tensorrt(root)]
     found += tensorrt_fits(_version(trt or "tensorrt"), cuda_of_tensorrt(), seen)
     if importlib.util.find_spec("pycuda") is None:
         found.append(Finding("bad", "PyCUDA", "it is not installed: TensorRT cannot be used", "pip install pycuda"))
     else:
         found.append(Finding("ok", "PyCUDA", _version("pycuda")))
     return found
+
+
+def _no_tensorrt(root: Path) -> Finding:
+    """On a Jetson it is the system's, which a virtual environment may not see."""
+    settings = read(Path(sys.prefix, "pyvenv.cfg"))
+    if not is_jetson(root):
+        said, mend = "it is not installed", "pip install 'edge-hand[jetson]'"
+    elif sys.prefix != sys.base_prefix and not re.search(r"(?im)^include-system-site-packages *= *true", settings):
+        said = f"{sys.prefix} does not see the system's, which JetPack installs"
+        python = Path(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info))
+        mend = f"{python} -m venv --system-site-packages --upgrade {sys.prefix}"
+        mend = mend if os.access(sys.prefix, os.W_OK) else f"sudo {mend}"
+    else:
+        said, mend = "it is not installed", "sudo apt install tensorrt python3-libnvinfer"
+    return Finding("warn", "TensorRT", f"{said}: the CPU serves instead of the GPU", mend)
 
 
 def tensorrt_fits(version: str, cuda: int | None, seen: Gpu) -> list[Finding]:

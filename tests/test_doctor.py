@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -179,12 +180,30 @@ def test_a_gpu_without_its_driver_is_bad(tmp_path: Path) -> None:
     assert found.level == "bad" and "no CUDA driver" in found.said and found.mend
 
 
-def test_a_gpu_that_nothing_uses_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One whose Python finds no TensorRT."""
     monkeypatch.setattr(doctor, "_version", lambda name: "")
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
-    put(tmp_path, {"proc/device-tree/compatible": "nvidia,p3768\0nvidia,tegra234\0"})
-    found = one(doctor.gpu(tmp_path, lambda: ORIN), "TensorRT")
+    return put(tmp_path, {"proc/device-tree/compatible": "nvidia,p3768\0nvidia,tegra234\0"})
+
+
+def test_a_gpu_that_nothing_uses_is_told(jetson: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)  # no virtual environment
+    found = one(doctor.gpu(jetson, lambda: ORIN), "TensorRT")
     assert found.level == "warn" and found.mend.startswith("sudo apt install tensorrt")
+
+
+def test_an_environment_that_does_not_see_the_system_s_tensorrt_is_opened(
+    jetson: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = jetson / "venv"
+    venv.create(home)
+    monkeypatch.setattr(sys, "prefix", str(home))
+    found = one(doctor.gpu(jetson, lambda: ORIN), "TensorRT")
+    assert found.mend.endswith(f" -m venv --system-site-packages --upgrade {home}")
+    subprocess.run([*found.mend.split(), "--without-pip"], check=True, timeout=60)
+    assert "JetPack" in found.said and "JetPack" not in one(doctor.gpu(jetson, lambda: ORIN), "TensorRT").said
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def open_arithmetic(say: Say, wait: bool = False) -> Arithmetic:
         return PLAIN
     try:
         if have < LEAST_NUMBA:
-            raise NotCompiled(f"numba {'.'.join(map(str, have))} is older than {'.'.join(map(str, LEAST_NUMBA))}")
+            raise NotCompiled(_too_old(have))
         folder = kept()
         if not folder.exists():
             child = _begin(wait)
@@ -188,15 +188,26 @@ def check(fast: Arithmetic) -> None:
         raise NotCompiled("what was compiled computes otherwise than numpy does")
 
 
-def standing() -> str:
-    """In a few words: what the next start will compute with, and what would be faster."""
-    if not numba_version():
-        return "numpy; pip install 'edge-hand[fast]' compiles it"
+def standing() -> tuple[str, str]:
+    """In a few words: what the next start will compute with, and what would be faster; and what mends it if it should
+    compile, and cannot."""
+    have = numba_version()
+    if not have:
+        return "numpy; pip install 'edge-hand[fast]' compiles it", ""
+    if have < LEAST_NUMBA:
+        return f"numpy, for {_too_old(have)}", "pip install --upgrade numba"
+    folder = kept()
     try:
-        said = json.loads((kept() / READY).read_text())
+        said = json.loads((folder / READY).read_text())
     except (OSError, ValueError):
-        return "numpy; the next run has it compiled for the one after"
-    return f"numpy, for compiling failed: {said['failed']}" if "failed" in said else "compiled"
+        return "numpy; the next run has it compiled for the one after", ""
+    if "failed" in said:
+        return f"numpy, for compiling failed: {said['failed']}", f"rm -r {folder}, and the next run compiles anew"
+    return "compiled", ""
+
+
+def _too_old(have: tuple[int, ...]) -> str:
+    return f"numba {'.'.join(map(str, have))} is older than {'.'.join(map(str, LEAST_NUMBA))}"
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ import pytest
 from edge_hand.edge import compiling
 from edge_hand.edge.arithmetic import PLAIN, Arithmetic
 from edge_hand.edge.compiling import NotCompiled, open_arithmetic
+from edge_hand.edge.doctor import arithmetic as arithmetic_finding
 from edge_hand.edge.refit import Refit
 from edge_hand.hand.kinematics import Shape
 
@@ -58,19 +59,20 @@ def opened(wait: bool = False) -> tuple[Arithmetic, list[str]]:
 def test_without_numba_it_is_numpy_and_nothing_is_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "numba_version", lambda: ())
     assert opened() == (PLAIN, []) and not cache.exists()
-    assert compiling.standing() == "numpy; pip install 'edge-hand[fast]' compiles it"
+    assert compiling.standing() == ("numpy; pip install 'edge-hand[fast]' compiles it", "")
 
 
 def test_an_old_numba_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "numba_version", lambda: (0, 55))
     assert opened() == (PLAIN, ["arithmetic: numpy, for numba 0.55 is older than 0.59"])
+    assert compiling.standing() == ("numpy, for numba 0.55 is older than 0.59", "pip install --upgrade numba")
 
 
 def test_the_first_run_stays_with_numpy_and_the_second_takes_what_it_had_compiled(cache: Path) -> None:
-    assert compiling.standing() == "numpy; the next run has it compiled for the one after"
+    assert compiling.standing() == ("numpy; the next run has it compiled for the one after", "")
     arithmetic, said = opened()
     assert arithmetic is PLAIN and len(said) == 1 and "numba compiles it for the next start" in said[0]
-    assert compiling.standing() == "compiled"
+    assert compiling.standing() == ("compiled", "")
     assert opened() == (TOGETHER, [])
 
 
@@ -137,7 +139,9 @@ def test_a_failure_to_compile_is_remembered_and_not_tried_at_each_start(
     arithmetic, said = opened()
     assert arithmetic is PLAIN and len(said) == 1 and len(tries) == 1
     assert "for compiling failed: LLVM does not know this CPU; `rm -r " in said[0]
-    assert compiling.standing() == "numpy, for compiling failed: LLVM does not know this CPU"
+    (found,) = arithmetic_finding()
+    assert (found.level, found.said) == ("warn", "numpy, for compiling failed: LLVM does not know this CPU")
+    assert found.mend == f"rm -r {compiling.kept()}, and the next run compiles anew"
 
 
 def test_what_computes_otherwise_than_numpy_is_never_used(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from .keys import KeysError, clients, load_server
 from .model_card import MODELS, ModelError, load_card
 
 PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgpack", "openvino", "pyrealsense2", "tensorrt", "pycuda", "mediapipe")
+SERVICE_USER = "edge-hand"
 
 
 class Setup(NamedTuple):
@@ -46,8 +47,8 @@ def examine(setup: Setup, root: Path = ROOT, models: Path = MODELS, cache: Path 
     """Everything, in the order in which it is read."""
     parts: list[list[Finding]] = [
         machine(root), cameras(root), rights(root), gpu(root), clocks(root), engine_cache(cache or cache_folder()),
-        the_models(models, setup.model), the_config(setup), port(setup.bind), the_keys(setup.keys), arithmetic(),
-        packages(),
+        the_models(models, setup.model), the_config(setup), port(setup.bind),
+        the_keys(setup.keys, setup.config, root), arithmetic(), packages(),
     ]  # fmt: skip
     return [finding for part in parts for finding in part]
 
@@ -203,19 +204,26 @@ def _ipc(bind: str) -> list[Finding]:
     return [Finding("ok", "address", bind)]
 
 
-def the_keys(folder: Path | None) -> list[Finding]:
-    """Modes and owners of the daemon's keys."""
+def the_keys(folder: Path | None, config: Path | None = None, root: Path = ROOT) -> list[Finding]:
+    """Modes and owners of the daemon's keys; of those that the service's configuration names, whether they are its
+    user's, too."""
     if folder is None:
         return [Finding("ok", "keys", "none are set: this machine's own programs can listen, no others")]
     try:
         load_server(folder)
         names = sorted(clients(folder).values())
+        owners = {path.stat().st_uid: path for path in (folder, *folder.rglob("*"))}
     except KeysError as error:
         said, _, mend = str(error).rpartition(": ")
         return [Finding("bad", "keys", said or mend, mend if said else "")]
     except OSError as error:
         said = f"{folder} cannot be read ({refusal(error)})"
         return [Finding("bad", "keys", said, "run it as the daemon's user, or with sudo")]
+    user = re.search(rf"(?m)^{SERVICE_USER}:[^:]*:(\d+):", read(root / "etc/passwd"))
+    others = [path for uid, path in owners.items() if user and uid != int(user[1])]
+    if others and config == root / "etc/edge-hand/config.toml":
+        said = f"{others[0]} is not {SERVICE_USER}'s: the service cannot use it"
+        return [Finding("warn", "keys", said, f"sudo chown -R {SERVICE_USER}: {folder}")]
     return [
         Finding("ok", "keys", f"{folder}, for {', '.join(names) or 'nobody yet: edge-hand keys add ' + str(folder)}")
     ]

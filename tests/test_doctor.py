@@ -327,6 +327,19 @@ def test_keys_that_others_can_read_are_bad(tmp_path: Path) -> None:
     assert found.level == "bad" and found.mend == f"chmod 600 {folder / 'server.key_secret'}"
 
 
+def test_keys_of_the_service_must_be_its_user_s(tmp_path: Path) -> None:
+    folder, config = tmp_path / "keys", tmp_path / "etc/edge-hand/config.toml"
+    make_server(folder)
+    add_client(folder, "robot", tmp_path / "robot.key_secret")
+    assert one(doctor.the_keys(folder, config, tmp_path), "keys").level == "ok"  # no service is installed
+    put(tmp_path, {"etc/passwd": f"root:x:0:0::/root:/bin/sh\nedge-hand:x:{os.getuid() + 1}:990::/:/bin/false\n"})
+    found = one(doctor.the_keys(folder, config, tmp_path), "keys")
+    assert (found.level, found.mend) == ("warn", f"sudo chown -R edge-hand: {folder}")
+    assert one(doctor.the_keys(folder, tmp_path / "mine.toml", tmp_path), "keys").level == "ok"
+    put(tmp_path, {"etc/passwd": f"edge-hand:x:{os.getuid()}:990::/:/bin/false\n"})
+    assert one(doctor.the_keys(folder, config, tmp_path), "keys").level == "ok"
+
+
 # --- all together
 
 

@@ -268,8 +268,11 @@ def _of(engine: Engine) -> str:
 
 def _close(engine: Engine | None) -> None:
     close = getattr(engine, "close", None)
-    if close is not None:
-        close()
+    if engine is not None and close is not None:
+        try:
+            close()
+        except Exception as error:  # of whatever kind: a GPU that failed fails again, and another engine serves already
+            _log.warning("engine: %s cannot be closed: %s", _of(engine), " ".join(str(error).split())[:200])
     threading.Thread(target=_give_memory_back, name="give back", daemon=True).start()
 
 

@@ -159,6 +159,35 @@ def test_an_old_engine_that_fails_as_well_is_opened_anew() -> None:
     assert engine.card == load_card(DEFAULT_MODEL) and "broken" not in engine.name
 
 
+class Stuck(Broken):
+    """As a GPU whose context is lost: closing fails as running did."""
+
+    def close(self) -> None:
+        super().close()
+        raise RuntimeError("cuStreamSynchronize failed:\nan illegal memory access was encountered")
+
+
+def test_an_engine_that_can_not_even_be_closed_is_left_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """On probation, afterwards, and when it was opened anew."""
+    image, expected = crops(64)[0], opened(DEFAULT_MODEL)().run(crops(64)[0])[0]
+    stuck, fresh = Stuck("raises"), Stuck("raises")
+    fresh.runs = 10**6
+    openers = [lambda: fresh, opened(DEFAULT_MODEL)]
+    on_probation = SwapEngine(opened(DEFAULT_MODEL)(), openers=openers)
+    on_probation.offer(lambda: stuck, opened(FLOAT), 0.01)
+    assert on_probation.wait(20)
+    proven = SwapEngine(Stuck("raises"), openers=openers)
+    for engine in (on_probation, proven):
+        outputs = [engine.run(image)[0] for _ in range(len(crops(64)) + 4)]
+        np.testing.assert_array_equal(outputs[-1], expected)
+        assert engine.card == load_card(DEFAULT_MODEL)
+    assert stuck.closed and fresh.closed and len(caplog.messages) == 3
+    assert caplog.messages[0] == (
+        "engine: dgn-nano on broken engine cannot be closed: "
+        "cuStreamSynchronize failed: an illegal memory access was encountered"
+    )
+
+
 def test_a_change_can_be_taken_back_on_demand(adapted: Path) -> None:
     image = crops(64)[0]
     engine = SwapEngine(opened(FLOAT)())

@@ -200,6 +200,26 @@ def test_a_plan_that_does_not_run_is_one_line(fault: dict[str, Any], why: str) -
     assert str(caught.value) == why
 
 
+def test_a_gpu_that_failed_is_given_back_what_it_holds() -> None:
+    closed = []
+
+    class Lost(HostMemory):
+        def synchronize(self) -> None:
+            if self.launches > 1:  # CUDA's errors stay
+                raise RuntimeError("cuStreamSynchronize failed: an illegal memory access was encountered")
+
+        def capture(self, enqueue: Any) -> Graph:
+            return super().capture(enqueue)._replace(close=lambda: closed.append(True))
+
+    engine = running(memory=Lost())
+    with pytest.raises(ModelError, match="illegal memory access"):
+        engine.run(crops(64)[0])
+    engine.close()
+    assert closed == [True]
+    assert (engine._graph, engine._context, engine._engine, engine._runtime) == (None, None, None, None)
+    assert (engine._inputs, engine._outputs) == ([], [])
+
+
 def test_a_plan_of_another_network_or_rubbish_is_refused() -> None:
     with pytest.raises(ModelError, match=r"^tensorrt: the plan cannot be loaded "):
         TensorRtEngine(stand_in(), b"rubbish", load_card(FLOAT), HostMemory())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,10 @@ class TensorRtEngine:
             return [buffer.host.copy() for buffer in self._outputs]
 
     def close(self) -> None:
-        """Free what is on the GPU; it does not run any more."""
+        """Free what is on the GPU, of one that failed too; it does not run any more."""
         with self._memory.current():
-            self._memory.synchronize()
+            with contextlib.suppress(Exception):  # CUDA's errors stay: what failed a frame fails here again
+                self._memory.synchronize()
             if self._graph is not None:
                 self._graph.close()
             self._graph = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import shutil
 from contextlib import nullcontext
@@ -200,26 +201,6 @@ def test_a_plan_that_does_not_run_is_one_line(fault: dict[str, Any], why: str) -
     assert str(caught.value) == why
 
 
-def test_a_gpu_that_failed_is_given_back_what_it_holds() -> None:
-    closed = []
-
-    class Lost(HostMemory):
-        def synchronize(self) -> None:
-            if self.launches > 1:  # CUDA's errors stay
-                raise RuntimeError("cuStreamSynchronize failed: an illegal memory access was encountered")
-
-        def capture(self, enqueue: Any) -> Graph:
-            return super().capture(enqueue)._replace(close=lambda: closed.append(True))
-
-    engine = running(memory=Lost())
-    with pytest.raises(ModelError, match="illegal memory access"):
-        engine.run(crops(64)[0])
-    engine.close()
-    assert closed == [True]
-    assert (engine._graph, engine._context, engine._engine, engine._runtime) == (None, None, None, None)
-    assert (engine._inputs, engine._outputs) == ([], [])
-
-
 def test_a_plan_of_another_network_or_rubbish_is_refused() -> None:
     with pytest.raises(ModelError, match=r"^tensorrt: the plan cannot be loaded "):
         TensorRtEngine(stand_in(), b"rubbish", load_card(FLOAT), HostMemory())
@@ -247,6 +228,46 @@ def test_a_kept_plan_that_tensorrt_does_not_take_is_built_again(
     assert engine.name.endswith(", built anew)")
     again = tensorrt.from_cache(trt, FLOAT, card, key, Job(), HostMemory())
     assert again.name.endswith(" of the cache)")
+
+
+def test_a_kept_plan_stays_until_another_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_HAND_CACHE", str(tmp_path))
+    card, builds = load_card(FLOAT), list[bool]()
+    key = plan_key(stand_in(), GPU, card, Job())
+
+    def build(*_: Any) -> Any:
+        builds.append(True)
+        raise ModelError("tensorrt: no plan: it took over 1800 s")
+
+    def opened(trt: Any, data: bytes, why: str) -> None:
+        tensorrt.plan.write(key.path(tmp_path), key, data)
+        with pytest.raises(ModelError, match=why):
+            tensorrt.from_cache(trt, FLOAT, card, key, Job(), HostMemory())
+        assert tensorrt.plan.read(key.path(tmp_path), key) == data
+
+    monkeypatch.setattr(tensorrt.plan, "run_build", build)
+    opened(stand_in(context=True), plan_of(FLOAT), r"no execution context \(out of memory\?\)$")
+    opened(stand_in(execute=True), plan_of(FLOAT), "the GPU did not take the frame$")
+    assert not builds  # the plan is good, the GPU is full
+    opened(stand_in(), b"no longer a plan", "it took over 1800 s$")
+    assert len(builds) == 1
+
+
+def test_a_kept_plan_that_cannot_be_replaced_costs_a_build_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setenv("EDGE_HAND_CACHE", str(tmp_path))
+    card, trt = load_card(FLOAT), stand_in()
+    key = plan_key(trt, GPU, card, Job())
+    tensorrt.plan.write(key.path(tmp_path), key, b"no longer a plan")
+    monkeypatch.setattr(tensorrt.plan, "run_build", lambda *a: (plan_of(FLOAT), b""))
+    monkeypatch.setattr(tensorrt.plan, "write", read_only)
+    monkeypatch.setattr(Path, "unlink", read_only)
+    engine = tensorrt.from_cache(trt, FLOAT, card, key, Job(), HostMemory())
+    assert engine.name.endswith(f", built anew, not kept ({tmp_path}: Read-only file system))")
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from ...probe import compare, crops
 from ..onnxruntime import OnnxRuntimeEngine
 from .build import Job, version
 from .driver import CudaError, Gpu, probe
-from .engine import TensorRtEngine
+from .engine import PlanRefused, TensorRtEngine
 from .memory import CudaMemory
-from .plan import Plan, PlanKey, cache_folder, get_plan
+from .plan import PlanKey, get_plan
 from .structure import structure
 
 LEAST, BELOW = (10, 3), (12, 0)
@@ -80,17 +80,16 @@ def open_engine(model: Path, card: ModelCard, threads: int, *, refit: bool = Fal
 
 
 def from_cache(trt: Any, model: Path, card: ModelCard, key: PlanKey, job: Job, memory: Any) -> TensorRtEngine:
-    """The kept plan if TensorRT takes it, else a new one."""
-    for again in (True, False):
-        plan: Plan = get_plan(model, key, job, say=lambda line: _log.info("%s", line))
-        try:
-            return TensorRtEngine(trt, plan.data, card, memory, plan.note)
-        except ModelError as error:
-            if not (again and plan.kept):
-                raise
-            _log.warning("%s; building it again", error)
-            key.path(cache_folder()).unlink(missing_ok=True)
-    raise AssertionError
+    """The kept plan if TensorRT takes it, else a new one in its place. Raises ModelError."""
+    plan = get_plan(model, key, job, say=_tell)
+    try:
+        return TensorRtEngine(trt, plan.data, card, memory, plan.note)
+    except PlanRefused as error:
+        if not plan.kept:
+            raise
+        _log.warning("%s; building it again", error)
+    plan = get_plan(model, key, job, say=_tell, refused=plan.data)
+    return TensorRtEngine(trt, plan.data, card, memory, plan.note)
 
 
 def refitted(engine: TensorRtEngine, model: Path, threads: int = 1) -> TensorRtEngine | None:
@@ -107,7 +106,7 @@ def refitted(engine: TensorRtEngine, model: Path, threads: int = 1) -> TensorRtE
         made.structure = engine.structure
         check(made, file, card, threads)
         return made
-    except Exception as error:  # PyCUDA's have no base class of their own
+    except Exception as error:  # of whatever kind: a plan can be built
         _log.warning("%s; building instead", " ".join(str(error).split())[:300])
         return None
 
@@ -143,6 +142,10 @@ def _import() -> Any:
     if not LEAST <= version(trt) < BELOW:
         raise ModelError(f"tensorrt: version {trt.__version__}; this edge-hand needs 10.3 or newer, below 12")
     return trt
+
+
+def _tell(line: str) -> None:
+    _log.info("%s", line)
 
 
 def _training(card: ModelCard) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...model_card import ModelCard, ModelError
 from .build import make_logger
-from .driver import CudaError, Graph
+from .driver import Graph
 from .memory import Buffer, Memory
 
 Array = NDArray[Any]
@@ -20,11 +20,16 @@ _log = logging.getLogger(__name__)
 _loggers: dict[str, Any] = {}  # TensorRT keeps the first logger of a process, so there is one
 
 
+class PlanRefused(ModelError):
+    """TensorRT does not load the plan; a new one may be better."""
+
+
 class TensorRtEngine:
     """Not to be shared between threads, but it may be made in another one than it is used in.
 
     weights, an ONNX file of the same structure as the plan's, replaces the plan's weights before anything runs: nothing
-    is pending then, and the graph is captured afterwards. Raises ModelError; what was half refitted is thrown away.
+    is pending then, and the graph is captured afterwards. Raises ModelError, PlanRefused if the plan cannot be
+    loaded; what was half refitted is thrown away.
     """
 
     def __init__(
@@ -39,7 +44,7 @@ class TensorRtEngine:
             self._runtime = trt.Runtime(logger)
             self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
-                raise ModelError("tensorrt: the plan cannot be loaded (of another TensorRT or GPU, or damaged)")
+                raise PlanRefused("tensorrt: the plan cannot be loaded (of another TensorRT or GPU, or damaged)")
             self.refittable = bool(self._engine.refittable)
             if weights is not None:
                 _refit(trt, self._engine, logger, weights)
@@ -65,16 +70,11 @@ class TensorRtEngine:
         """The card's outputs, in arrays of their own. Raises ModelError if the GPU fails."""
         with self._memory.current():
             self._inputs[0].host[...] = image
-            try:
-                if self._graph is None:
-                    self._enqueue()
-                else:
-                    self._graph.launch()
-                self._memory.synchronize()
-            except ModelError:
-                raise
-            except Exception as error:  # pycuda's own, of no common base class
-                raise ModelError(f"tensorrt: {error}") from None
+            if self._graph is None:
+                self._enqueue()
+            else:
+                self._graph.launch()
+            self._memory.synchronize()
             return [buffer.host.copy() for buffer in self._outputs]
 
     def close(self) -> None:
@@ -119,7 +119,7 @@ class TensorRtEngine:
             graph = self._memory.capture(self._enqueue)
             graph.launch()
             self._memory.synchronize()
-        except (CudaError, ModelError) as error:
+        except Exception as error:  # the driver's, PyCUDA's or TensorRT's: each frame can do without a graph
             _log.warning("tensorrt: no CUDA graph (%s)", error)
             return "no graph"
         self._graph = graph

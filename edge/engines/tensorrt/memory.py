@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
 from ...model_card import ModelError
-from .driver import Graph, capture
+from .driver import CudaError, Graph, capture
 
 
 class Buffer(NamedTuple):
@@ -23,7 +23,8 @@ class Buffer(NamedTuple):
 
 
 class Memory(Protocol):
-    """What the engine needs of the GPU beside TensorRT. Everything but current() is called inside current()."""
+    """What the engine needs of the GPU beside TensorRT. Everything but current() is called inside current(), which
+    raises ModelError for whatever the GPU refuses there."""
 
     unified: bool
     stream: int
@@ -46,14 +47,14 @@ class CudaMemory:
     def __init__(self, unified: bool) -> None:
         try:
             import pycuda.driver as cuda
-
-            cuda.init()
         except ImportError as error:
             raise ModelError(f"pycuda is not installed ({error}); pip install 'edge-hand[jetson]'") from None
-        except Exception as error:  # pycuda's own, of no common base class
-            raise ModelError(f"pycuda: {error}") from None
         self.unified, self._cuda = unified, cuda
-        self._context = cuda.Device(0).retain_primary_context()
+        try:
+            cuda.init()
+            self._context = cuda.Device(0).retain_primary_context()
+        except cuda.Error as error:
+            raise ModelError(f"pycuda: {' '.join(str(error).split())}") from None
         with self.current():
             self._stream = cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
         self.stream = int(self._stream.handle)
@@ -61,11 +62,14 @@ class CudaMemory:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        self._context.push()
         try:
-            yield
-        finally:
-            self._context.pop()
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._context.pop()
+        except (CudaError, self._cuda.Error) as error:  # the driver's, called here, and PyCUDA's
+            raise ModelError(f"tensorrt: {' '.join(str(error).split())}") from None
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         flags = self._cuda.host_alloc_flags.DEVICEMAP if self.unified else 0

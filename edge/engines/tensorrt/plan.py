@@ -70,16 +70,20 @@ def cache_folder() -> Path:
 
 def get_plan(
     model: Path, key: PlanKey, job: Job, *, folder: Path | None = None, say: Say = lambda line: None,
-    limit_s: float = BUILD_LIMIT_S,
+    limit_s: float = BUILD_LIMIT_S, refused: bytes = b"",
 ) -> Plan:  # fmt: skip
-    """The kept plan, or a new one. say hears how the build goes. Raises ModelError, one line.
+    """The kept plan unless it is the one that TensorRT refused, or a new one, which takes its place. say hears how the
+    build goes. Raises ModelError, one line.
 
     A cache that cannot be written costs a build at every start, nothing else.
     """
     folder = folder or cache_folder()
     path = key.path(folder)
     try:
-        return Plan(read(path, key), f"plan {path.name[:8]} of the cache", kept=True)
+        data = read(path, key)
+        if data != refused:
+            return Plan(data, f"plan {path.name[:8]} of the cache", kept=True)
+        why = "the kept one was refused"
     except FileNotFoundError:
         why = "none kept"
     except (OSError, ValueError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 from edge_hand.edge.engines.tensorrt import plan as plans
 from edge_hand.edge.engines.tensorrt.build import Job
-from edge_hand.edge.engines.tensorrt.plan import PlanKey, cache_folder, get_plan, prune, read, run_build, write
+from edge_hand.edge.engines.tensorrt.plan import Plan, PlanKey, cache_folder, get_plan, prune, read, run_build, write
 from edge_hand.edge.model_card import MODELS, ModelError
 
 KEY = PlanKey("10.3.0", "Orin", "8.7", "CUDA 12.6", "a" * 64, "fp16", "level=3")
@@ -109,7 +111,47 @@ def test_a_plan_is_built_once_and_then_kept(model: Path, tmp_path: Path) -> None
     ]
     again = get_plan(model, KEY, Job("no_such_module"), folder=tmp_path / "cache")
     assert again.data == first.data and again.kept
-    assert sorted(f.suffix for f in (tmp_path / "cache").iterdir()) == [".plan", ".timings"]
+    assert sorted(f.suffix for f in (tmp_path / "cache").iterdir()) == [".lock", ".plan", ".timings"]
+
+
+def test_of_two_that_want_the_same_plan_one_builds_and_the_other_waits_for_it(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, waits, builds, said, got = threading.Event(), threading.Event(), list[Path](), list[str](), list[Plan]()
+
+    def build(*_: Any) -> tuple[bytes, bytes]:
+        builds.append(model)
+        begun.set()
+        waits.wait(5)
+        return b"PLAN", b""
+
+    def tell(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    monkeypatch.setattr(plans, "run_build", build)
+    first = threading.Thread(target=get_plan, args=(model, KEY, BUILDER), kwargs={"folder": tmp_path / "cache"})
+    first.start()
+    assert begun.wait(5) and plans.building()
+    got.append(get_plan(model, KEY, BUILDER, folder=tmp_path / "cache", say=tell))
+    first.join(5)
+    assert len(builds) == 1 and said == ["tensorrt: another process builds a plan; waiting for it"]
+    assert got[0].data == b"PLAN" and got[0].kept and not plans.building()
+
+
+def test_who_waits_for_one_that_ends_without_a_plan_builds_it(model: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    other = (tmp_path / plans.LOCK).open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+
+    def tell(line: str) -> None:
+        lines.append(line)
+        other.close()  # as when it is killed
+
+    plan = get_plan(model, KEY, BUILDER, folder=tmp_path, say=tell)
+    assert plan.data.startswith(b"PLAN net") and not plan.kept
+    assert lines[0] == "tensorrt: another process builds a plan; waiting for it"
+    assert lines[1] == "tensorrt: building a plan for net.onnx (none kept)"
 
 
 @pytest.mark.parametrize("name", PlanKey._fields)

@@ -8,6 +8,7 @@ is built again.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,6 +29,8 @@ LARGEST_PLAN_BYTES = 256 << 20
 CACHE_BYTES = 1 << 30
 BUILD_LIMIT_S = 1800.0
 HEADER_BYTES = 8192
+LOCK = "plans.lock"
+_building: list[Path] = []  # the caches for which threads of this process build
 
 Say = Callable[[str], None]
 
@@ -79,32 +82,35 @@ def get_plan(
     """
     folder = folder or cache_folder()
     path = key.path(folder)
-    try:
-        data = read(path, key)
-        if data != refused:
-            return Plan(data, f"plan {path.name[:8]} of the cache", kept=True)
-        why = "the kept one was refused"
-    except FileNotFoundError:
-        why = "none kept"
-    except (OSError, ValueError) as error:
-        why = str(error)
-    say(f"tensorrt: building a plan for {model.name} ({why})")
-    try:
-        timings = read(key.timings(folder), key, whole=False)
-    except (OSError, ValueError):
-        timings = b""
-    data, learnt = run_build(job, model.read_bytes(), timings, say, limit_s)
-    note = f"plan {path.name[:8]}, built anew"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write(path, key, data)
-        if learnt:
-            write(key.timings(folder), key, learnt)
-        prune(folder, keep=path)
-    except OSError as error:
-        note += f", not kept ({folder}: {error.strerror or error})"
-        say(f"tensorrt: {note}")
-    return Plan(data, note)
+    kept = _kept(path, key, refused)
+    if isinstance(kept, Plan):
+        return kept
+    with _alone(folder, say):
+        kept = _kept(path, key, refused)  # by another process, while this one waited for it
+        if isinstance(kept, Plan):
+            return kept
+        say(f"tensorrt: building a plan for {model.name} ({kept})")
+        try:
+            timings = read(key.timings(folder), key, whole=False)
+        except (OSError, ValueError):
+            timings = b""
+        data, learnt = run_build(job, model.read_bytes(), timings, say, limit_s)
+        note = f"plan {path.name[:8]}, built anew"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write(path, key, data)
+            if learnt:
+                write(key.timings(folder), key, learnt)
+            prune(folder, keep=path)
+        except OSError as error:
+            note += f", not kept ({folder}: {error.strerror or error})"
+            say(f"tensorrt: {note}")
+        return Plan(data, note)
+
+
+def building() -> bool:
+    """Whether a thread of this process builds a plan, or waits for another process that does."""
+    return bool(_building)
 
 
 def read(path: Path, key: PlanKey, whole: bool = True) -> bytes:
@@ -176,6 +182,37 @@ def run_build(job: Job, model: bytes, timings: bytes, say: Say, limit_s: float) 
     if len(done[0]) > LARGEST_PLAN_BYTES:
         raise ModelError(f"tensorrt: no plan: it has {len(done[0]) >> 20} MB, allowed are {LARGEST_PLAN_BYTES >> 20}")
     return done
+
+
+def _kept(path: Path, key: PlanKey, refused: bytes) -> Plan | str:
+    """The kept plan, or why there is none to be used."""
+    try:
+        data = read(path, key)
+    except FileNotFoundError:
+        return "none kept"
+    except (OSError, ValueError) as error:
+        return str(error)
+    if data == refused:
+        return "the kept one was refused"
+    return Plan(data, f"plan {path.name[:8]} of the cache", kept=True)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path, say: Say) -> Iterator[None]:
+    """One process builds for a cache at a time: two would spoil each other's timings, and often want the same plan.
+    Without a folder that can be written each builds for itself."""
+    _building.append(folder)
+    with contextlib.ExitStack() as stack:
+        stack.callback(_building.remove, folder)
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context((folder / LOCK).open("w"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("tensorrt: another process builds a plan; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _listen(stream: BinaryIO | Any, say: Say) -> tuple[bytes, bytes] | None:

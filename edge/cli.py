@@ -110,6 +110,7 @@ def run(
     from .cli_record import clock_of, recording_to
     from .compiling import open_arithmetic
     from .desk import Desk
+    from .engines.tensorrt.plan import building
     from .finder import open_finder
     from .health import watch_health
     from .log import LOG, StateLog, open_log
@@ -130,7 +131,8 @@ def run(
     if note := own_note(context):
         tell(note)
     tuned = tune and not deterministic
-    serving = open_lasting_engine(engine, model, threads, tell, tuned, refit_plans)
+    with notifier.alive_while(building):
+        serving = open_lasting_engine(engine, model, threads, tell, tuned, refit_plans)
     arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
     proposer = open_finder(finder, threads, say=tell, tune=tuned and engine == "auto")
     tracker = Tracker(serving, proposer, smooth, hands, new_person=person_maker(person), arithmetic=arithmetic)

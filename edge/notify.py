@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 PUT_OFF_S = 60
+LOOK_S = 1.0
 
 
 class Notifier:
@@ -35,14 +38,32 @@ class Notifier:
         self._ping()
 
     def alive(self) -> None:
-        """No frame came, but the camera was tried again: it is known what is missing. Before the first frame this puts
-        off the time by which the service must be ready."""
+        """No frame came, but the camera was tried again or a plan is being built: it is known what is missing. Before
+        the first frame this puts off the time by which the service must be ready."""
         if self._ready:
             self._ping()
         elif time.monotonic() - self._put_off_s > PUT_OFF_S / 3 and self._send(
             f"EXTEND_TIMEOUT_USEC={PUT_OFF_S}000000"
         ):
             self._put_off_s = time.monotonic()
+
+    @contextlib.contextmanager
+    def alive_while(self, busy: Callable[[], bool]) -> Iterator[None]:
+        """For what holds up its thread: as long as the block lasts and busy() holds, alive() is called beside it."""
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(LOOK_S):
+                if busy():
+                    self.alive()
+
+        beside = threading.Thread(target=look, name="alive", daemon=True)
+        beside.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beside.join()
 
     def _ping(self) -> None:
         now_s = time.monotonic()

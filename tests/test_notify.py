@@ -8,13 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
+from edge_hand.edge import notify
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.cli import cli
+from edge_hand.edge.engines.tensorrt import plan
+from edge_hand.edge.engines.tensorrt.build import Job
+from edge_hand.edge.model_card import ModelError
 from edge_hand.edge.notify import Notifier
 from edge_hand.edge.recording import RecordingWriter
 
@@ -71,6 +79,35 @@ def test_a_camera_that_is_tried_again_puts_readiness_off_and_later_is_a_sign_of_
         time.sleep(0.11)
         notifier.alive()
         assert heard(listening) == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
+
+
+def test_a_plan_that_is_built_puts_readiness_off_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`edge-hand run` up to its engine, which comes late in each of two ways, and never."""
+    address, told = str(tmp_path / "notify"), list[str]()
+    (tmp_path / "net.onnx").write_bytes(b"net")
+
+    def wait(*_: Any) -> Any:
+        end_s = time.monotonic() + 0.5
+        while not told and time.monotonic() < end_s:
+            told.extend(heard(listening))
+        raise ModelError("it came to nothing")
+
+    def builds(*_: Any) -> Any:
+        plan.get_plan(tmp_path / "net.onnx", key, Job(), folder=tmp_path)
+
+    key = plan.PlanKey("10.3.0", "Orin", "8.7", "CUDA 12.6", "a" * 64, "fp16", "level=3")
+    monkeypatch.setattr(notify, "LOOK_S", 0.01)
+    monkeypatch.setattr(plan, "run_build", wait)
+    monkeypatch.setattr("edge_hand.edge.desk.Desk", lambda *_: None)  # the signals stay pytest's
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+    with manager(address) as listening:
+        for opening, expected in ((wait, []), (builds, ["EXTEND_TIMEOUT_USEC=60000000"])):
+            monkeypatch.setattr("edge_hand.edge.reload.open_lasting_engine", opening)
+            done = CliRunner().invoke(cli, ["run", "--camera", "synthetic", "--model", "dgn-nano", "--no-view"])
+            assert str(done.exception) == "it came to nothing" and told == expected
+    assert not [thread for thread in threading.enumerate() if thread.name == "alive"]
 
 
 def test_readiness_is_told_again_if_it_was_not_heard(tmp_path: Path) -> None:

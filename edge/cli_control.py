@@ -23,7 +23,7 @@ def reload(camera: str | None) -> None:
     if not chosen:
         there = f"; there is {', '.join(daemons.values())}" if daemons else " on this machine"
         raise CommandError(f"reload: no daemon runs{f' for {camera}' if camera else ''}{there}")
-    replies = [ask(path, "reload") for path in chosen]
+    replies = [ask(path, "reload", say=click.echo) for path in chosen]
     for reply in replies:
         click.echo(f"{reply.camera}: {reply.message}")
     if not all(reply.ok for reply in replies):

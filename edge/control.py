@@ -5,6 +5,7 @@ For those who ask (all that follows raises ControlError, one line):
     sockets() -> list[Path]                 the daemons that run here and may be asked
     ask(path, "status") -> Reply            one of them; "reload" and "stop" are the other words
     ask(path, "use", model) -> Reply        serve with this .onnx file; ok is False if it was refused, message says why
+    ask(path, "use", model, say=print)      the same, and hear when it takes long: plans for GPUs are built for minutes
     Reply(ok, camera, message, values)      values holds the numbers of a "status"
 
 A daemon looks at the model before it answers: it must load, be of the same kind and give plausible hands on the probe
@@ -22,6 +23,7 @@ import contextlib
 import json
 import os
 import re
+import select
 import socket
 import stat
 import threading
@@ -36,7 +38,9 @@ REQUESTS = ("status", "reload", "use", "stop")
 MAX_REQUEST, MAX_REPLY = 4096, 64 << 10  # bytes of a line
 MAX_CLIENTS = 4  # at once; more of them wait
 PATIENCE_S = 2.0  # for a client to say what it wants
-ANSWER_S = 60.0  # for a daemon to answer: it loads a model in that time
+ANSWER_S = 60.0  # for a daemon to answer
+CHANGE_S = 3720.0  # to answer a change, for which it may build a plan (`engines/tensorrt/plan.py`), after another does
+CHANGES = ("reload", "use")
 
 
 class ControlError(Exception):
@@ -86,12 +90,20 @@ def sockets() -> list[Path]:
     return found
 
 
-def ask(path: Path, request: str, model: Path | None = None, *, timeout_s: float = ANSWER_S) -> Reply:
-    """Ask one daemon and wait for its answer. Raises ControlError."""
+def ask(
+    path: Path, request: str, model: Path | None = None, *, timeout_s: float | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Reply:  # fmt: skip
+    """Ask one daemon and wait for its answer; for that to a change as long as an engine may take to be made ready: who
+    leaves earlier does not stop it. say hears of one that takes a while. Raises ControlError."""
     asked = Request(request, "" if model is None else os.path.abspath(model))
+    changes = request in CHANGES
+    timeout_s = timeout_s or (CHANGE_S if changes else ANSWER_S)
     try:
         with _connected(path, timeout_s) as connection:
             connection.sendall(json.dumps({"request": asked.what, "model": asked.model}).encode() + b"\n")
+            if changes and not select.select([connection], [], [], min(timeout_s, PATIENCE_S))[0]:
+                say(f"{path.stem}: makes an engine ready; a plan for a GPU takes minutes, and leaving does not stop it")
             line = _read_line(connection, MAX_REPLY)
     except TimeoutError:
         raise ControlError(f"{path}: the daemon did not answer within {timeout_s:g} s") from None

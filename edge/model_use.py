@@ -39,14 +39,14 @@ def _ask_daemons(store: Path, wanted: Version | None, say: Callable[[str], None]
     took: list[Path] = []
     for daemon in daemons:
         try:
-            reply = ask(daemon, "use", model_of(wanted))
+            reply = ask(daemon, "use", model_of(wanted), say=say)
             refusal = "" if reply.ok else reply.message
         except ControlError as error:
             refusal = str(error)
         if refusal:
             before = model_of(current(store))
             for other in took:
-                ask(other, "use", before)
+                ask(other, "use", before, say=say)
             raise StoreError(f"models: {name_of(wanted)} is not put in use, a daemon refused it: {refusal}")
         took.append(daemon)
         say(f"{reply.camera}: {reply.message}")

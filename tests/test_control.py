@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from edge_hand.edge import control
+from edge_hand.edge.cli import cli
 from edge_hand.edge.control import (
     MAX_REQUEST,
     ControlError,
@@ -24,6 +26,7 @@ from edge_hand.edge.control import (
     encode_reply,
     sockets,
 )  # fmt: skip
+from edge_hand.edge.engines.tensorrt.plan import BUILD_LIMIT_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -173,6 +176,39 @@ def test_who_waits_for_a_model_keeps_nobody_from_asking() -> None:
             release.clear()
             ask(daemon.path, "use", Path("/net.onnx"), timeout_s=0.1)
         release.set()
+
+
+def test_a_change_is_waited_for_as_long_as_plans_take_to_build_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    release, said, waits = threading.Event(), list[str](), list[float]()
+    connected = control._connected
+
+    def slow(request: Request) -> Reply:
+        assert request.what == "status" or release.wait(10)
+        return Reply(True, "front", f"did {request.what}")
+
+    def noted(path: Path, timeout_s: float) -> socket.socket:
+        waits.append(timeout_s)
+        return connected(path, timeout_s)
+
+    def tell(line: str) -> None:
+        said.append(line)
+        release.set()
+
+    monkeypatch.setattr(control, "PATIENCE_S", 0.05)
+    with ControlSocket("front", slow) as daemon:
+        monkeypatch.setattr(control, "_connected", noted)
+        assert ask(daemon.path, "status", say=tell).ok and not said and waits.pop() <= 60
+        for request in control.CHANGES:
+            release.clear()
+            assert ask(daemon.path, request, Path("/net.onnx"), say=tell).message == f"did {request}"
+            assert said.pop().startswith("front: makes an engine ready; ")
+            assert waits.pop() > 2 * BUILD_LIMIT_S  # another daemon's build, and its own
+        release.clear()
+        threading.Timer(0.2, release.set).start()
+        lines = CliRunner().invoke(cli, ["reload"]).output.splitlines()
+        assert len(lines) == 2 and lines[0].startswith("front: makes ") and lines[1] == "front: did reload"
 
 
 def test_an_answer_of_another_make_is_one_line() -> None:

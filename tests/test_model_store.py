@@ -234,6 +234,23 @@ def test_running_daemons_are_asked_first_and_a_refusal_changes_nothing(store: Pa
     assert in_use(store) == 1 and served["left"][-1] == "adapted-1.onnx"
 
 
+def test_a_daemon_that_takes_its_time_to_change_is_waited_for_and_that_is_said(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, [FLOAT], "a", {})
+    told, said = threading.Event(), list[str]()
+
+    def say(line: str) -> None:
+        said.append(line)
+        told.set()
+
+    monkeypatch.setattr("edge_hand.edge.control.PATIENCE_S", 0.05)
+    with ControlSocket("left", lambda request: Reply(told.wait(10), "left", "serves from the next frame on")):
+        put_in_use(store, 1, say)
+    assert in_use(store) == 1 and said[0].startswith("left: makes an engine ready; ")
+    assert said[1:] == ["left: serves from the next frame on"]
+
+
 def test_run_serves_with_the_accepted_network_and_says_so(store: Path, tmp_path: Path) -> None:
     add(store, [FLOAT], "monday.mcap", {})
     use(store, 1)

@@ -142,19 +142,22 @@ def files(model: Path) -> list[Path]:
 
 
 def best(model: Path, threads: int, budget_s: float = BUDGET_S) -> Tuned:
-    """Try every setting, here and now. Those that are further from the float network than they may be do not count, and
-    of several that are about as fast the nearest to it is the best."""
+    """Try every setting, here and now. Those that are further from the float network than they may be do not count, as
+    long as there are others, and of several that are about as fast the nearest to it is the best."""
     start = first(model, threads)
     tried = _open(settings(model, max(1, threads)))
     off_mm = distances(tried)
     limit_mm = TUNED_LIMIT_MM if off_mm[start] > SWAP_LIMIT_MM else SWAP_LIMIT_MM  # in 8 bits, or not
-    times = race([(setting, engine) for setting, engine in tried if off_mm[setting] <= limit_mm], budget_s)
+    near = [setting for setting in off_mm if off_mm[setting] <= limit_mm] or [start]
+    times = race([(setting, engine) for setting, engine in tried if setting in near or setting == start], budget_s)
     ms = {setting: took.cpu_ms if setting.threads == 1 else took.ms for setting, took in times.items()}
-    fast = [setting for setting in ms if ms[setting] <= SAME * min(ms.values())]
+    fast = [setting for setting in near if ms[setting] <= SAME * min(ms[setting] for setting in near)]
     winner = min(fast, key=lambda setting: off_mm[setting])
-    if ms[winner] > WINS * ms[start]:
+    if start in near and ms[winner] > WINS * ms[start]:
         winner = start
     gained = f"{winner} takes {ms[winner]:.2f} ms, {start} {ms[start]:.2f} ms"
+    if start not in near:
+        gained += f" but is {off_mm[start]:.1f} mm off"
     if winner == start:
         others = ", ".join(f"{setting} {ms[setting]:.2f} ms" for setting in ms if setting != start)
         gained = f"nothing is {1 - WINS:.0%} faster than its {ms[start]:.2f} ms ({others or 'no other engine'})"

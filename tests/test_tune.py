@@ -98,6 +98,23 @@ def test_what_is_too_far_from_the_float_network_does_not_count(monkeypatch: pyte
     assert tune.best(DEFAULT_MODEL, 1).setting == START
 
 
+@pytest.mark.parametrize(
+    ("plain_mm", "found"),
+    [
+        (0.5, Tuned(PLAIN, "dgn-nano on onnxruntime, 1 thread takes 3.00 ms, dgn-nano-int8 on onnxruntime, 1 thread "
+                    "1.00 ms but is 5.0 mm off")),
+        (9.0, Tuned(START, "nothing is 15% faster than its 1.00 ms (no other engine)")),
+        (float("nan"), Tuned(START, "nothing is 15% faster than its 1.00 ms (no other engine)")),
+    ],
+)  # fmt: skip
+def test_where_even_what_serves_first_is_too_far_another_takes_its_place_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, plain_mm: float, found: Tuned
+) -> None:
+    as_if(monkeypatch, lambda setting: 1.0 if setting == START else 3.0)
+    monkeypatch.setattr(tune, "distances", lambda tried: {s: 5.0 if s == START else plain_mm for s, _ in tried})
+    assert tune.best(DEFAULT_MODEL, 1) == found
+
+
 @pytest.mark.parametrize(("ms_with_two", "threads"), [(0.6, 2), (0.8, 1)])
 def test_a_second_thread_must_earn_its_core(monkeypatch: pytest.MonkeyPatch, ms_with_two: float, threads: int) -> None:
     monkeypatch.setattr(tune, "cores", lambda: 2)

@@ -25,7 +25,7 @@ from ..trainer.checkpoint import TrainConfig, load_net, prior, share_without, wi
 from ..trainer.losses import metres
 from ..trainer.nets import NETS, net_module, output_of
 from ..trainer.synth.samples import CUBE_M, Generator, Sample
-from .quantize import quantize
+from .quantize import QuantizeError, quantize
 
 OPSET = 17
 PROBES = 64  # crops of the validation stream
@@ -68,6 +68,8 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
     if metrics is not None and not (isinstance(metrics, dict) and isinstance(metrics.get("model", ""), str)):
         raise ExportError("--metrics: not the JSON that `edge-hand eval` writes")
     net, config, seen = load_net(checkpoint)
+    if precision == "int8" and NETS[config.net].module != "dgn":
+        raise ExportError(f"--precision int8: 8 bits are for Dual Grid Nets; {config.net} can be had in fp32")
     config = without_folders(config)
     deployed = Deployed(net, config).eval()
     module = net_module(config.net)
@@ -84,7 +86,10 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
             )  # fmt: skip
             shapes = [list(o.shape) for o in deployed(image)]
         if precision == "int8":
-            quantize(temporary, temporary)
+            try:
+                quantize(temporary, temporary)
+            except QuantizeError as error:
+                raise ExportError(str(error)) from None
         else:
             store_as_half(temporary)
         card = ModelCard(

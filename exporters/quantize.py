@@ -41,7 +41,7 @@ class _Inputs(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantize(model: Path, out: Path) -> None:
-    """Write the 8-bit form of a float Dual Grid Net."""
+    """Write the 8-bit form of a float Dual Grid Net. Raises QuantizeError."""
     quantize_where(model, out, "image", _crops(), _is_quantized)
 
 
@@ -62,6 +62,8 @@ def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wan
         ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(plain).graph.node
         names = [node.name for node in nodes if node.op_type in QUANTIZED and wanted(node.name)]
+        if not names:  # which ONNX Runtime would take for all
+            raise QuantizeError(f"quantize {model}: none of its layers is one that 8 bits are for")
         logger.setLevel(logging.ERROR)  # it advises what was done above
         quantize_static(
             plain, out, _Inputs(name, arrays), quant_format=QuantFormat.QDQ, per_channel=True,

@@ -11,9 +11,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
+from edge_hand.edge.cli import cli
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.model_card import ModelCard, load_card, sha256
 from edge_hand.edge.reading import predict
+from edge_hand.edge.shell import CommandError
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import quantize as quantizer
 from edge_hand.exporters.onnx import LIMITS_MM, Deployed, ExportError, export
@@ -63,6 +66,15 @@ def test_an_8_bit_export_computes_in_integers_and_stays_near_torch(
         "tiny8.json",
         "tiny8.onnx",
     ]
+
+
+def test_8_bits_that_cannot_be_had_are_one_line_and_leave_nothing_behind(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantizer, "CALIBRATION_CROPS", 0)
+    with pytest.raises(ExportError, match=r": 8 bits need crops to take the scales from, and there are none$"):
+        export(checkpoint, tmp_path / "x.onnx", precision="int8")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_its_card_says_what_it_is_and_where_it_came_from(exported: tuple[Path, ModelCard]) -> None:
@@ -135,6 +147,11 @@ def test_networks_that_give_parameters_are_exported_too(
     card = export(run, tmp_path / "out" / f"{net}.onnx")
     assert card.kind == net and card.parity["mean_mm"] < LIMITS_MM["fp32"]
     assert load_card(tmp_path / "out" / f"{net}.onnx") == card
+    words = ["export", "--checkpoint", str(run), "--out", str(tmp_path / "8" / f"{net}.onnx"), "--precision", "int8"]
+    refused = CliRunner().invoke(cli, words).exception
+    assert isinstance(refused, CommandError)
+    assert str(refused) == f"--precision int8: 8 bits are for Dual Grid Nets; {net} can be had in fp32"
+    assert not (tmp_path / "8").exists()
 
 
 def test_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""librealsense's Python binding: importing it where libusb is missing, its intrinsics as ours, its errors in a line."""
+"""librealsense's Python binding: importing it where libusb is missing, its devices one by one, its intrinsics as ours,
+its errors in a line."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from ..hand.camera import Intrinsics
 from .cameras import CameraError
 
 DISTORTION_TOLERANCE_PX = 0.5
+
+T = TypeVar("T")
 
 
 def import_realsense() -> Any:
@@ -33,6 +37,50 @@ def import_realsense() -> Any:
                 "pyrealsense2 needs libusb-1.0: apt install libusb-1.0-0, or pip install libusb-package"
             ) from error
     return pyrealsense2
+
+
+def each_device(rs: Any, use: Callable[[Any], T], faults: list[str]) -> Iterator[T]:
+    """What `use` makes of each connected device; why one cannot be opened or used is added to faults."""
+    listed = rs.context().query_devices()
+    for k in range(len(listed)):  # not `for device in listed`: the first that cannot be opened would end it
+        try:
+            made = use(listed[k])
+        except RuntimeError as error:
+            faults.append(reason(error))
+        else:
+            yield made
+
+
+def find_device(rs: Any, serial: str | None) -> Any:
+    """The connected device with this serial number, or the only one. Raises CameraError."""
+    devices, faults = dict[str, Any](), list[str]()
+    number = rs.camera_info.serial_number
+    for found, device in each_device(rs, lambda device: (device_info(device, number), device), faults):
+        if found == serial:
+            return device
+        devices[found] = device
+    if not devices and not faults:
+        raise CameraError("no RealSense camera is connected; check the cable, the USB 3 port and the udev rules")
+    there = [*devices, *([f"{len(faults)} that cannot be opened ({faults[0]})"] if faults else [])]
+    if serial is not None:
+        raise CameraError(f"no RealSense camera {serial} is found; there is {', '.join(there)}")
+    if len(devices) + len(faults) > 1:
+        raise CameraError(
+            f"several RealSense cameras are connected: choose one with --source; there is {', '.join(there)}"
+        )
+    if faults:
+        raise in_use(faults)
+    return next(iter(devices.values()))
+
+
+def in_use(faults: list[str]) -> CameraError:
+    """That none of the connected devices can be opened, from `each_device`'s reasons."""
+    return CameraError(f"no RealSense camera can be opened ({faults[0]}); is another program using it?")
+
+
+def device_info(device: Any, field: Any) -> str:
+    """What a device says of itself, of rs.camera_info; empty if it does not."""
+    return str(device.get_info(field)) if device.supports(field) else ""
 
 
 def intrinsics_from_realsense(rs: Any, given: Any) -> Intrinsics:

@@ -36,8 +36,8 @@ class SoftwareCamera:
     """A librealsense software device with a depth stream, and infrared ones by their numbers; frames are pushed by
     hand."""
 
-    def __init__(self, unit_m=0.001, serial="900000000042", intrinsics=INTRINSICS, fps=30, infrared=()):
-        self.device = rs.software_device()
+    def __init__(self, unit_m=0.001, serial="900000000042", intrinsics=INTRINSICS, fps=30, infrared=(), device=None):
+        self.device = device or rs.software_device()
         for key, value in (
             (rs.camera_info.name, "Soft Depth Camera"),
             (rs.camera_info.serial_number, serial),

@@ -6,6 +6,7 @@ camera is opened.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from dataclasses import dataclass, replace
@@ -16,7 +17,16 @@ from typing import Any
 import numpy as np
 
 from ...hand.frames import DepthFrame
-from ..librealsense import import_realsense, intrinsics_from_realsense, reason
+from ..librealsense import (
+    device_info,
+    each_device,
+    find_device,
+    import_realsense,
+    in_use,
+    intrinsics_from_realsense,
+    reason,
+)
+from ..log import LOG
 from ..pace import Pacer
 from . import BadFrame, Camera, CameraError, ClockMap, EndOfStream, FrameTimeout
 
@@ -73,12 +83,20 @@ class RealSenseInfo:
 
 
 def list_cameras() -> list[RealSenseInfo]:
-    """The RealSense cameras that are connected. Raises CameraError if pyrealsense2 cannot be used."""
-    rs = import_realsense()
+    """The RealSense cameras that are connected; those that cannot be opened are named in the log.
+
+    Raises CameraError if that is all of them, or pyrealsense2 cannot be used.
+    """
+    rs, faults = import_realsense(), list[str]()
     try:
-        return [_describe(rs, device) for device in rs.context().query_devices()]
+        found = list(each_device(rs, lambda device: _describe(rs, device), faults))
     except RuntimeError as error:
         raise CameraError(f"realsense: the cameras cannot be listed ({reason(error)})") from error
+    if faults and not found:
+        raise in_use(faults)
+    if faults:
+        LOG.warning("%d more RealSense cameras are connected but cannot be opened (%s)", len(faults), faults[0])
+    return found
 
 
 class RealSenseCamera:
@@ -139,11 +157,9 @@ class RealSenseCamera:
         return replace(frame, t_ns=due_ns)
 
     def close(self) -> None:
-        try:
-            self._light()
+        self._light()
+        with contextlib.suppress(RuntimeError):  # it was stopped already, or the camera is gone
             self._pipeline.stop()
-        except RuntimeError:
-            return  # it was stopped already, or the camera is gone
 
     def __enter__(self) -> RealSenseCamera:
         return self
@@ -159,13 +175,12 @@ class RealSenseCamera:
         config = rs.config()
         self._pipeline = rs.pipeline()
         self._playback = None
+        arrivals = rs.frame_queue(1)  # the newest frame
+        self._arrived = arrivals.try_wait_for_frame
         try:
-            if device is None:
-                device = _find_device(rs, serial)
-                config.enable_device(device.get_info(rs.camera_info.serial_number))
-            else:
-                self._pipeline.set_device(device)
-            self._device = device
+            self._device = device = find_device(rs, serial) if device is None else device
+            # A pipeline that is told a serial number waits 15 s for it, and all Python threads with it, if it is gone.
+            self._pipeline.set_device(device)
             info = _describe(rs, device)
             if mode not in info.modes:
                 link = f" on USB {info.usb}" if info.usb else ""
@@ -176,28 +191,39 @@ class RealSenseCamera:
                 if number is None:
                     raise CameraError(f"{info.name} {info.serial} has no infrared picture of {mode}")
                 config.enable_stream(rs.stream.infrared, number, mode.width, mode.height, rs.format.y8, mode.fps)
-                self._darken(device)
-            return self._pipeline.start(config)
+            self._set_projector(device)
+            # Into a queue of ours: a pipeline that is waited for restarts itself when the camera is unplugged, unseen.
+            return self._pipeline.start(config, arrivals)
         except RuntimeError as error:
             self._light()
             raise CameraError(
                 f"{self._label} cannot be started: {reason(error)}; is another program using it?"
             ) from error
+        except BaseException:
+            self._light()
+            raise
 
-    def _darken(self, device: Any) -> None:
-        """Switch the projector off, until `_light`."""
+    def _set_projector(self, device: Any) -> None:
+        """For infrared it is off until `_light`; for depth alone it should be on."""
         emitter = self._rs.option.emitter_enabled
         for sensor in device.query_sensors():
             if sensor.supports(emitter):
-                self._projector = sensor, sensor.get_option(emitter)
-                sensor.set_option(emitter, 0)
+                before = sensor.get_option(emitter)
+                if self._infrared:
+                    self._projector = sensor, before
+                    sensor.set_option(emitter, 0)
+                elif before == 0:
+                    LOG.warning(
+                        "%s: its projector is off, so depth is worse; plug it in anew to switch it on", self._label
+                    )
                 return
 
     def _light(self) -> None:
         """The projector is as it was before."""
         if self._projector is not None:
             (sensor, before), self._projector = self._projector, None
-            sensor.set_option(self._rs.option.emitter_enabled, before)
+            with contextlib.suppress(RuntimeError):  # the camera is gone
+                sensor.set_option(self._rs.option.emitter_enabled, before)
 
     def _start_file(self, path: Path) -> Any:
         """Start playing a recording from its beginning; returns the pipeline's profile."""
@@ -206,6 +232,7 @@ class RealSenseCamera:
             raise CameraError(f"{path}: no such recording")
         config = rs.config()
         self._pipeline = rs.pipeline()
+        self._arrived = self._pipeline.try_wait_for_frames  # every frame
         try:
             config.enable_device_from_file(str(path), repeat_playback=False)
             config.enable_stream(rs.stream.depth)
@@ -230,7 +257,7 @@ class RealSenseCamera:
             scale = self._device.first_depth_sensor().get_depth_scale()
             # A float32 in librealsense; its shortest decimal is what the sensor means: 0.001, not 0.0010000000475.
             self._depth_unit_m = float(str(np.float32(scale)))
-            self.name: str = _info(self._device, rs.camera_info.serial_number) or "realsense"
+            self.name: str = device_info(self._device, rs.camera_info.serial_number) or "realsense"
             self.intrinsics = intrinsics_from_realsense(rs, stream.get_intrinsics())
         except (RuntimeError, ValueError) as error:
             raise CameraError(f"{self._label}: depth unit or intrinsics are missing ({reason(error)})") from error
@@ -250,17 +277,19 @@ class RealSenseCamera:
                 if depth is not None:
                     return depth
                 self._end_lap()
+            self._check_connected()
             if left_s <= POLL_S:
-                self._check_connected()
                 raise FrameTimeout(f"{self._label}: no depth frame within {timeout_s:g} s")
 
     def _poll(self, timeout_s: float) -> Any:
         try:
-            arrived, frames = self._pipeline.try_wait_for_frames(max(1, round(timeout_s * 1000)))
+            arrived, frames = self._arrived(max(1, round(timeout_s * 1000)))
         except RuntimeError as error:
+            self._check_connected()
             raise CameraError(f"{self._label} has failed: {reason(error)}") from error
         if not arrived:
             return None
+        frames = frames.as_frameset()
         depth = frames.get_depth_frame() or None
         picture = frames.first_or_default(self._rs.stream.infrared) if self._infrared else None
         return (depth, picture) if depth and (picture or not self._infrared) else None
@@ -313,20 +342,6 @@ class RealSenseCamera:
             raise BadFrame(f"{self._label}: {reason(error)}") from error
 
 
-def _find_device(rs: Any, serial: str | None) -> Any:
-    """The connected camera with this serial number, or the only one."""
-    devices = {_info(device, rs.camera_info.serial_number): device for device in rs.context().query_devices()}
-    if not devices:
-        raise CameraError("no RealSense camera is connected; check the cable, the USB 3 port and the udev rules")
-    if serial is None and len(devices) > 1:
-        raise CameraError(
-            f"{len(devices)} RealSense cameras are connected: choose one with --source {'|'.join(devices)}"
-        )
-    if serial is not None and serial not in devices:
-        raise CameraError(f"no RealSense camera {serial} is connected; there is {', '.join(devices)}")
-    return devices[serial] if serial is not None else next(iter(devices.values()))
-
-
 def _describe(rs: Any, device: Any) -> RealSenseInfo:
     modes = {
         Mode(video.width(), video.height(), video.fps())
@@ -337,16 +352,12 @@ def _describe(rs: Any, device: Any) -> RealSenseInfo:
     }
     info = rs.camera_info
     return RealSenseInfo(
-        serial=_info(device, info.serial_number),
-        name=_info(device, info.name) or "RealSense",
-        firmware=_info(device, info.firmware_version),
-        usb=_info(device, info.usb_type_descriptor),
+        serial=device_info(device, info.serial_number),
+        name=device_info(device, info.name) or "RealSense",
+        firmware=device_info(device, info.firmware_version),
+        usb=device_info(device, info.usb_type_descriptor),
         modes=tuple(sorted(modes)),
     )
-
-
-def _info(device: Any, field: Any) -> str:
-    return str(device.get_info(field)) if device.supports(field) else ""
 
 
 def _infrared_number(rs: Any, device: Any, mode: Mode) -> int | None:

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from edge_hand.edge.cameras import CameraError, FrameTimeout
 from edge_hand.edge.cameras.realsense import RealSenseCamera, list_cameras
@@ -150,3 +151,30 @@ def test_a_projector_that_was_left_off_is_said_when_depth_is_opened(
             "realsense: its projector is off, so depth is worse; plug it in anew to switch it on"
         ]
     assert caplog.records[0].levelno == logging.WARNING and soft.sensor.get_option(rs.option.emitter_enabled) == 0
+
+
+def test_depth_and_infrared_of_a_read_are_of_one_moment() -> None:
+    """A frame whose other half was lost comes with the last one of the other stream."""
+    soft = SoftwareCamera(infrared=(1,))
+    pictures = [(noise(100 + k) % 256).astype(np.uint8) for k in range(6)]
+    with RealSenseCamera(mode=MODE, device=soft.device, infrared=True) as camera:
+
+        def push(number: int, *, depth: bool = True, picture: bool = True) -> None:
+            if picture:
+                soft.push_picture(1, pictures[number], number, 1000.0 + 33 * number)
+            if depth:
+                soft.push(noise(number), number, 1000.0 + 33 * number)
+
+        push(1)
+        assert camera.read(2.0).seq == 1
+        push(2, picture=False)
+        with pytest.raises(FrameTimeout):
+            camera.read(0.15)
+        push(3, depth=False)
+        with pytest.raises(FrameTimeout):
+            camera.read(0.15)
+        push(4, picture=False)
+        push(5)
+        frame = camera.read(2.0)
+        assert frame.seq == 5 and np.array_equal(frame.depth, noise(5))
+        assert np.array_equal(frame.infrared, pictures[5])

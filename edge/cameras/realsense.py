@@ -291,8 +291,13 @@ class RealSenseCamera:
             return None
         frames = frames.as_frameset()
         depth = frames.get_depth_frame() or None
-        picture = frames.first_or_default(self._rs.stream.infrared) if self._infrared else None
-        return (depth, picture) if depth and (picture or not self._infrared) else None
+        if not self._infrared or depth is None:
+            return depth and (depth, None)
+        # A set of frames that librealsense could not match has the last of each stream.
+        picture = frames.first_or_default(self._rs.stream.infrared) or None
+        if picture is None or abs(depth.get_timestamp() - picture.get_timestamp()) > 500 / self._stream_fps:
+            return None
+        return depth, picture
 
     def _end_lap(self) -> None:
         """Start the recording again, or raise EndOfStream."""

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from edge_hand.calibration.sources import CameraPictures
-from edge_hand.edge.cameras import CameraError, ClockMap, EndOfStream, FrameTimeout, open_camera
+from edge_hand.edge.cameras import CameraError, EndOfStream, FrameTimeout, open_camera
 from edge_hand.edge.cameras.realsense import (
     Mode,
     RealSenseCamera,
@@ -346,53 +346,3 @@ def test_a_distortion_librealsense_cannot_deproject_is_refused():
     ours = Intrinsics(WIDTH, HEIGHT, 476.0, 477.0, 313.5, 242.75, (0.13, 0.11, 0.004, 0.003, 0.05))
     with pytest.raises(ValueError, match=r"distortion .*modified_brown_conrady .* is off our model by \d+\.\d px"):
         intrinsics_from_realsense(rs, librealsense_intrinsics(ours, rs.distortion.modified_brown_conrady))
-
-
-def device_clock_run(seconds=60, hz=90, drift=50e-6, seed=2):
-    """Stamps of a drifting device clock and their arrivals after a latency of 4 ms and up; ns."""
-    rng = np.random.default_rng(seed)
-    true_ns = (np.arange(seconds * hz) * 1e9 / hz).astype(np.int64) + 50_000_000_000
-    stamps = ((true_ns - true_ns[0]) * (1 + drift)).astype(np.int64) + 123_000_000
-    arrivals = true_ns + 4_000_000 + rng.exponential(2e6, len(true_ns)).astype(np.int64)
-    return true_ns, stamps, np.maximum.accumulate(arrivals)
-
-
-def test_clock_map_takes_out_jitter_and_follows_drift():
-    true_ns, stamps, arrivals = device_clock_run()
-    clock = ClockMap()
-    t = np.array([clock.to_monotonic(int(s), int(a)) for s, a in zip(stamps, arrivals, strict=True)])
-    assert np.all(np.diff(t) > 0) and np.all(t <= arrivals)
-    late_ms = (t - true_ns)[90:] * 1e-6
-    assert late_ms.min() > 3.9 and late_ms.max() < 4.7  # the least latency, and 10 s of 50 ppm
-
-
-def test_clock_map_is_the_least_offset_of_its_window():
-    _, stamps, arrivals = device_clock_run(seconds=8, drift=-50e-6)
-    clock = ClockMap(window_s=2.0)
-    last = 0
-    for k, (stamp, arrival) in enumerate(zip(stamps.tolist(), arrivals.tolist(), strict=True)):
-        window = (arrivals - stamps)[: k + 1][arrivals[: k + 1] >= arrival - 2_000_000_000]
-        least = int(window.min())
-        last = min(max(stamp + least, last + 1), arrival)
-        assert clock.to_monotonic(stamp, arrival) == last
-
-
-def test_clock_map_survives_a_device_clock_that_wraps():
-    clock = ClockMap()
-    wrap_ns = 2**32 * 1000
-    t = []
-    for k in range(200):
-        arrival = 10_000_000_000 + k * 11_000_000
-        t.append(clock.to_monotonic((wrap_ns - 1_000_000_000 + k * 11_000_000) % wrap_ns, arrival))
-        assert t[-1] == arrival
-    assert set(np.diff(t)) == {11_000_000}
-
-
-def test_clock_map_does_not_believe_a_wall_clock_that_was_set():
-    clock = ClockMap()
-    for k in range(100):
-        arrival = 10_000_000_000 + k * 11_000_000
-        wall = 1_700_000_000_000_000_000 + k * 11_000_000
-        stepped = wall + (3600_000_000_000 if k >= 50 else 0)  # NTP sets the host's clock; stamps stay on the old time
-        t = clock.to_monotonic(wall - 6_000_000, arrival, stepped)
-        assert arrival - 6_000_000 <= t <= arrival

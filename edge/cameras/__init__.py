@@ -87,29 +87,30 @@ class ClockMap:
 
     A device clock runs beside ours with an unknown offset, and a frame arrives a varying latency after its stamp.
     The smallest arrival - stamp of the last window_s seconds is the offset plus the smallest latency: so times are
-    late by that latency (transport, a few ms), but free of jitter. A stamp in wall-clock time needs only the offset
-    between the two host clocks; if it says that the frame came from the future or over a second ago (the wall clock
-    was set), it is mapped like a device clock.
+    late by that latency (transport, a few ms), but free of jitter. If a frame's time is told, by the wall clock,
+    that is taken, and says what the latency is: so much earlier are then frames of which nothing is told. A time in the
+    future or over a second ago is not believed.
     Times never go back and are never later than the arrival.
     """
 
     JUMP_NS = 1_000_000_000  # a stamp this far off the estimate means that the clock was set or wrapped
-    WALL_TOLERANCE_NS = 20_000_000  # a wall-clock stamp may be this far in the future: librealsense estimates it
+    AHEAD_NS = 20_000_000  # a time that is told may be this far in the future: librealsense estimates it
 
     def __init__(self, window_s: float = 10.0) -> None:
         self._window_ns = round(window_s * 1e9)
         self._offsets: deque[tuple[int, int]] = deque()  # (arrival, arrival - stamp), both rising: the front is least
+        self._latency_ns = 0
         self._last_ns: int | None = None
 
-    def to_monotonic(self, stamp_ns: int, arrival_ns: int, wall_ns: int | None = None) -> int:
+    def to_monotonic(self, stamp_ns: int, arrival_ns: int, told_ns: int | None = None) -> int:
         """A frame's stamp in ns of CLOCK_MONOTONIC.
 
-        arrival_ns is CLOCK_MONOTONIC when the frame came, wall_ns the wall clock then if the stamp is in its time.
+        arrival_ns is CLOCK_MONOTONIC when the frame came, told_ns what it was at the stamp, if that is told.
         """
-        offset_ns = self._least_offset(arrival_ns, arrival_ns - stamp_ns)
-        if wall_ns is not None and -self.WALL_TOLERANCE_NS <= wall_ns - stamp_ns <= self.JUMP_NS:
-            offset_ns = arrival_ns - wall_ns
-        t_ns = stamp_ns + offset_ns
+        t_ns = stamp_ns + self._least_offset(arrival_ns, arrival_ns - stamp_ns)
+        if told_ns is not None and -self.AHEAD_NS <= arrival_ns - told_ns <= self.JUMP_NS:
+            self._latency_ns = t_ns - told_ns
+        t_ns -= self._latency_ns
         if self._last_ns is not None:
             t_ns = max(t_ns, self._last_ns + 1)
         self._last_ns = min(t_ns, arrival_ns)

@@ -28,7 +28,8 @@ from ..librealsense import (
 )
 from ..log import LOG
 from ..pace import Pacer
-from . import BadFrame, Camera, CameraError, ClockMap, EndOfStream, FrameTimeout
+from ..realsense_time import FrameTimes
+from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout
 
 # What a D400 offers on USB 3: the first is ours, 480x270@90 costs the least, 1280x720@30 reaches furthest.
 MODES = ("848x480@90", "848x480@60", "640x480@90", "640x480@60", "640x480@30", "480x270@90", "1280x720@30")
@@ -124,7 +125,7 @@ class RealSenseCamera:
         self._source = source
         self._loop = loop
         self._pacer = Pacer(fps)
-        self._clock = ClockMap()
+        self._times = FrameTimes(self._rs)
         self._pending: DepthFrame | None = None
         self._seq_offset, self._t_offset_ns = 0, 0
         # Of this lap: time and number of the first frame; number and time of the last.
@@ -321,7 +322,7 @@ class RealSenseCamera:
     def _convert(self, frames: tuple[Any, Any]) -> DepthFrame:
         """librealsense's frames as ours; t_ns is the host's clock for a camera, the recorded time for a file."""
         arrival_ns = time.monotonic_ns()
-        rs, (depth, picture) = self._rs, frames
+        depth, picture = frames
         number = int(depth.get_frame_number())
         stamp_ns = round(depth.get_timestamp() * 1e6)
         if self._last[0] < 0:
@@ -330,9 +331,7 @@ class RealSenseCamera:
         if self._source is not None:
             t_ns = stamp_ns + self._t_offset_ns
         else:
-            is_device_clock = depth.get_frame_timestamp_domain() == rs.timestamp_domain.hardware_clock
-            wall_ns = None if is_device_clock else time.time_ns()
-            t_ns = self._clock.to_monotonic(stamp_ns, arrival_ns, wall_ns) - _exposure_to_stamp_ns(rs, depth)
+            t_ns = self._times.exposed_ns(depth, arrival_ns)
         try:
             return DepthFrame(
                 camera=self.name,
@@ -384,12 +383,3 @@ def _by_size(modes: tuple[Mode, ...]) -> str:
     for mode in modes:
         rates.setdefault(f"{mode.width}x{mode.height}", []).append(str(mode.fps))
     return ", ".join(f"{size}@{'/'.join(fps)}" for size, fps in rates.items()) or "no depth stream"
-
-
-def _exposure_to_stamp_ns(rs: Any, depth: Any) -> int:
-    """How long before its stamp (start of the readout) the frame's exposure was half over, if the camera tells it."""
-    kind = rs.frame_metadata_value
-    if not all(depth.supports_frame_metadata(k) for k in (kind.frame_timestamp, kind.sensor_timestamp)):
-        return 0
-    us = int(depth.get_frame_metadata(kind.frame_timestamp) - depth.get_frame_metadata(kind.sensor_timestamp))
-    return us * 1000 if 0 <= us < 100_000 else 0

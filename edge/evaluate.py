@@ -47,7 +47,8 @@ def evaluate_recording(
     pooled: list[Array] = []
     pictures: list[Array] = []
     read = 0
-    with open_camera("replay", source, fps=0.0) as camera:
+    own_times = Path(source).suffix not in (".bag", ".db3")
+    with open_camera("replay", source, deterministic=own_times, fps=None if own_times else 0.0) as camera:
         while limit is None or len(per_frame) < limit:
             try:
                 frame = camera.read(30.0)
@@ -59,7 +60,8 @@ def evaluate_recording(
             read += 1
             if (read - 1) % every:
                 continue
-            frame = replace(frame, t_ns=round(read * 1e9 / camera.fps))  # time as recorded, however fast this machine
+            if not own_times:  # time as recorded, however fast this machine
+                frame = replace(frame, t_ns=round(read * 1e9 / camera.fps))
             if not track:
                 tracker.reset()
             hands = [hand for hand in tracker.process(frame) if hand.pose.state == "tracked"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
@@ -43,11 +44,11 @@ class Message(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Where a chunk's record is, and how many messages each channel id has in it with their first and last time."""
+    """Where a chunk's record is, and the times, ns, of each channel id's messages in it."""
 
     offset: int
     length: int
-    counts: dict[int, tuple[int, int, int]]
+    times: dict[int, array[int]]
 
 
 class ChunkWriter:
@@ -187,7 +188,7 @@ class Contents:
         if not self.whole:
             self._mend()
         for at, chunk in enumerate(self.chunks):
-            if not chunk.counts or chunk.counts.keys() - self.channels.keys():
+            if not chunk.times or chunk.times.keys() - self.channels.keys():
                 self.chunks[at] = self._counted(chunk)
 
     def messages(self) -> Iterator[Message]:
@@ -226,8 +227,7 @@ class Contents:
             data = self._file.read(length)
             channel, size = struct.unpack_from("<HI", data)
             if size == length - 6 and size % 16 == 0:
-                (first,), (last,) = struct.unpack_from("<Q", data, 6), struct.unpack_from("<Q", data, length - 16)
-                self.chunks[-1].counts[channel] = (size // 16, first, last)
+                self.chunks[-1].times[channel] = array("Q", [at for at, _ in struct.iter_unpack("<QQ", data[6:])])
 
     def _mend(self) -> None:
         """Forget the chunks at the end of a cut file that did not reach the disk whole, and count the last good one."""
@@ -240,11 +240,10 @@ class Contents:
 
     def _counted(self, chunk: Chunk) -> Chunk:
         """The chunk with its messages counted one by one."""
-        counts: dict[int, tuple[int, int, int]] = {}
+        times: dict[int, array[int]] = {}
         for number, _, log_ns, _, _ in self._messages(chunk):
-            n, first, _ = counts.get(number, (0, log_ns, 0))
-            counts[number] = (n + 1, first, log_ns)
-        return chunk._replace(counts=counts)
+            times.setdefault(number, array("Q")).append(log_ns)
+        return chunk._replace(times=times)
 
     def _messages(self, chunk: Chunk) -> Iterator[tuple[int, int, int, int, bytes]]:
         """Channel, sequence, log and publish time, and data of each; channels are learnt on the way."""

@@ -16,7 +16,9 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -181,9 +183,9 @@ class RecordingWriter:
 class Recording:
     """A recording opened for reading: `len` frames, iterated as they were recorded.
 
-    camera is the recorded camera's name, fps its mean rate in Hz, times are the recording host's clock, to which
-    wall_offset_ns is to be added for wall-clock time. whole is False if the file was cut; then it holds what came
-    before. Opening and reading raise RecordingError.
+    camera is the recorded camera's name, fps its rate in Hz, whatever the gaps: that of the median step. Times are the
+    recording host's clock, to which wall_offset_ns is to be added for wall-clock time. whole is False if the file was
+    cut; then it holds what came before. Opening and reading raise RecordingError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -226,11 +228,10 @@ class Recording:
         self.wall_offset_ns = int(offset) if offset.removeprefix("-").isdecimal() else 0
         self._topic = f"depth.{self.camera}"
         ours = {number for number, channel in self._contents.channels.items() if channel.topic == self._topic}
-        counts = [count for chunk in self._contents.chunks for n, count in chunk.counts.items() if n in ours]
-        self._frames = sum(n for n, _, _ in counts)
-        span_ns = max(last for _, _, last in counts) - counts[0][1] if counts else 0
-        self.fps = (self._frames - 1) * 1e9 / span_ns if self._frames > 1 and span_ns > 0 else 30.0
-        self.fps = min(max(self.fps, 0.1), 1000.0)
+        times = [at for chunk in self._contents.chunks for n, some in chunk.times.items() if n in ours for at in some]
+        self._frames = len(times)
+        steps_ns = [b - a for a, b in pairwise(times) if b > a]
+        self.fps = min(max(1e9 / median(steps_ns), 0.1), 1000.0) if steps_ns else 30.0
         first = next(self.stored(), None)
         if first is None:
             raise RecordingError(f"{self.path} has no frames" + ("" if self.whole else ": it was cut"))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import edge_hand.edge.evaluate
 import numpy as np
 import pytest
 from depth_png import encode_depth_png
@@ -14,6 +16,8 @@ from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.evaluate import ARM_M, evaluate_recording, hand_points, recording_table, surface_distance_mm
 from edge_hand.edge.finder import CUBE_M
+from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.se3 import so3_exp, transform
@@ -173,6 +177,26 @@ def test_a_limit_stops_it_and_tracking_starts_from_the_frame_before(folder: Path
     assert evaluate_recording(str(folder), engine, limit=1)["frames"] == 1
     tracked = evaluate_recording(str(folder), engine, track=True, limit=2)
     assert [entry["found"] for entry in tracked["per_frame"]] == [True, False]
+
+
+def test_the_tracker_is_given_the_recorded_times(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another rate, or a gap left out, and another tracker is measured than the one that runs."""
+    times: list[int] = []
+
+    class Watched(Tracker):
+        def process(self, frame: DepthFrame) -> Any:
+            times.append(frame.t_ns)
+            return super().process(frame)
+
+    monkeypatch.setattr(edge_hand.edge.evaluate, "Tracker", Watched)
+    recorded = [7_000_000_000 + round(k * 1e9 / 90) + (k > 2) * 60_000_000_000 for k in range(5)]
+    with RecordingWriter(tmp_path / "hand.mcap") as writer:
+        for k, t_ns in enumerate(recorded):
+            writer.write(replace(frame_and_truth(k)[0], t_ns=t_ns))
+    evaluate_recording(str(tmp_path / "hand.mcap"), engine, track=True)
+    assert times == recorded
 
 
 def test_a_recording_without_a_hand_has_no_fit(folder: Path, engine: Engine, tmp_path: Path) -> None:

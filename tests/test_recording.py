@@ -101,6 +101,15 @@ def test_what_is_written_is_read_back_bit_for_bit(tmp_path: Path) -> None:
         assert list(recording.published()) == []
 
 
+def test_the_rate_is_the_sensor_s_whatever_was_lost(tmp_path: Path) -> None:
+    frames = [frame for frame in some_frames(40) if frame.seq not in (110, 126, 128, 170)]
+    later = [replace(frame, t_ns=frame.t_ns + (60_000_000_000 if frame.seq >= 140 else 0)) for frame in frames]
+    with Recording(write(tmp_path / "gap.mcap", later)) as recording:
+        assert len(recording) == 36 and recording.fps == pytest.approx(90.0, abs=1e-3)
+    with Recording(write(tmp_path / "cut.mcap", later[:1])) as recording:
+        assert recording.fps == 30.0
+
+
 def test_published_messages_are_kept_byte_for_byte_in_their_order(tmp_path: Path) -> None:
     with RecordingWriter(tmp_path / "a.mcap", wall_offset_ns=1_700_000_000 * 10**9) as writer:
         writer.message(messages()[3], 5_000_000_000)  # before any camera is known

@@ -30,7 +30,8 @@ def adapt(
 ) -> None:  # fmt: skip
     """Fine-tune a network on recordings without labels: this user's hand, this sensor.
 
-    The last quarter of each recording is kept for the gate, which uses the new network only if it is better there.
+    The last quarter of each recording is kept for the gate, which uses the new network only if it is better there. It
+    needs 10 seconds with a hand: record 40 seconds or more, better a minute.
 
     \b
     edge-hand record --camera realsense hand.mcap --mode 848x480@30 --frames 1800

@@ -130,6 +130,13 @@ def check(version: Version) -> None:
     load_card(version.model)
 
 
+def check_store(store: Path) -> None:
+    """Raise StoreError unless a version can be added: asked before work whose result belongs there."""
+    with _locked(store):
+        versions(store)
+        current(store)
+
+
 def add(
     store: Path,
     models: Sequence[Path],

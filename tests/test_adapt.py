@@ -22,8 +22,9 @@ pytest.importorskip("numba")
 pytest.importorskip("onnx")
 
 from edge_hand.edge.model_card import MODELS  # noqa: E402
+from edge_hand.edge.model_store import StoreError  # noqa: E402
 from edge_hand.edge.recording import RecordingWriter  # noqa: E402
-from edge_hand.trainer.adapt import agreement, frames, run, session, target  # noqa: E402
+from edge_hand.trainer.adapt import agreement, frames, held_out, run, session, target  # noqa: E402
 from edge_hand.trainer.adapt.augment import Estimate, UserHands  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError, View  # noqa: E402
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, build_net, load_net, save  # noqa: E402
@@ -193,6 +194,9 @@ def test_a_run_learns_stops_and_goes_on(
     assert whole.steps == 4 and whole.finished and all(term in lines[-2] for term in terms)
     learned = torch.load(whole.checkpoint, weights_only=True)["method"]
     assert all(bool(p.any()) for p in learned) and len(learned) == (method == "dibra")
+    monkeypatch.setattr(run, "blend", None)  # what is finished is not blended again
+    again = run.adapt_net(small, known, tmp_path, config, threads=1, resume=True, say=lines.append)
+    assert again[1:4] == whole[1:4] and again.share == whole.share and lines[-1] == lines[-3]
     before, after = (torch.load(p, weights_only=True)["averaged"] for p in (small, whole.checkpoint))
     assert any(not torch.equal(before[k], after[k]) for k in before)
     assert json.loads((tmp_path / "log.json").read_text())["config"]["steps"] == 4
@@ -260,9 +264,56 @@ def test_what_cannot_be_adapted_to_is_refused_in_one_line(clip: RigClip, tmp_pat
     (tmp_path / "done" / "adapted.pt").touch()
     with pytest.raises(AdaptError, match="go on with --resume, or choose another --out"):
         session.adapt([tmp_path], tmp_path / "done")
+    with pytest.raises(AdaptError, match=r"nothing/adapted.pt: no such checkpoint"):
+        session.adapt([tmp_path], tmp_path / "nothing", resume=True)
     footage = frames.Footage([], 10, 1)
     with pytest.raises(AdaptError, match="a hand was seen in 0 moments of 10 frames"):
         target.prepare(footage, torch.nn.Identity())
+
+
+def empty_recording(path: Path, seconds: float, hz: float = 10.0) -> Path:
+    frame = DepthFrame("cam", 0, 0, np.zeros((2, 2), np.uint16), 0.001, Intrinsics(2, 2, 1, 1, 0, 0))
+    with RecordingWriter(path) as writer:
+        for i in range(round(seconds * hz)):
+            writer.write(replace(frame, seq=i, t_ns=round(i * 1e9 / hz)))
+    return path
+
+
+def test_recordings_too_short_for_the_gate_are_refused_before_the_work(tmp_path: Path) -> None:
+    short, fair, long = (empty_recording(tmp_path / f"{s}.mcap", s) for s in (2, 20, 40))
+    why = "the last quarter of what is recorded, and that has {}: record 40 seconds or more"
+    with pytest.raises(AdaptError, match=why.format("0.5")):
+        session.adapt([short], tmp_path / "out", say=lambda _: None)
+    for paths, rig, has in (
+        ([fair], None, "5.0"),
+        ([fair, fair], tmp_path / "rig.json", "5.0"),
+        ([short] * 3, None, "1.5"),
+    ):
+        (reason,) = held_out.too_short(paths, rig)
+        assert reason.endswith(why.format(has))
+    for paths in ([long], [fair, fair], [short] * 20, [tmp_path / "none.mcap"]):
+        assert held_out.too_short(paths) == []
+    folder = tmp_path / "single"
+    folder.mkdir()
+    camera = {"width": 2, "height": 2, "fx": 1, "fy": 1, "cx": 0, "cy": 0, "depth_scale_m": 0.001}
+    (folder / "camera.json").write_text(json.dumps(camera))
+    for i in range(36):
+        (folder / f"{i}.png").touch()
+    assert held_out.too_short([folder])[0].endswith("needs 10, the last quarter, and has 9: give 40 or more")
+    (folder / "camera.json").write_text(json.dumps({**camera, "fps": 30}))
+    assert held_out.too_short([folder])[0].endswith("has 0.3: record 40 seconds or more")
+
+
+def test_a_store_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    minute = empty_recording(tmp_path / "minute.mcap", 60)
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="file/store: cannot be written"):
+        session.adapt([minute], tmp_path / "out", store=tmp_path / "file" / "store", say=lambda _: None)
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "current.json").write_text("{")
+    with pytest.raises(StoreError, match=r"current\.json is damaged"):
+        session.adapt([minute], tmp_path / "out", store=store, say=lambda _: None)
 
 
 def test_hands_that_come_and_go_teach_nothing_unless_there_are_no_others() -> None:

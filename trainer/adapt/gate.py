@@ -36,8 +36,8 @@ from ..evaluate_synthetic import LEFT_SHARE, measure_sample
 from ..synth.samples import Generator
 from .agreement import in_step
 from .fitness import Observer, agreement, matched, plausibility, same_hand, views_mm
-from .frames import open_source
-from .suspicion import check_recording, loose
+from .held_out import BLOCK_S, HELD_OUT, LEAST_BLOCKS, part_of
+from .suspicion import check_recording
 
 if TYPE_CHECKING:
     from ...calibration.rig import Rig
@@ -45,12 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Compared", "GateReport", "accept", "check_recording", "judge"]
 
 Array = NDArray[Any]
-HELD_OUT = (0.75, 1.0)  # the part of each recording that is judged by
-MOST_S = 15.0  # of all recordings together, whatever their rate; from the beginning of what is held out
-MOST_SINGLE = 450  # frames of all recordings of single ones together
 FIT_HZ = 10.0  # distances and silhouettes cost most
-BLOCK_S = 1.0  # of the bootstrap: neighbouring frames are wrong alike
-LEAST_BLOCKS = 10  # of fewer, chance puts all on one side too often
 DRAWS, INTERVAL = 2000, 99.0  # percent: five chances to be better, and only one in forty may be luck
 LEAST_GAIN = 0.01  # better by less is not worth a change
 SYNTHETIC = (300, 2400)  # samples: at first, and at most where noise leaves it open
@@ -337,12 +332,8 @@ def _watch(
 ) -> dict[str, dict[str, float]] | None:  # fmt: skip
     """Run both networks over the recordings of one moment each, for this share of the time; the old network's
     health."""
-    total, rate_hz = _length(group[0])
-    first, last = round(part[0] * total), round(part[1] * total)
-    finder, alone = open_finder(), loose(group[0])
-    stride = max(1, (last - first) // max(1, int(MOST_SINGLE * share))) if alone else 1
-    last = last if alone else min(last, first + round(MOST_S * share * rate_hz))
-    costly = 1 if alone else max(1, round(rate_hz / FIT_HZ))
+    first, last, stride, rate_hz, alone = part_of(group[0], part, share)
+    finder, costly = open_finder(), 1 if alone else max(1, round(rate_hz / FIT_HZ))
     pairs = [(Observer(engines[0], finder), Observer(engines[1], finder)) for _ in group]
     health = Health(pairs[0][0].tracker, lambda why: None)
     poses = {c.serial: c.T_ref_cam for c in rig.cameras} if rig else {}
@@ -386,13 +377,3 @@ def _one_frame(
         placed = [[hand.tracked.pose.joints_m @ T[:3, :3].T + T[:3, 3] for hand in pair] for pair in both]
         for joints, view in zip(same_hand(placed, views[0]), views, strict=False):
             view.append(joints)
-
-
-def _length(path: Path) -> tuple[int, float]:
-    """How many frames a recording has, and how many a second."""
-    source = open_source(path)
-    try:
-        times = [item.t_ns for item in source.frames() if isinstance(item, DepthFrame)]
-    finally:
-        source.close()
-    return len(times), (len(times) - 1) * 1e9 / max(1, times[-1] - times[0]) if len(times) > 1 else 1.0

@@ -135,8 +135,15 @@ def adapt_net(
     if resume and path.exists():
         run.resume(path)
     say(f"adapting {base_config.net}: {run.step} of {config.steps} steps done, batches of {config.batch}")
+
+    def over() -> bool:
+        return run.step >= config.steps or (minutes is not None and run.seconds >= 60 * minutes)
+
     begun, last, before = time.monotonic(), time.monotonic(), run.seconds
-    saved, counted, log, stopped = begun, 0, run.log, False
+    saved, counted, log = begun, 0, run.log
+    stopped = finished = run.share is not None and over()  # before this --resume
+    if not finished:
+        run.share = None
     totals: dict[str, float] = {}
     with parallel.stop_signals() as signals:
         while run.step < config.steps and not stopped:
@@ -157,19 +164,19 @@ def adapt_net(
                 except OSError as problem:
                     say(f"{unsaved(path, problem)}; learning goes on")
                 saved = now
-    done = run.step >= config.steps or (minutes is not None and run.seconds >= 60 * minutes)
-    share = 1.0
     if group.rank == 0:
         try:
-            save(run.state(seen), path)
-            if done:
-                share = blend(load_net(base)[0], run.averaged, config.seed)
-                say(f"{share:.0%} of the change is kept, so that hands of others are seen as before")
+            if not finished:
                 save(run.state(seen), path)
-            write_json(out / "log.json", {"config": asdict(config), "log": log, "share": share})
+                if over():
+                    run.share = blend(load_net(base)[0], run.averaged, config.seed)
+                    save(run.state(seen), path)
+            if run.share is not None:
+                say(f"{run.share:.0%} of the change is kept, so that hands of others are seen as before")
+            write_json(out / "log.json", {"config": asdict(config), "log": log, "share": run.share or 1.0})
         except OSError as problem:
             raise AdaptError(unsaved(path, problem)) from None
-    return Adapted(path, run.step, run.seconds, log, peak_mib(), done, share)
+    return Adapted(path, run.step, run.seconds, log, peak_mib(), over(), run.share or 1.0)
 
 
 def blend(base: nn.Module, adapted: nn.Module, seed: int = 0) -> float:
@@ -209,6 +216,7 @@ class _Run:
         self.criterion = net_module(base.net).Criterion()
         self.batches = _Batches(target, config, group, rooms=base.room_share > 0)
         self.step, self.seconds = 0, 0.0
+        self.share: float | None = None  # of the change that is kept, once it is finished
         self.log: list[dict[str, float]] = []
 
     def learn(self, share: float, stop: bool) -> tuple[dict[str, float], bool]:
@@ -255,7 +263,7 @@ class _Run:
             "version": CHECKPOINT_VERSION, "config": asdict(self.base), "seen": seen, "seconds": self.seconds,
             "net": self.net.state_dict(), "averaged": self.averaged.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers], "adapt": asdict(self.config), "step": self.step,
-            "log": self.log, "method": [p.detach() for p in self.method.parameters()],
+            "log": self.log, "share": self.share, "method": [p.detach() for p in self.method.parameters()],
         }  # fmt: skip
 
     def resume(self, path: Path) -> None:
@@ -269,6 +277,7 @@ class _Run:
         for own, saved in zip(self.method.parameters(), state["method"], strict=True):
             own.data.copy_(saved)
         self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        self.share = state.get("share")
 
 
 class _Batches:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ...edge.engines import open_engine
 from ...edge.model_card import MODELS
+from ...edge.model_store import check_store, default_store
 from ...edge.person import Person
 from ...hand.whole import write_json
 from .. import parallel
@@ -58,6 +59,8 @@ def adapt(
         raise AdaptError(f"--model {model}: there are no weights to train of it; possible are {possible}")
     if (out / "adapted.pt").exists() and not resume:
         raise AdaptError(f"{out} holds an adaptation: go on with --resume, or choose another --out")
+    if resume and not (out / "adapted.pt").exists():
+        raise AdaptError(f"{out / 'adapted.pt'}: no such checkpoint, so there is nothing to --resume")
     if missing := [str(path) for path in sources if not path.exists()]:
         raise AdaptError(f"--source {missing[0]}: no such recording")
     out.mkdir(parents=True, exist_ok=True)
@@ -65,6 +68,8 @@ def adapt(
         tell = say if group.rank == 0 else (lambda _: None)
         mine = sources if rig or group.size == 1 else [s for i, s in enumerate(sources) if i % group.size == group.rank]
         mine = mine or [sources[group.rank % len(sources)]]
+        if gate and group.rank == 0:
+            _refuse_unjudged(mine, rig, store)
         if gate and not resume:
             _refuse_bad(mine, rig, engine_file, tell)
         path = out / ("target.npz" if group.size == 1 else f"target-{group.rank}.npz")
@@ -89,6 +94,15 @@ def adapt(
             _export(adapted.checkpoint, tell)
         write_json(out / "report.json", report)
         return report
+
+
+def _refuse_unjudged(sources: Sequence[Path], rig: Path | None, store: Path | None) -> None:
+    """Raises AdaptError or StoreError if the gate could not let in whatever would be learned."""
+    from .held_out import too_short
+
+    if reasons := too_short(sources, rig):
+        raise AdaptError("adapt: " + "; ".join(reasons))
+    check_store(store or default_store())
 
 
 def _refuse_bad(sources: Sequence[Path], rig: Path | None, model: Path, say: Callable[[str], None]) -> None:

@@ -82,6 +82,8 @@ def bench(
 def merge(results: tuple[Path, ...], into: Path | None) -> None:
     """Make one table of devices from what `edge-hand bench --json` wrote on each.
 
+    With --into, what stands there stays, but for rows of the same machine, engine and network.
+
     \b
     edge-hand bench merge orin/bench.json pi5/bench.json --into docs/benchmarks.md
     """
@@ -92,8 +94,8 @@ def merge(results: tuple[Path, ...], into: Path | None) -> None:
     if into is None:
         click.echo(text)
     else:
-        merge_into(into, text)
-        click.echo(f"{into}: {len(results)} results")
+        kept = merge_into(into, text)
+        click.echo(f"{into}: {len(results)} results, beside {kept} that stood there")
 
 
 @bench.command()

@@ -359,9 +359,33 @@ def test_results_of_several_devices_make_one_table(result: dict[str, Any], tmp_p
     assert first.startswith("| NVIDIA Jetson Orin Nano") and "| 7.2 |" in first and "| 1.50 | 5.0 |" in first
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    merge_into(page, text)
-    merge_into(page, text)
+    assert merge_into(page, text) == 0
+    assert merge_into(page, text) == 0
     assert page.read_text() == f"before\n{BEGIN}\n{text}\n{END}\nafter\n"
+
+
+def test_a_table_keeps_the_rows_of_other_devices(result: dict[str, Any], tmp_path: Path) -> None:
+    page = tmp_path / "benchmarks.md"
+    page.write_text((Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text())
+    committed = page.read_text()
+    one = json.loads(json.dumps(result))
+    one["device"]["board"], one["fps"] = "NVIDIA Jetson Orin Nano", 300.4
+    (tmp_path / "orin.json").write_text(json.dumps(one))
+    runner = CliRunner().invoke(cli, ["bench", "merge", str(tmp_path / "orin.json"), "--into", str(page)])
+    assert runner.exit_code == 0 and "1 results, beside" in runner.output
+    old, new = (set(text.splitlines()) for text in (committed, page.read_text()))
+    assert old < new and len(new - old) == 1
+    rates = [
+        int(line.split("|")[3]) for line in page.read_text().splitlines() if re.match(r".*\((int8|fp32)\) \|", line)
+    ]
+    assert rates == sorted(rates, reverse=True) and 300 in rates
+    one["fps"], before = 310.0, len(page.read_text().splitlines())
+    (tmp_path / "orin.json").write_text(json.dumps(one))
+    merge_into(page, merge([tmp_path / "orin.json"]))
+    assert len(page.read_text().splitlines()) == before and "| 310 |" in page.read_text()
+    page.write_text(f"{BEGIN}\n| device | else |\n|---|---|\n| a | b |\n{END}\n")
+    with pytest.raises(BenchError, match="has other columns"):
+        merge_into(page, merge([tmp_path / "orin.json"]))
 
 
 @pytest.mark.parametrize(

@@ -115,16 +115,37 @@ def load(path: Path) -> dict[str, Any]:
     return result  # type: ignore[no-any-return]
 
 
-def merge_into(page: Path, text: str) -> None:
-    """Put the table where the page has its place for it, between two comments. Raises BenchError."""
+def merge_into(page: Path, text: str) -> int:
+    """Put the table where the page has its place for it, between two comments, with the rows that stand there of other
+    machines, engines and networks; how many these are. Raises BenchError."""
     try:
         before, _, rest = page.read_text().partition(BEGIN)
     except OSError as error:
         raise BenchError(f"bench merge: {page}: {refusal(error)}") from None
-    _, found, after = rest.partition(END)
+    there, found, after = rest.partition(END)
     if not found:
         raise BenchError(f"bench merge: {page} has no place for the table; add {BEGIN} and {END}")
-    write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", page)
+    head, rule, *fresh = text.splitlines()
+    old = [line for line in there.splitlines() if line.startswith("|")]
+    if old and old[0] != head:
+        raise BenchError(f"bench merge: the table in {page} has other columns; mend or remove it first")
+    replaced = {_cells(row)[:2] for row in fresh}
+    kept = [row for row in old[2:] if _cells(row)[:2] not in replaced]
+    rows = sorted([*fresh, *kept], key=_slowness)
+    write_text("\n".join([before + BEGIN, head, rule, *rows, END + after]), page)
+    return len(kept)
+
+
+def _cells(row: str) -> tuple[str, ...]:
+    return tuple(cell.strip() for cell in row.strip().strip("|").split("|"))
+
+
+def _slowness(row: str) -> float:
+    """What rows are sorted by: the fastest first, those without a rate flat out last."""
+    try:
+        return -float(_cells(row)[COLUMNS.index("FPS flat out")])
+    except (ValueError, IndexError):
+        return 0.0
 
 
 def write_text(text: str, path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..hand.frames import DepthFrame, HandPose
 from ..hand.template import template
-from .cameras import BadFrame, EndOfStream, open_camera
+from .cameras import BadFrame, CameraError, EndOfStream, open_camera
 from .engines import Engine
 from .finder import CUBE_M, surfaces
 from .tracker import Tracker
@@ -37,7 +37,7 @@ def evaluate_recording(
     """Find the hand in every frame of a recording; distances from its depth points to the mesh in mm.
 
     track=False treats each frame as the first, so frames need not be consecutive; of these only each `every`-th is
-    looked at. Overlays go to `out`.
+    looked at. Overlays go to `out`. Raises CameraError, also if no frame could be used.
     """
     from .draw import contact_sheet, overlay, save_png
 
@@ -80,6 +80,9 @@ def evaluate_recording(
                 save_png(out / f"{len(per_frame) - 1:05d}.png", picture)
                 if len(pictures) < 60:
                     pictures.append(picture)
+    if not read:
+        reason = per_frame[0]["error"] if per_frame else "none came"
+        raise CameraError(f"no frame could be used ({len(per_frame)} were bad): {reason}")
     if out is not None and pictures:
         save_png(out / "sheet.png", contact_sheet(pictures, min(3, -(-len(pictures) // 4))))
     distances = np.concatenate(pooled) if pooled else np.array([np.nan])
@@ -115,7 +118,7 @@ def recording_table(result: dict[str, Any]) -> str:
     lines.append(
         f"found {result['found']} of {result['frames']} ({result['right']} right, {result['left']} left), "
         f"more than one hand in {result['more_than_one']}; "
-        f"depth to mesh p50 {fit['p50']} p90 {fit['p90']} mm"
+        + ("no depth to measure" if fit["p50"] is None else f"depth to mesh p50 {fit['p50']} p90 {fit['p90']} mm")
     )
     return "\n".join(lines)
 

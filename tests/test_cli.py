@@ -254,8 +254,9 @@ def test_a_folder_that_is_no_recording_is_one_line(folder: Path) -> None:
 )
 def test_a_recording_of_nothing_but_bad_frames_is_one_line(folder: Path, data: bytes, text: str) -> None:
     (folder / "0.png").write_bytes(data)
-    said = refusal("run", "--camera", "replay", "--source", folder, "--bind", "tcp://127.0.0.1:*")
-    assert said.startswith(f"no frame could be used (1 were bad): {folder}/0.png {text}")
+    run = ("run", "--camera", "replay", "--source", folder, "--bind", "tcp://127.0.0.1:*")
+    for command in (run, ("eval", "--source", folder)):
+        assert refusal(*command).startswith(f"no frame could be used (1 were bad): {folder}/0.png {text}")
 
 
 @pytest.mark.parametrize(

@@ -205,7 +205,7 @@ def test_a_recording_without_a_hand_has_no_fit(folder: Path, engine: Engine, tmp
     result = evaluate_recording(str(tmp_path), engine)
     assert result["fit_mm"] == {"p50": None, "p90": None} and result["worst_frame_p50_mm"] is None
     assert recording_table(result).endswith(
-        "found 0 of 1 (0 right, 0 left), more than one hand in 0; depth to mesh p50 None p90 None mm"
+        "found 0 of 1 (0 right, 0 left), more than one hand in 0; no depth to measure"
     )
 
 

@@ -16,7 +16,7 @@ from .cli_bench import bench
 from .cli_control import reload
 from .cli_doctor import doctor
 from .cli_models import evaluate, export, train
-from .cli_options import camera_options, engine_options, own_model_first, own_note, tracking_options
+from .cli_options import camera_options, engine_options, own_note, tracking_options
 from .cli_record import play, record, recording_options
 from .cli_service import config, daemon_options, keys, service
 from .cli_store import models
@@ -63,7 +63,6 @@ def cli() -> None:
 
 @cli.command(cls=Rereadable, context_settings={"auto_envvar_prefix": "EDGE_HAND"})
 @camera_options
-@own_model_first
 @engine_options
 @tracking_options
 @daemon_options

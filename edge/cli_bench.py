@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .cameras import camera_kinds
-from .cli_options import engine_options, json_option
+from .cli_options import engine_options, json_option, own_note
 from .shell import make_folders, say, write_result
 
 
@@ -63,6 +63,8 @@ def bench(
     if plot and plot.suffix != ".svg":
         raise click.UsageError(f"--plot {plot}: the picture is an SVG; give a name that ends in .svg")
     make_folders(json_path and json_path.parent, plot and plot.parent)
+    if note := own_note(ctx):
+        click.echo(note)
     with MediaPipe(compare_python) if compare else nullcontext() as peer:
         result = measure(
             Source(camera, source, mode), engine=engine, model=model, threads=threads, frames=frames,
@@ -102,7 +104,8 @@ def merge(results: tuple[Path, ...], into: Path | None) -> None:
 @engine_options
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="In all.")
 @json_option
-def engines(engine: str, model: Path, threads: int, seconds: float, json_path: Path | None) -> None:
+@click.pass_context
+def engines(ctx: click.Context, engine: str, model: Path, threads: int, seconds: float, json_path: Path | None) -> None:
     """Race every CPU engine and precision there is, by turns: time a crop, and distance from the float network.
 
     \b
@@ -113,6 +116,8 @@ def engines(engine: str, model: Path, threads: int, seconds: float, json_path: P
     if engine != "auto":
         raise click.UsageError("bench engines tries all that there are; leave --engine out")
     make_folders(json_path and json_path.parent)
+    if note := own_note(ctx):
+        click.echo(note)
     rows = rank(model, threads, seconds)
     slowest = max(taken.cpu_ms for _, taken, _ in rows)
     for setting, taken, mm in rows:

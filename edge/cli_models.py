@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from .cli_options import engine_options, eval_options, json_option, train_options
+from .cli_options import engine_options, eval_options, json_option, model_note, train_options
 from .model_card import find_model
 from .shell import CommandError, make_folders, need_trainer, write_result
 
@@ -18,9 +18,10 @@ from .shell import CommandError, make_folders, need_trainer, write_result
 @eval_options
 @engine_options
 @json_option
+@click.pass_context
 def evaluate(
-    data: str | None, source: str | None, engine: str, model: Path, threads: int, n: int | None, out: Path | None,
-    every: int, track: bool, json_path: Path | None, **labelled: Any,
+    ctx: click.Context, /, data: str | None, source: str | None, engine: str, model: Path, threads: int, n: int | None,
+    out: Path | None, every: int, track: bool, json_path: Path | None, **labelled: Any,
 ) -> None:  # fmt: skip
     """Measure a model: joint and vertex errors with labels, distance from depth to mesh without.
 
@@ -33,6 +34,8 @@ def evaluate(
     if (data and (track or every != 1)) or (source and any(labelled[k] for k in ("finder", "predictions", "score"))):
         raise CommandError("eval: --track, --every go with --source; --finder, --predictions, --score with --data")
     make_folders(out, json_path and json_path.parent, labelled["predictions"] and labelled["predictions"].parent)
+    if not labelled["score"]:
+        click.echo(model_note(ctx))
     if source:
         from .engines import open_engine
         from .evaluate import evaluate_recording, recording_table

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .cameras import camera_kinds
-from .model_card import DEFAULT_MODEL, find_model
+from .model_card import find_model
 
 OWN = "own"
 
@@ -32,9 +32,10 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--model",
             type=chosen_model,
             metavar="NAME|FILE",
-            default=DEFAULT_MODEL.stem,
+            default=OWN,
             show_default=True,
-            help="A shipped model's name, an .onnx file with its card beside it, or own: as `edge-hand models` has it.",
+            help="own: the network in use (see `edge-hand models list`); a shipped one's name; "
+            "or an .onnx file with its card beside it.",
         ),
         click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime, openvino, tensorrt."),
     ):
@@ -51,20 +52,17 @@ def chosen_model(name: str) -> Path:
     return own_model()[0]
 
 
-def own_model_first(command: Callable[..., Any]) -> Callable[..., Any]:
-    """For a command with `engine_options`: --model is `own` if nothing is said."""
-    for option in command.__click_params__:  # type: ignore[attr-defined]
-        if option.name == "model":
-            option.default = OWN
-    return command
-
-
 def own_note(context: click.Context) -> str:
     """One line about the device's own network where nothing else was asked for; empty if it is the one that ships."""
     from .model_store import own_model
 
     asked = context.get_parameter_source("model")
     return own_model()[1] if asked is click.core.ParameterSource.DEFAULT else ""
+
+
+def model_note(context: click.Context) -> str:
+    """One line that says which network --model stands for."""
+    return own_note(context) or f"model: {context.params['model'].name}"
 
 
 json_option = click.option("--json", "json_path", type=Path, help="Also write the result to this file.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from .cli_options import engine_options
+from .cli_options import engine_options, model_note
 from .publish import ADDRESS
 from .shell import CommandError
 
@@ -35,9 +35,10 @@ metrics_option = click.option(
 @click.option("--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0: any that is free.")
 @click.option("--insecure", is_flag=True, help="Allow a host beyond this machine; who reaches it sees the hands.")
 @keys_option
+@click.pass_context
 def view(
-    addresses: tuple[str, ...], source: str | None, engine: str, model: Path, threads: int, rig: Path | None, host: str,
-    port: int, insecure: bool, keys: Path | None,
+    ctx: click.Context, addresses: tuple[str, ...], source: str | None, engine: str, model: Path, threads: int,
+    rig: Path | None, host: str, port: int, insecure: bool, keys: Path | None,
 ) -> None:  # fmt: skip
     """See hands, depth and timing in the browser, live or from a recording.
 
@@ -64,7 +65,9 @@ def view(
     with ExitStack() as stack:
         shown = [*addresses] or ([] if source else [ADDRESS])
         if source:
-            shown.append(stack.enter_context(published(source, model, engine, threads)))
+            shown.append(
+                stack.enter_context(published(source, model, engine, threads, lambda: click.echo(model_note(ctx))))
+            )
             names[shown[-1]] = Path(source).name
         server = stack.enter_context(
             served(shown, host=host, port=port, poses=poses, names=names, keys=keys, insecure=insecure)

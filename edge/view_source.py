@@ -20,17 +20,22 @@ from .recording import Recording, RecordingError
 
 
 @contextmanager
-def published(source: str, model: Path, engine: str = "auto", threads: int = 1) -> Iterator[str]:
+def published(
+    source: str, model: Path, engine: str = "auto", threads: int = 1, tracks: Callable[[], None] = lambda: None
+) -> Iterator[str]:
     """Publish a recording over and over, at its own rate, to this user alone; gives the address.
 
     A recording made by `edge-hand run --record` is played, any other that `--camera replay` reads is tracked with the
-    model. Raises CameraError, RecordingError and ModelError.
+    model, of which tracks is told. Raises CameraError, RecordingError and ModelError.
     """
     over = threading.Event()
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-hand-view-"))
         address = f"ipc://{folder}/recording"
-        open_run = _played if _has_messages(Path(source)) else _tracked
+        played = _has_messages(Path(source))
+        if not played:
+            tracks()
+        open_run = _played if played else _tracked
         run = open_run(stack, source, address, model, engine, threads)
         thread = threading.Thread(target=run, args=(over.is_set,), name="recording", daemon=True)
         thread.start()

@@ -9,6 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from edge_hand.edge import model_store
@@ -264,6 +265,42 @@ def test_run_serves_with_the_accepted_network_and_says_so(store: Path, tmp_path:
     own, shipped = run(), run("--model", "dgn-nano")
     assert "model: version 1 of this device, from monday.mcap\n" in own and "adapted-1.onnx)" in own
     assert "of this device" not in shipped and "dgn-nano.onnx)" in shipped
+
+
+def test_what_measures_and_shows_takes_the_network_that_run_serves(store: Path, tmp_path: Path) -> None:
+    context = click.Context(cli)
+    bench = cli.get_command(context, "bench")
+    assert isinstance(bench, click.Group)
+    found = [*(cli.get_command(context, name) for name in ("run", "eval", "view")), bench, bench.commands["engines"]]
+    defaults = [p.default for command in found if command for p in command.params if p.name == "model"]
+    assert defaults == ["own"] * 5
+    add(store, BOTH, "monday.mcap", {})
+    use(store, 1)
+
+    def said(*words: str) -> str:
+        done = CliRunner().invoke(cli, [*words, "--engine", "onnxruntime"])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    flat_out = (
+        "bench",
+        "--mode",
+        "160x120@30",
+        "--frames",
+        "3",
+        "--flat-out",
+        "--no-startup",
+        "--no-tune",
+        "--no-fast",
+    )
+    one = ("eval", "--source", str(DEMO), "--n", "1")
+    note = "model: version 1 of this device, from monday.mcap\n"
+    measured = said(*flat_out)
+    assert measured.startswith(note) and "adapted-1-int8 (int8" in measured
+    assert said(*one).startswith(note)
+    assert said(*one, "--model", "dgn-nano").startswith("model: dgn-nano.onnx\n")
+    rollback(store)
+    assert said(*one).startswith("model: dgn-nano-int8.onnx\n")
 
 
 def test_the_health_saved_with_a_version_is_read_back(store: Path) -> None:

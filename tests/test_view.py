@@ -226,8 +226,11 @@ def test_a_recording_is_shown_with_or_without_messages_in_it(engine: Engine, tmp
             loop = Loop(camera, Tracker(engine), publisher, sink=recorder)
             for frame in frames:
                 (loop.handle if messages else recorder.frame)(frame)
-    with published(str(path), DEFAULT_MODEL) as address, served([address], port=0) as server:
+    told: list[bool] = []
+    show = published(str(path), DEFAULT_MODEL, tracks=lambda: told.append(True))
+    with show as address, served([address], port=0) as server:
         body = first_packets(server.url, has_all_of_a_hand)
+    assert told == ([] if messages else [True])
     says = body["cameras"][0]["message"] or ""
     assert body["cameras"][0]["camera"] == "synthetic-0" and (messages or "played" not in says)
 

@@ -125,6 +125,12 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--left-share", type=click.FloatRange(0, 1), help="Share of left hands, for the side."),
         click.option("--kind", type=click.Choice(["full", "sensorless", "clean"]), help="Of samples; default full."),
         click.option(
+            "--coarse",
+            type=click.IntRange(0),
+            help="Samples before the refit, and so real frames' joints, teach a dgn.",
+        ),
+        click.option("--warmup", type=click.IntRange(0), help="Samples until the rates are full."),
+        click.option(
             "--decay",
             type=click.FloatRange(0, 1, max_open=True),
             help="Share of the samples, at the end, over which the rates fall.",

@@ -167,9 +167,9 @@ def compare(deployed: Deployed, model: Path) -> dict[str, Any]:
 
 
 def command(config: TrainConfig) -> str:
-    """The command that trains the like, for the card: the options that are not the defaults."""
-    default = asdict(TrainConfig())
-    given = {name: value for name, value in asdict(config).items() if name == "samples" or value != default[name]}
+    """The command that trains the like, for the card: the options that are not the defaults, or depend on others."""
+    default, always = asdict(TrainConfig()), ("samples", "warmup", "coarse")
+    given = {name: value for name, value in asdict(config).items() if name in always or value != default[name]}
     words = [f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items()]
     return " ".join(["edge-hand train --out RUN", *words])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -263,6 +263,42 @@ def test_a_resumed_run_keeps_its_own_options_and_only_samples_may_change(tmp_pat
     with pytest.raises(TrainError, match=r"^--resume: the run in .* has --width 8, not 16$"):
         config_of(tmp_path, {"width": 16}, resume=True)
     assert config_of(tmp_path, {"width": 16}, resume=False).width == 16
+
+
+def test_a_short_run_reaches_its_rates_and_one_from_trained_weights_refits_at_once(tmp_path: Path) -> None:
+    def fitted(**options: Any) -> tuple[int, int]:
+        config = config_of(tmp_path, options, resume=False)
+        return config.warmup, config.coarse
+
+    assert fitted() == (TrainConfig().warmup, TrainConfig().coarse) == (20_000, 20_000)
+    assert fitted(samples=1280) == (128, 20_000)
+    assert fitted(samples=1280, init="a.pt") == (128, 0)
+    assert fitted(samples=1280, init="a.pt", warmup=500, coarse=40) == (500, 40)
+    init = str(train(TINY, tmp_path / "a", threads=1, workers=0, validate_every=0))
+    options = {"width": 8, "samples": 40, "batch": 4, "init": init, "bf16": False}
+    out = tmp_path / "b"
+    config = config_of(out, options, resume=False)
+    run(config, out, minutes=0)
+    assert "refined" in log_of(out)[0] and schedule(config, 0) == 1
+    longer = config_of(out, {"samples": 4000}, resume=True)
+    assert longer == replace(config, samples=4000)  # or what was learned already would have been learned otherwise
+
+
+def test_the_command_on_a_card_is_one_that_the_command_line_takes(tmp_path: Path) -> None:
+    from edge_hand.edge.cli_models import train as train_command
+    from edge_hand.edge.model_card import MODELS, load_card
+    from edge_hand.exporters.onnx import command
+
+    def config_of_line(line: str) -> TrainConfig:
+        params = train_command.make_context("train", line.split()[2:]).params
+        given = {k: v for k, v in params.items() if k in TrainConfig.__dataclass_fields__ and v is not None}
+        return config_of(tmp_path, given, resume=False)
+
+    shipped = load_card(MODELS / "dgn-nano.onnx").training
+    config = config_of_line(shipped["command"])
+    assert {name: shipped[name] for name in asdict(config) if name in shipped} == asdict(config)
+    for config in (TrainConfig(init="a.pt"), TrainConfig(samples=300), TrainConfig(init="a.pt", coarse=0, warmup=7)):
+        assert config_of_line(command(config)) == config
 
 
 def test_every_name_stands_for_a_network_and_width_replaces_its_own() -> None:

@@ -53,11 +53,17 @@ class TrainError(Exception):
 
 
 def config_of(out: Path, options: dict[str, Any], resume: bool) -> TrainConfig:
-    """The config of a run: the options given, or with resume the checkpoint's, of which only samples may change."""
+    """The config of a run: the options given, or with resume the checkpoint's, of which only samples may change.
+
+    Of a short run the warm-up is a tenth, and what starts from trained weights has parts to refit from its first
+    sample on, unless the options say otherwise.
+    """
     if not resume:
         if "real_share" in options and not options.get("real"):
             raise TrainError(f"--real-share {options['real_share']}: of what? --real KIND:PATH is missing")
-        return TrainConfig(**options)
+        config = TrainConfig(**options)
+        warmup = options.get("warmup", min(config.warmup, config.samples // 10))
+        return replace(config, warmup=warmup, coarse=options.get("coarse", 0 if config.init else config.coarse))
     config = TrainConfig(**load_checkpoint(out / "last.pt")["config"])
     for name, value in options.items():
         if name != "samples" and getattr(config, name) != value:

@@ -27,7 +27,7 @@ from edge_hand.trainer.datasets import Label, icvl, recording
 from edge_hand.trainer.losses import Labels, joint_distance, metres, rows
 from edge_hand.trainer.nets import NETS, net_module, new_net
 from edge_hand.trainer.parallel import Group
-from edge_hand.trainer.real import RealHands, joined, open_real
+from edge_hand.trainer.real import KEY, RealHands, joined, open_real, order
 from edge_hand.trainer.synth.poses import sample_angles
 from edge_hand.trainer.synth.samples import CUBE_M, Generator
 from edge_hand.trainer.train import images, train
@@ -138,6 +138,19 @@ def test_samples_are_the_same_for_ever_and_show_all_frames_in_turn(right_hands: 
     assert all(sorted(turn) == sorted(spans[0].tolist()) for turn in spans.tolist())
     assert spans[0].tolist() != spans[1].tolist()
     assert len(set(upright.distance_m.tolist())) == 18  # no crop comes twice
+
+
+def test_the_order_of_a_turn_is_drawn_once_and_is_that_of_its_seed_alone(right_hands: Path) -> None:
+    real = opened(right_hands, seed=3, left_share=0.0)
+    order.cache_clear()
+    distances = real.batch(0, 18).distance_m
+    assert order.cache_info().misses == 3
+    for turn in (2, 0, 1):  # whatever was asked for before
+        drawn = np.random.default_rng([KEY, 3, 1, turn]).permutation(6)
+        assert order(3, turn, 6).tolist() == drawn.tolist()
+        off = distances[6 * turn : 6 * turn + 6].numpy() - real.distance_m[drawn]
+        assert np.abs(off).max() < 0.04  # a crop's centre is near its frame's
+    assert torch.equal(real.batch(4, 9).distance_m, distances[4:13])
 
 
 def test_a_share_is_mirrored_into_left_hands_for_the_side(right_hands: Path) -> None:

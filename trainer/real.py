@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class RealHands:
     def _sample(self, index: int) -> tuple[Array, Array, Array, Array]:
         """Image (S, S); joints (21, 3) half cubes, zero beyond J; distance m; whether it shows a right hand."""
         turn, at = divmod(index, len(self.windows))
-        frame = int(np.random.default_rng([KEY, self.seed, 1, turn]).permutation(len(self.windows))[at])
+        frame = int(order(self.seed, turn, len(self.windows))[at])
         rng = np.random.default_rng([KEY, self.seed, 0, index])
         away = rng.normal(0, rng.choice([0.004, 0.012, 0.02]), 3).clip(-MARGIN_M, MARGIN_M)  # as rendered samples'
         right = rng.random() >= self.left_share
@@ -97,6 +98,12 @@ class RealHands:
 
     def _tensor(self, x: Array) -> Tensor:
         return torch.as_tensor(x).to(self.device)
+
+
+@lru_cache(2)  # a batch reaches into two turns at most, and a large set's takes longer to draw than its sample
+def order(seed: int, turn: int, n: int) -> NDArray[np.int64]:
+    """In which order (n,) the frames come in a turn."""
+    return np.random.default_rng([KEY, seed, 1, turn]).permutation(n)
 
 
 def open_real(

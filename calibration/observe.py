@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.camera import Intrinsics
+from ..hand.extras import to_get
 
 Array = NDArray[Any]
 
@@ -126,5 +127,5 @@ def tree_of(points: Array) -> Any:
     try:
         from scipy.spatial import cKDTree
     except ImportError:
-        raise ObserveError("this needs scipy; type: pip install 'edge-hand[calibration]'") from None
+        raise ObserveError(f"this needs scipy: {to_get('calibration')}") from None
     return cKDTree(points)

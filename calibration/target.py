@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.extras import to_get
+
 Array = NDArray[Any]
 
 PAPER_MM = {"a4": (297.0, 210.0), "a3": (420.0, 297.0)}  # landscape
@@ -105,7 +107,7 @@ def import_opencv() -> Any:
 
         cv2.aruco.CharucoDetector  # noqa: B018  # in OpenCV's main modules since 4.7
     except (ImportError, AttributeError):
-        raise TargetError("the board needs OpenCV 4.7 or newer: pip install 'edge-hand[calibration]'") from None
+        raise TargetError(f"the board needs OpenCV 4.7 or newer: {to_get('calibration')}") from None
     return cv2
 
 

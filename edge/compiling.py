@@ -2,7 +2,7 @@
 
 Compiling takes half a minute, loading what was compiled half a second. So a run takes what an earlier one had compiled;
 where there is nothing yet it computes in numpy to its end, and a child process of the lowest priority compiles for the
-next (`python -m edge_hand.edge.compiling`). numba is needed for both (`pip install 'edge-hand[fast]'`); where it is
+next (`python -m edge_hand.edge.compiling`). numba is needed for both (extra `fast`); where it is
 missing or fails, numpy serves.
 """
 
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from ..hand.extras import to_get
 from ..hand.kinematics import AVERAGE
 from ..hand.template import template
 from ..hand.whole import refusal
@@ -193,7 +194,7 @@ def standing() -> tuple[str, str]:
     compile, and cannot."""
     have = numba_version()
     if not have:
-        return "numpy; pip install 'edge-hand[fast]' compiles it", ""
+        return f"numpy; {to_get('fast')} compiles it", ""
     if have < LEAST_NUMBA:
         return f"numpy, for {_too_old(have)}", "pip install --upgrade numba"
     folder = kept()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
+from ..hand.extras import to_get
 from ..hand.whole import refusal
 from .board import ROOT, has_nvidia, is_jetson, read
 from .compiling import standing
@@ -31,6 +32,7 @@ from .model_card import MODELS, ModelError, load_card
 
 PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgpack", "openvino", "pyrealsense2", "tensorrt", "pycuda", "mediapipe")
 SERVICE_USER = "edge-hand"
+REINSTALL = "pip install --force-reinstall --no-deps . in edge-hand's folder"
 
 
 class Setup(NamedTuple):
@@ -83,7 +85,7 @@ def _no_tensorrt(root: Path) -> Finding:
     """On a Jetson it is the system's, which a virtual environment may not see."""
     settings = read(Path(sys.prefix, "pyvenv.cfg"))
     if not is_jetson(root):
-        said, mend = "it is not installed", "pip install 'edge-hand[jetson]'"
+        said, mend = "it is not installed", to_get("jetson")
     elif sys.prefix != sys.base_prefix and not re.search(r"(?im)^include-system-site-packages *= *true", settings):
         said = f"{sys.prefix} does not see the system's, which JetPack installs"
         python = Path(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info))
@@ -159,12 +161,10 @@ def the_models(folder: Path = MODELS, wanted: Path | None = None) -> list[Findin
             well.append(model.stem)
         except ModelError as error:
             ours = model.parent == folder
-            mend = "pip install --force-reinstall --no-deps edge-hand" if ours else "edge-hand export writes both"
+            mend = REINSTALL if ours else "edge-hand export writes both"
             found.append(Finding("bad", "model", str(error).removeprefix("model "), mend))
     if not well and not found:
-        found.append(
-            Finding("bad", "model", f"{folder} holds none", "pip install --force-reinstall --no-deps edge-hand")
-        )
+        found.append(Finding("bad", "model", f"{folder} holds none", REINSTALL))
     return [*found, *([Finding("ok", "models", ", ".join(well))] if well else [])]
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ..hand.extras import to_get
 from . import board
 from .board import ROOT, is_jetson, read
 from .cameras import CameraError
@@ -44,7 +45,7 @@ def cameras(root: Path = ROOT) -> list[Finding]:
     for camera in plugged:
         about = f"camera {camera.name}"
         if not has_sdk:
-            found.append(Finding("bad", about, "pyrealsense2 is not installed", "pip install 'edge-hand[realsense]'"))
+            found.append(Finding("bad", about, "pyrealsense2 is not installed", to_get("realsense")))
         if camera.node.exists() and not os.access(camera.node, os.R_OK | os.W_OK):
             found.append(Finding("bad", about, f"this user may not open {camera.node}", _udev_mend()))
         if camera.mbps < USB3_MBPS:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..hand.camera import Intrinsics
+from ..hand.extras import to_get
 from .cameras import CameraError
 
 DISTORTION_TOLERANCE_PX = 0.5
@@ -24,9 +25,7 @@ def import_realsense() -> Any:
         import pyrealsense2
     except ImportError as error:
         if "libusb" not in str(error):
-            raise CameraError(
-                f"pyrealsense2 cannot be imported ({reason(error)}); pip install 'edge-hand[realsense]'"
-            ) from error
+            raise CameraError(f"pyrealsense2 cannot be imported ({reason(error)}); {to_get('realsense')}") from error
         try:
             import libusb_package
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from ..hand.extras import to_get
 from ..hand.whole import refusal, write_json
 
 
@@ -22,7 +23,7 @@ def need_trainer(module: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("edge_hand"):
             raise
-        raise CommandError(f"this command needs {error.name}: pip install 'edge-hand[train]'") from None
+        raise CommandError(f"this command needs {error.name}: {to_get('train')}") from None
 
 
 def make_folders(*folders: Path | None) -> None:

@@ -187,6 +187,18 @@ def test_modules_are_named_after_things() -> None:
     assert [str(file) for file in files() if {file.stem, *file.parent.parts} & vague] == []
 
 
+def test_whoever_lacks_a_package_is_told_an_extra_that_there_is_and_to_install_it_from_this_folder() -> None:
+    declared = (
+        (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    )
+    extras = set(re.findall(r"^([a-z]+) = ", declared, re.MULTILINE))
+    files = [path for part in PARTS if part.name != "tests" for path in part.glob("*.py")]
+    said = "\n".join(path.read_text() for path in [*files, *ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+    named = re.findall(r"to_get\(['\"](\w+)['\"]\)|'\.\[([a-z,]+)\]'", said)
+    assert {extra for pair in named for extra in "".join(pair).split(",")} <= extras and len(named) > 10
+    assert not re.search(r"edge-hand\[|pip install edge-hand\b", said), "no registry has it"
+
+
 def test_no_module_is_over_400_lines() -> None:
     lengths = {str(file): len((ROOT / file).read_text().splitlines()) for file in files()}
     assert {file: length for file, length in lengths.items() if length > 400} == {}

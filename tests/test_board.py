@@ -23,7 +23,7 @@ from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
 from numpy.typing import NDArray
 
-cv2 = pytest.importorskip("cv2", reason="the board needs OpenCV: pip install 'edge-hand[calibration]'")
+cv2 = pytest.importorskip("cv2", reason="the board needs OpenCV: pip install '.[calibration]'")
 cv2.setNumThreads(1)
 
 Array = NDArray[Any]

@@ -59,7 +59,7 @@ def opened(wait: bool = False) -> tuple[Arithmetic, list[str]]:
 def test_without_numba_it_is_numpy_and_nothing_is_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "numba_version", lambda: ())
     assert opened() == (PLAIN, []) and not cache.exists()
-    assert compiling.standing() == ("numpy; pip install 'edge-hand[fast]' compiles it", "")
+    assert compiling.standing() == ("numpy; pip install '.[fast]' in edge-hand's folder compiles it", "")
 
 
 def test_an_old_numba_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

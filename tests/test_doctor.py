@@ -142,7 +142,7 @@ def test_no_camera_is_no_failure(tmp_path: Path) -> None:
 def test_a_plugged_in_camera_without_its_sdk_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     found = doctor_machine.cameras(plug_in(tmp_path))[0]
-    assert (found.level, found.mend) == ("bad", "pip install 'edge-hand[realsense]'")
+    assert (found.level, found.mend) == ("bad", "pip install '.[realsense]' in edge-hand's folder")
 
 
 def test_udev_rules_are_compared_with_ours(tmp_path: Path) -> None:

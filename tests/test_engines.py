@@ -179,7 +179,7 @@ def test_a_result_is_not_overwritten_by_the_next_run() -> None:
 
 
 def test_a_model_of_another_hand_is_refused(tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install 'edge-hand[train]')")
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install '.[train]')")
     shapes = {"vertices_uvd": [1, 778, 3], "log_error": [1, 778]}
     values = [onnx.helper.make_tensor(name, 1, shape, np.zeros(shape, np.float32)) for name, shape in shapes.items()]
     ports = [onnx.helper.make_tensor_value_info(name, 1, shape) for name, shape in shapes.items()]

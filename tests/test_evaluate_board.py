@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba", reason="the trainer's pictures need numba")
-pytest.importorskip("cv2", reason="the board needs OpenCV: pip install 'edge-hand[calibration]'")
+pytest.importorskip("cv2", reason="the board needs OpenCV: pip install '.[calibration]'")
 
 from edge_hand.calibration.corners import BoardDetector
 from edge_hand.hand import se3

@@ -15,7 +15,7 @@ from edge_hand.edge.probe import compare, crops
 
 FLOAT = MODELS / "dgn-nano.onnx"
 installed = importlib.util.find_spec("openvino") is not None
-needs_it = pytest.mark.skipif(not installed, reason="openvino is not installed (pip install 'edge-hand[openvino]')")
+needs_it = pytest.mark.skipif(not installed, reason="openvino is not installed (pip install '.[openvino]')")
 
 
 def opened(model: Path, bf16: bool | None = False, threads: int = 1) -> Engine:
@@ -30,7 +30,7 @@ def has_bf16() -> bool:
 def test_without_it_one_line_says_what_to_install() -> None:
     assert "openvino" in engine_kinds() and openvino.unavailable() == "it is not installed"
     with pytest.raises(
-        ModelError, match=r"^openvino: it is not installed \(.*\); pip install 'edge-hand\[openvino\]'$"
+        ModelError, match=r"^openvino: it is not installed \(.*\); pip install '\.\[openvino\]' in edge-hand's folder$"
     ):
         open_engine("openvino")
     assert openvino.choices(1) == []

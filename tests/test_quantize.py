@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("onnx", reason="onnx is not installed (pip install 'edge-hand[train]')")
-pytest.importorskip("torch", reason="torch is not installed (pip install 'edge-hand[train]')")
+pytest.importorskip("onnx", reason="onnx is not installed (pip install '.[train]')")
+pytest.importorskip("torch", reason="torch is not installed (pip install '.[train]')")
 
 from edge_hand.edge.model_card import MODELS
 from edge_hand.edge.probe import crops

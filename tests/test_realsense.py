@@ -297,7 +297,7 @@ def test_a_mode_is_read_and_a_wrong_one_is_one_line():
 
 def test_a_missing_pyrealsense2_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyrealsense2", None)
-    with pytest.raises(CameraError, match=r"pip install 'edge-hand\[realsense\]'$"):
+    with pytest.raises(CameraError, match=r"pip install '\.\[realsense\]' in edge-hand's folder$"):
         open_camera("realsense")
 
 

@@ -78,7 +78,7 @@ def test_kalibr_refuses_a_lens_it_does_not_have(tmp_path: Path) -> None:
 
 
 def test_opencv_yaml_maps_a_point_alike(tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2", reason="OpenCV reads its own YAML; pip install 'edge-hand[calibration]'")
+    cv2 = pytest.importorskip("cv2", reason="OpenCV reads its own YAML; pip install '.[calibration]'")
     (path,) = export_rig(three(), "opencv", tmp_path)
     file = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
     R, t, K, D = (file.getNode(f"{name}_2").mat() for name in "RTKD")

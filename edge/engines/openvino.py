@@ -1,6 +1,6 @@
 """OpenVINO on the CPU: faster than ONNX Runtime on many x86 machines, and with 16-bit floats where the CPU has them.
 
-`pip install 'edge-hand[openvino]'`. It reads the same ONNX files.
+Extra `openvino`. It reads the same ONNX files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hand.extras import to_get
 from ..model_card import ModelCard, ModelError
 
 
@@ -84,7 +85,7 @@ def _import() -> Any:
         import openvino
     except ImportError as error:
         raise ModelError(
-            f"openvino: it is not installed ({str(error).splitlines()[0][:100]}); pip install 'edge-hand[openvino]'"
+            f"openvino: it is not installed ({str(error).splitlines()[0][:100]}); {to_get('openvino')}"
         ) from None
     return openvino
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
+from ....hand.extras import to_get
 from ...model_card import ModelError
 from .driver import CudaError, Graph, capture
 
@@ -48,7 +49,7 @@ class CudaMemory:
         try:
             import pycuda.driver as cuda
         except ImportError as error:
-            raise ModelError(f"pycuda is not installed ({error}); pip install 'edge-hand[jetson]'") from None
+            raise ModelError(f"pycuda is not installed ({error}); {to_get('jetson')}") from None
         self.unified, self._cuda = unified, cuda
         try:
             cuda.init()

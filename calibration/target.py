@@ -21,6 +21,8 @@ Array = NDArray[Any]
 PAPER_MM = {"a4": (297.0, 210.0), "a3": (420.0, 297.0)}  # landscape
 MM_TO_POINT = 72 / 25.4
 RULER_MM = 100
+MARGIN_MM, FOOT_MM = 10, 14  # beside the board; above and below it, where the ruler and the note are
+LETTER = 0.52  # Helvetica's mean width, of its size
 FORM = "charuco:COLUMNSxROWSxSQUARE_MMxMARKER_MM[:DICTIONARY][:inverted]"
 
 
@@ -134,12 +136,15 @@ def black_rectangles_mm(target: Target) -> Array:
 
 
 def print_pdf(target: Target, paper: str) -> bytes:
-    """One landscape page with the board in its middle and a ruler below it. Raises TargetError."""
-    width_mm, height_mm = PAPER_MM[paper]
+    """One page with the board in its middle and a ruler below it: landscape, or upright if it fits only so. Raises
+    TargetError."""
     board_w, board_h = target.size_m[0] * 1e3, target.size_m[1] * 1e3
-    left, top = (width_mm - board_w) / 2, (height_mm - board_h) / 2
-    if left < 10 or top < 14:
+    ways = [PAPER_MM[paper], PAPER_MM[paper][::-1]]
+    fitting = [(w, h) for w, h in ways if w - board_w >= 2 * MARGIN_MM and h - board_h >= 2 * FOOT_MM]
+    if not fitting:
         raise TargetError(f"target {target.name}: {board_w:g}x{board_h:g} mm do not fit {paper.upper()} with a margin")
+    width_mm, height_mm = fitting[0]
+    left, top = (width_mm - board_w) / 2, (height_mm - board_h) / 2
     if target.inverted:
         raise TargetError(f"target {target.name}: inverted boards are read, but not printed")
     lines = [f"{MM_TO_POINT:.9f} 0 0 {-MM_TO_POINT:.9f} 0 {height_mm * MM_TO_POINT:.6f} cm"]  # mm, y down
@@ -151,7 +156,9 @@ def print_pdf(target: Target, paper: str) -> bytes:
         f"This ruler is {RULER_MM} mm. Print at 100 % (no fit to page), measure it, glue the sheet on a flat plate. "
         f"{target.columns}x{target.rows} squares of {target.square_m * 1e3:g} mm, {target.dictionary}."
     )
-    lines.append(f"BT /F1 3 Tf 1 0 0 -1 {left:.3f} {ruler + 6.5:.3f} Tm ({note.translate(_ESCAPES)}) Tj ET")
+    size = min(3.0, (width_mm - 2 * MARGIN_MM) / (LETTER * len(note)))
+    place = f"{MARGIN_MM} {ruler + 6.5:.3f}"
+    lines.append(f"BT /F1 {size:.2f} Tf 1 0 0 -1 {place} Tm ({note.translate(_ESCAPES)}) Tj ET")
     content = "\n".join(lines).encode("ascii")
     box = f"[0 0 {width_mm * MM_TO_POINT:.4f} {height_mm * MM_TO_POINT:.4f}]"
     return _pdf(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -12,7 +13,9 @@ from typing import Any
 
 def write_whole(path: Path, content: bytes | memoryview | str, mode: int = 0o666) -> None:
     """Write a file under another name, onto the disk, and rename it: nobody reads half of it, and a power cut leaves
-    the file of before. mode: its rights, less the umask. Raises OSError, and all is as it was."""
+    the file of before. mode: its rights, less the umask. Raises OSError, which names path, and all is as it was."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
@@ -20,9 +23,11 @@ def write_whole(path: Path, content: bytes | memoryview | str, mode: int = 0o666
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -17,7 +17,7 @@ from edge_hand.calibration.corners import BoardDetector, View, board_poses
 from edge_hand.calibration.rig import load_rig
 from edge_hand.calibration.sources import SourceError, open_source
 from edge_hand.calibration.square import board_scale
-from edge_hand.calibration.target import TARGETS, TargetError, find_target, print_pdf
+from edge_hand.calibration.target import TARGETS, Target, TargetError, find_target, print_pdf
 from edge_hand.calibration.uncertainty import pose_difference
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
@@ -34,9 +34,9 @@ A4 = TARGETS["a4"]
 PX_PER_MM = 6.0
 
 
-def page(paper: str) -> tuple[Array, Array]:
+def page(paper: str, target: Target | None = None) -> tuple[Array, Array]:
     """The PDF drawn at 6 px a mm, from the rectangles in its content; and the rectangles in mm."""
-    data = print_pdf(TARGETS[paper], paper).decode("latin1")
+    data = print_pdf(target or TARGETS[paper], paper).decode("latin1")
     box = re.search(r"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", data)
     scale = re.search(r"^([\d.]+) 0 0 -([\d.]+) 0 ([\d.]+) cm$", data, re.MULTILINE)
     assert box and scale
@@ -63,6 +63,26 @@ def test_the_pdf_is_in_true_scale(paper: str, size: tuple[int, int]) -> None:
     assert list(found.ids) == list(range(target.corner_count))
     corners_mm = (found.pixels + 0.5) / PX_PER_MM - np.array(size) / 2
     assert np.abs(corners_mm - target.corners_m()[:, :2] * 1e3).max() < 0.15
+
+
+@pytest.mark.parametrize(
+    ("text", "paper", "size"),
+    [
+        ("charuco:5x7x30x20:DICT_4X4_50", "a4", (210, 297)),
+        ("charuco:4x5x54x40.5:DICT_4X4_1000", "a3", (297, 420)),
+        ("charuco:4x4x30x20:DICT_4X4_50", "a4", (297, 210)),  # fits either way
+    ],
+)
+def test_a_board_that_fits_only_upright_is_printed_so(text: str, paper: str, size: tuple[int, int]) -> None:
+    target = find_target(text)
+    image, _ = page(paper, target)
+    assert image.shape == (size[1] * PX_PER_MM, size[0] * PX_PER_MM)
+    found = BoardDetector(target).find(image)
+    corners_mm = (found.pixels + 0.5) / PX_PER_MM - np.array(size) / 2
+    assert len(found.ids) == target.corner_count
+    assert np.abs(corners_mm - target.corners_m()[:, :2] * 1e3).max() < 0.15
+    note = re.search(rb"/F1 ([\d.]+) Tf 1 0 0 -1 ([\d.]+) [\d.]+ Tm \((.*)\) Tj", print_pdf(target, paper))
+    assert note and float(note[1]) * 0.5 * len(note[3]) + float(note[2]) < size[0] - 5, "the note ends on the page"
 
 
 def test_the_pdf_is_well_formed() -> None:
@@ -213,6 +233,8 @@ def test_a_users_mistakes_end_in_one_line(tmp_path: Path) -> None:
         result = run("board", *args, "--out", out)
         assert isinstance(result.exception, cli.CalibrateError) and words in str(result.exception), result
         assert "\n" not in str(result.exception)
+    result = run("print", str(tmp_path))
+    assert str(result.exception) == f"{tmp_path}: is a directory"
     assert not Path(out).exists()
 
 

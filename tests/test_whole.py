@@ -44,8 +44,18 @@ def test_a_disk_that_refuses_leaves_the_file_of_before(
     monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError) as error:
         write_whole(path, "after")
-    assert refusal(error.value) == "no space left on device"
+    assert refusal(error.value) == "no space left on device" and error.value.filename == str(path)
     assert path.read_text() == "before" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize(("name", "why"), [(".", "is a directory"), ("no/a.txt", "no such file or directory")])
+def test_what_is_refused_is_named_as_it_was_given(
+    name: str, why: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError) as error:
+        write_whole(Path(name), "")
+    assert (error.value.filename, refusal(error.value)) == (name, why) and list(tmp_path.iterdir()) == []
 
 
 def test_of_many_writers_at_once_one_wins_wholly(tmp_path: Path) -> None:

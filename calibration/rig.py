@@ -38,6 +38,12 @@ CONVENTIONS = {
 
 
 MOST = 1e9  # of any number in an array: no metre, pixel or variance is as large
+MOST_OFFSET_S = 1e10  # between clocks of which one believes it is 1970
+MOST_OFFSET_PER_M = 0.1  # of inverse depth: 4 cm at 0.65 m, two pixels of disparity
+NOT_NEGATIVE = {
+    "sigma_s", "offset_sigma_per_m", "overlap", "loop_deg", "loop_mm", "rms", "sigma_volume_mm", "split_half_deg",
+    "split_half_mm",
+}  # fmt: skip
 
 
 class RigError(Exception):
@@ -63,10 +69,11 @@ class DepthCorrection:
     offset_sigma_per_m: float | None = None
 
     def apply(self, depth_m: Array) -> Array:
-        """Depth (...) m as it should have been read; 0, no reading, stays 0."""
+        """Depth (...) m as it should have been read; 0, no reading, stays 0, as what would be beyond infinity is."""
         depth_m = np.asarray(depth_m, np.float64)
-        good = depth_m > 0
-        return np.where(good, 1 / (self.scale / np.where(good, depth_m, 1.0) + self.offset_per_m), 0.0)
+        inverse = np.where(depth_m > 0, self.scale / np.where(depth_m > 0, depth_m, 1.0) + self.offset_per_m, 0.0)
+        good = inverse > 0
+        return np.where(good, 1 / np.where(good, inverse, 1.0), 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +177,7 @@ def decode_rig(data: Any, where: str) -> Rig:
     """A rig from parsed JSON; `where` begins the line of a RigError."""
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise RigError(f"{where}: not a rig file (its format is not {FORMAT!r})")
-    if data.get("version") != VERSION:
+    if data.get("version") != VERSION or type(data["version"]) is not int:
         raise RigError(f"{where}: rig version {data.get('version')!r}; this edge-hand reads version {VERSION}")
     names = {"format", "version", "conventions", "name", "created_utc", "tool", "cameras", "pairs", "quality"}
     _keys(data, names, where)
@@ -182,6 +189,8 @@ def decode_rig(data: Any, where: str) -> Rig:
         raise RigError(f"{where}: a serial appears twice in {', '.join(serials)}")
     if not np.allclose(cameras[0].T_ref_cam, np.eye(4), atol=1e-9):
         raise RigError(f"{where}: the first camera is the reference, its T_ref_cam must be the identity")
+    if cameras[0].time.offset_s:
+        raise RigError(f"{where}: the first camera is the reference, its offset_s must be 0")
     if not isinstance(data["pairs"], list):
         raise RigError(f"{where}: pairs must be a list")
     pairs = tuple(RigPair(**_values(RigPair, item, f"{where}: pair {i}")) for i, item in enumerate(data["pairs"]))
@@ -191,6 +200,8 @@ def decode_rig(data: Any, where: str) -> Rig:
     quality = _values(Quality, data["quality"], f"{where}: quality")
     if quality["verdict"] not in get_args(Verdict):
         raise RigError(f"{where}: verdict {quality['verdict']!r}; possible are {', '.join(get_args(Verdict))}")
+    if not 0 < quality["volume_edge_m"] < MOST:
+        raise RigError(f"{where}: quality: volume_edge_m {quality['volume_edge_m']:g} is no length of an edge")
     quality["volume_centre_m"] = tuple(_array(quality["volume_centre_m"], (3,), f"{where}: volume_centre_m"))
     quality["warnings"] = tuple(quality["warnings"])
     texts = {key: _typed(str, data[key], f"{where}: {key}") for key in ("name", "created_utc", "tool")}
@@ -238,6 +249,8 @@ def _camera(item: Any, where: str) -> RigCamera:
     ):
         raise RigError(f"{where}: the covariance is not symmetric and positive")
     time = TimeOffset(**_values(TimeOffset, item["time"], f"{where}: time"))
+    if abs(time.offset_s) > MOST_OFFSET_S:
+        raise RigError(f"{where}: offset_s {time.offset_s:g} is not plausible")
     if time.drift_ppm:
         raise RigError(
             f"{where}: drift_ppm {time.drift_ppm:g} is not applied, only 0 is possible: let NTP or PTP hold the hosts' "
@@ -246,6 +259,10 @@ def _camera(item: Any, where: str) -> RigCamera:
     depth = DepthCorrection(**_values(DepthCorrection, item["depth"], f"{where}: depth"))
     if not 0.5 < depth.scale < 2:
         raise RigError(f"{where}: depth scale {depth.scale} is not plausible")
+    if abs(depth.offset_per_m) > MOST_OFFSET_PER_M:
+        raise RigError(
+            f"{where}: offset_per_m {depth.offset_per_m:g} is not plausible, at most {MOST_OFFSET_PER_M:g} is possible"
+        )
     return RigCamera(serial, _typed(str, item["stream"], f"{where}: stream"), intrinsics, T, covariance, time, depth)
 
 
@@ -279,6 +296,10 @@ def _values(kind: Any, item: Any, where: str) -> dict[str, Any]:
             checked[f.name] = _typed(str, value, here)
         else:
             checked[f.name] = _typed(int if kinds == "int" else float, value, here)
+        if f.name in NOT_NEGATIVE and checked[f.name] is not None:
+            number = min(checked[f.name].values(), default=0.0) if isinstance(value, dict) else checked[f.name]
+            if number < 0:
+                raise RigError(f"{here}: {number:g} is negative")
     return checked
 
 

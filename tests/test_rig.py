@@ -89,6 +89,31 @@ BREAKS: dict[str, tuple[Callable[[Any], Any], str]] = {
         r"\(838212070456\): drift_ppm 3.1 is not applied, only 0 is possible: let NTP or PTP hold",
     ),
     "a mad depth scale": (lambda d: d["cameras"][1]["depth"].update(scale=0.0), "not plausible"),
+    "a mad depth offset": (
+        lambda d: d["cameras"][1]["depth"].update(offset_per_m=-2.0),
+        r"\(838212070456\): offset_per_m -2 is not plausible, at most 0.1 is possible",
+    ),
+    "a negative sigma of the depth": (
+        lambda d: d["cameras"][1]["depth"].update(offset_sigma_per_m=-0.1),
+        "offset_sigma_per_m: -0.1 is negative",
+    ),
+    "a negative sigma of the clock": (
+        lambda d: d["cameras"][1]["time"].update(sigma_s=-1),
+        r"\(838212070456\): time: sigma_s: -1 is negative",
+    ),
+    "a clock of another universe": (lambda d: d["cameras"][1]["time"].update(offset_s=1e200), "offset_s 1e.200 is not"),
+    "a reference with a clock of its own": (
+        lambda d: d["cameras"][0]["time"].update(offset_s=0.1),
+        "its offset_s must be 0",
+    ),
+    "a volume without size": (lambda d: d["quality"].update(volume_edge_m=0), "quality: volume_edge_m 0 is no length"),
+    "a volume turned inside out": (lambda d: d["quality"].update(volume_edge_m=-1), "volume_edge_m -1 is no length"),
+    "a negative sigma in the volume": (
+        lambda d: d["quality"]["sigma_volume_mm"].update({"838212070456": -0.3}),
+        "quality: sigma_volume_mm: -0.3 is negative",
+    ),
+    "a negative overlap": (lambda d: d["pairs"][0].update(overlap=-1), "pair 0: overlap: -1 is negative"),
+    "a version that is none": (lambda d: d.update(version=True), "rig version True; this edge-hand reads version 1"),
 }
 
 
@@ -138,6 +163,7 @@ def test_a_camera_must_be_the_one_that_was_calibrated() -> None:
 def test_depth_is_corrected_in_the_inverse_and_holes_stay_holes() -> None:
     corrected = DepthCorrection(1.01, 0.02).apply(np.array([0.0, 0.5, 2.0]))
     assert np.allclose(corrected, [0, 1 / (1.01 / 0.5 + 0.02), 1 / (1.01 / 2 + 0.02)])
+    assert DepthCorrection(1.0, -0.1).apply(np.array([0.0, 5.0, 10.0, 20.0])) == pytest.approx([0, 10, 0, 0])
 
 
 def test_the_uncertainty_in_the_volume_is_that_of_drawn_cameras() -> None:

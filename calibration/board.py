@@ -30,6 +30,7 @@ DEFAULT = Options()
 BLOCK = 4  # moments that stay together when a recording is halved
 LIMIT_SIGMA_MM, LIMIT_HALVES_DEG, LIMIT_HALVES_MM, LIMIT_RMS_PX = 2.0, 0.4, 7.0, 1.0
 LIMIT_SQUARE = 0.005  # relative error of the board's size against depth
+NO_HALVES = "too few moments to solve the halves apart"
 
 
 class BoardCamera(NamedTuple):
@@ -151,7 +152,7 @@ def calibrate(
         halves = solve_halves(cameras, views, corners_m, options, solution)
     except BundleError:
         halves = None
-        warnings.append("too few moments to solve the halves apart")
+        warnings.append(NO_HALVES)
     rig = _rig(name, cameras, solution, halves, volume, square, warnings, options, corners_m)
     return BoardResult(rig, solution, plain, halves, square)
 
@@ -185,7 +186,8 @@ def _rig(
         mm = max(d.mm for d in halves.differences)
     pairs = _pairs(cameras, solution, options, corners_m)
     warnings = warnings + _warnings(solution, pairs, sigmas, deg, mm, square)
-    verdict: Verdict = "unverified" if halves is None else "fail" if warnings else "pass"
+    # Little evidence does not excuse what is beyond a limit.
+    verdict: Verdict = "pass" if not warnings else "unverified" if warnings == [NO_HALVES] else "fail"
     quality = Quality("board", rms, volume.centre_m, volume.edge_m, sigmas, deg, mm, verdict, tuple(warnings))
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Rig(name, now, tool_name(), tuple(entries), tuple(pairs), quality)

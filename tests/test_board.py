@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from edge_hand.calibration import cli
+from edge_hand.calibration.board import NO_HALVES, BoardCamera, BoardResult, calibrate
+from edge_hand.calibration.bundle import Options
 from edge_hand.calibration.capture import Novelty, capture
 from edge_hand.calibration.corners import BoardDetector, View, board_poses
 from edge_hand.calibration.rig import load_rig
@@ -212,6 +214,33 @@ def test_a_picture_counts_when_the_board_is_slow_and_in_a_new_place() -> None:
     places = [0, 1, 2, 30, 60, 61, 62]  # px at 10 Hz: rests, leaps, rests
     counted = [novelty.counts(View(0, n / 10, ids, at + x)) for n, x in enumerate(places)]
     assert counted == [False, True, False, False, False, True, False]
+
+
+def solved(moments: int, noise_px: float = 0.2, square: float | None = None, third: bool = False) -> BoardResult:
+    """A rig from a still board; a third camera, if there is one, sees every second pose."""
+    rng, corners = np.random.default_rng(0), A4.corners_m()
+    rig = [np.eye(4), T_RIGHT_LEFT, transform(so3_exp(np.array([0, -0.2, 0])), np.array([-0.1, 0, 0]))][: 2 + third]
+    views = []
+    for n in range(moments):
+        T = a_pose(rng)
+        for c, T_camera_ref in enumerate(rig):
+            if c < 2 or n % 2 == 0:
+                pixels = LENS.project(apply(T_camera_ref @ T, corners)) + rng.normal(size=(len(corners), 2)) * noise_px
+                views.append(View(c, float(n), np.arange(len(corners)), pixels))
+    cameras = [BoardCamera(f"cam{c}", "infrared", LENS, 1.0) for c in range(len(rig))]
+    return calibrate("rig", cameras, views, corners, Options(offsets=False), square=square)
+
+
+@pytest.mark.parametrize(("noise_px", "square"), [(10.0, None), (0.2, 1.03)])
+def test_a_rig_beyond_a_limit_fails_also_when_there_is_too_little_of_it(noise_px: float, square: float | None) -> None:
+    quality = solved(5, noise_px, square).rig.quality
+    assert NO_HALVES in quality.warnings and quality.verdict == "fail"
+
+
+def test_a_rig_that_lacks_nothing_but_its_halves_is_unverified() -> None:
+    quality = solved(26, third=True).rig.quality
+    assert quality.warnings == (NO_HALVES,) and quality.verdict == "unverified"
+    assert solved(14).rig.quality.verdict == "pass"
 
 
 def test_the_other_board_is_named(tmp_path: Path) -> None:

@@ -177,7 +177,10 @@ def _rig(
             sigmas[camera.serial] = volume_sigma_mm(covariance, volume)
         time = TimeOffset(float(scene.offsets_s[i]), solution.offset_sigma_s(i), 0.0)
         T = inverse(scene.T_camera_ref[i]) if i else np.eye(4)
-        entries.append(RigCamera(camera.serial, camera.stream, scene.intrinsics[i], T, covariance, time))
+        own = camera.intrinsics if options.intrinsics else None
+        entries.append(
+            RigCamera(camera.serial, camera.stream, scene.intrinsics[i], T, covariance, time, own_intrinsics=own)
+        )
     rms = {"reprojection_px": solution.rms_px, "reprojection_median_px": solution.median_px}
     deg = mm = None
     if halves is not None:

@@ -37,6 +37,7 @@ CONVENTIONS = {
 }
 
 
+OWN = "own_intrinsics"  # the one entry that may be missing
 MOST = 1e9  # of any number in an array: no metre, pixel or variance is as large
 MOST_OFFSET_S = 1e10  # between clocks of which one believes it is 1970
 MOST_OFFSET_PER_M = 0.1  # of inverse depth: 4 cm at 0.65 m, two pixels of disparity
@@ -85,6 +86,13 @@ class RigCamera:
     covariance: Array  # (6, 6)
     time: TimeOffset = TimeOffset()
     depth: DepthCorrection = DepthCorrection()
+    own_intrinsics: Intrinsics | None = None  # the camera's, where the board refined them
+
+    def refined(self, points_m: Array) -> Array:
+        """Points (..., 3) m of the camera's own intrinsics where the rig's have them: same pixel, same z."""
+        if self.own_intrinsics is None:
+            return points_m
+        return self.intrinsics.deproject(self.own_intrinsics.project(points_m), points_m[..., 2])
 
 
 @dataclass(frozen=True)
@@ -138,9 +146,9 @@ class Rig:
         return camera
 
     def check(self, serial: str, intrinsics: Intrinsics) -> RigCamera:
-        """As `camera`, and the factory's intrinsics must still be those of the calibration."""
+        """As `camera`, and the factory's intrinsics must still be those that the calibration began with."""
         camera = self.camera(serial, intrinsics.width, intrinsics.height)
-        if intrinsics_hash(intrinsics) != intrinsics_hash(camera.intrinsics):
+        if intrinsics_hash(intrinsics) != intrinsics_hash(camera.own_intrinsics or camera.intrinsics):
             raise RigError(f"rig {self.name}: camera {serial} has other intrinsics now; calibrate again")
         return camera
 
@@ -211,33 +219,32 @@ def decode_rig(data: Any, where: str) -> Rig:
 def _encode(rig: Rig) -> dict[str, Any]:
     cameras = []
     for camera in rig.cameras:
-        lens = asdict(camera.intrinsics) | {"hash": intrinsics_hash(camera.intrinsics)}
-        cameras.append(
-            {
-                "serial": camera.serial, "stream": camera.stream, "intrinsics": lens,
-                "T_ref_cam": camera.T_ref_cam.tolist(), "covariance": camera.covariance.tolist(),
-                "time": asdict(camera.time), "depth": asdict(camera.depth),
-            }
-        )  # fmt: skip
+        item = {
+            "serial": camera.serial, "stream": camera.stream, "intrinsics": _encode_lens(camera.intrinsics),
+            "T_ref_cam": camera.T_ref_cam.tolist(), "covariance": camera.covariance.tolist(),
+            "time": asdict(camera.time), "depth": asdict(camera.depth),
+        }  # fmt: skip
+        if camera.own_intrinsics is not None:  # only then, so that others are files that an older edge-hand reads
+            item[OWN] = _encode_lens(camera.own_intrinsics)
+        cameras.append(item)
     head = {"format": FORMAT, "version": VERSION, "conventions": CONVENTIONS}
     head |= {"name": rig.name, "created_utc": rig.created_utc, "tool": rig.tool, "cameras": cameras}
     return head | {"pairs": [asdict(pair) for pair in rig.pairs], "quality": asdict(rig.quality)}
 
 
+def _encode_lens(intrinsics: Intrinsics) -> dict[str, Any]:
+    return asdict(intrinsics) | {"hash": intrinsics_hash(intrinsics)}
+
+
 def _camera(item: Any, where: str) -> RigCamera:
-    _keys(item, {f.name for f in fields(RigCamera)}, where)
+    names = {f.name for f in fields(RigCamera)}
+    _keys(item, names if isinstance(item, dict) and OWN in item else names - {OWN}, where)
     serial = _typed(str, item["serial"], f"{where}: serial")
     where = f"{where} ({serial})"
-    lens = item["intrinsics"]
-    _keys(lens, {f.name for f in fields(Intrinsics)} | {"hash"}, f"{where}: intrinsics")
-    _array([lens[key] for key in ("width", "height", "fx", "fy", "cx", "cy")], (6,), f"{where}: intrinsics")
-    distortion = tuple(float(n) for n in _array(lens["distortion"], (5,), f"{where}: distortion"))
-    try:
-        intrinsics = Intrinsics(**{k: v for k, v in lens.items() if k != "hash"} | {"distortion": distortion})
-    except (ValueError, TypeError) as error:
-        raise RigError(f"{where}: {error}") from None
-    if lens["hash"] != intrinsics_hash(intrinsics):
-        raise RigError(f"{where}: the intrinsics do not fit their hash; they were changed by hand or by damage")
+    intrinsics = _lens(item["intrinsics"], "intrinsics", where)
+    own = _lens(item[OWN], OWN, where) if OWN in item else None
+    if own is not None and (own.width, own.height) != (intrinsics.width, intrinsics.height):
+        raise RigError(f"{where}: {OWN} are of {own.width}x{own.height} px, intrinsics of another size")
     T = _array(item["T_ref_cam"], (4, 4), f"{where}: T_ref_cam")
     R = T[:3, :3]
     if not np.allclose(R @ R.T, np.eye(3), atol=1e-6) or np.linalg.det(R) < 0 or not np.array_equal(T[3], [0, 0, 0, 1]):
@@ -263,7 +270,21 @@ def _camera(item: Any, where: str) -> RigCamera:
         raise RigError(
             f"{where}: offset_per_m {depth.offset_per_m:g} is not plausible, at most {MOST_OFFSET_PER_M:g} is possible"
         )
-    return RigCamera(serial, _typed(str, item["stream"], f"{where}: stream"), intrinsics, T, covariance, time, depth)
+    stream = _typed(str, item["stream"], f"{where}: stream")
+    return RigCamera(serial, stream, intrinsics, T, covariance, time, depth, own)
+
+
+def _lens(lens: Any, name: str, where: str) -> Intrinsics:
+    _keys(lens, {f.name for f in fields(Intrinsics)} | {"hash"}, f"{where}: {name}")
+    _array([lens[key] for key in ("width", "height", "fx", "fy", "cx", "cy")], (6,), f"{where}: {name}")
+    distortion = tuple(float(n) for n in _array(lens["distortion"], (5,), f"{where}: {name}: distortion"))
+    try:
+        intrinsics = Intrinsics(**{k: v for k, v in lens.items() if k != "hash"} | {"distortion": distortion})
+    except (ValueError, TypeError) as error:
+        raise RigError(f"{where}: {name}: {error}") from None
+    if lens["hash"] != intrinsics_hash(intrinsics):
+        raise RigError(f"{where}: the {name} do not fit their hash; they were changed by hand or by damage")
+    return intrinsics
 
 
 def _keys(item: Any, names: set[str], where: str) -> None:

@@ -152,7 +152,8 @@ class View:
         )
 
     def _corrected(self, points_m: Array) -> Array:
-        """Points (N, 3) of the camera's frame with the depth the rig file says they should have had."""
+        """Points (N, 3) of the camera's frame with the lens and the depth the rig file says they should have had."""
+        points_m = self.camera.refined(points_m)
         z = points_m[:, 2]
         return np.asarray(points_m * (self.camera.depth.apply(z) / np.where(z > 0, z, 1.0))[:, None])
 

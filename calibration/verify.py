@@ -7,6 +7,7 @@ found anew from these frames. The first finds bent depth and wrong files, the se
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from .gate import lacks, measure
 from .hand import Halves, covariances, solve_halves
 from .joint import fit_joints
 from .observe import ObserveError, Sight
-from .rig import Rig, RigError, Verdict
+from .rig import Rig, RigCamera, RigError, Verdict
 from .uncertainty import Difference, Volume, pose_difference, volume_sigma_mm
 
 Array = NDArray[Any]
@@ -66,15 +67,29 @@ class Check(NamedTuple):
 
 
 def in_order(rig: Rig, sights: Sequence[Sight]) -> list[Sight]:
-    """The sights in the rig's order. Raises RigError for a camera that the rig does not know as it is, ObserveError
-    for one that is missing."""
+    """The sights in the rig's order, through its lenses. Raises RigError for a camera that the rig does not know as it
+    is, ObserveError for one that is missing."""
     for sight in sights:
         rig.check(sight.serial, sight.intrinsics)
     known = {sight.serial: sight for sight in sights}
     missing = [camera.serial for camera in rig.cameras if camera.serial not in known]
     if missing:
         raise ObserveError(f"rig {rig.name} has {', '.join(missing)} too: give a source of every camera")
-    return [known[camera.serial] for camera in rig.cameras]
+    return [_refined(known[camera.serial], camera) for camera in rig.cameras]
+
+
+def _refined(sight: Sight, camera: RigCamera) -> Sight:
+    """The sight with joints and points where the rig's intrinsics have them."""
+    if camera.own_intrinsics is None:
+        return sight
+    clouds = tuple(
+        cloud._replace(
+            points_m=camera.refined(cloud.points_m),
+            mesh_m=None if cloud.mesh_m is None else camera.refined(cloud.mesh_m),
+        )
+        for cloud in sight.clouds
+    )
+    return replace(sight, intrinsics=camera.intrinsics, joints_m=camera.refined(sight.joints_m), clouds=clouds)
 
 
 def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, seed: int = 0) -> Check:

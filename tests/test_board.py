@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from edge_hand.calibration.board import NO_HALVES, BoardCamera, BoardResult, cal
 from edge_hand.calibration.bundle import Options
 from edge_hand.calibration.capture import Novelty, capture
 from edge_hand.calibration.corners import BoardDetector, View, board_poses
-from edge_hand.calibration.rig import load_rig
+from edge_hand.calibration.rig import RigError, load_rig, save_rig
 from edge_hand.calibration.sources import SourceError, open_source
 from edge_hand.calibration.square import board_scale
 from edge_hand.calibration.target import TARGETS, Target, TargetError, find_target, print_pdf
@@ -216,8 +217,14 @@ def test_a_picture_counts_when_the_board_is_slow_and_in_a_new_place() -> None:
     assert counted == [False, True, False, False, False, True, False]
 
 
-def solved(moments: int, noise_px: float = 0.2, square: float | None = None, third: bool = False) -> BoardResult:
-    """A rig from a still board; a third camera, if there is one, sees every second pose."""
+def solved(
+    moments: int,
+    noise_px: float = 0.2,
+    square: float | None = None,
+    third: bool = False,
+    said: Intrinsics | None = None,
+) -> BoardResult:
+    """A rig from a still board; a third camera, if there is one, sees every second pose. said: intrinsics to refine."""
     rng, corners = np.random.default_rng(0), A4.corners_m()
     rig = [np.eye(4), T_RIGHT_LEFT, transform(so3_exp(np.array([0, -0.2, 0])), np.array([-0.1, 0, 0]))][: 2 + third]
     views = []
@@ -227,8 +234,8 @@ def solved(moments: int, noise_px: float = 0.2, square: float | None = None, thi
             if c < 2 or n % 2 == 0:
                 pixels = LENS.project(apply(T_camera_ref @ T, corners)) + rng.normal(size=(len(corners), 2)) * noise_px
                 views.append(View(c, float(n), np.arange(len(corners)), pixels))
-    cameras = [BoardCamera(f"cam{c}", "infrared", LENS, 1.0) for c in range(len(rig))]
-    return calibrate("rig", cameras, views, corners, Options(offsets=False), square=square)
+    cameras = [BoardCamera(f"cam{c}", "infrared", said or LENS, 1.0) for c in range(len(rig))]
+    return calibrate("rig", cameras, views, corners, Options(offsets=False, intrinsics=said is not None), square=square)
 
 
 @pytest.mark.parametrize(("noise_px", "square"), [(10.0, None), (0.2, 1.03)])
@@ -241,6 +248,17 @@ def test_a_rig_that_lacks_nothing_but_its_halves_is_unverified() -> None:
     quality = solved(26, third=True).rig.quality
     assert quality.warnings == (NO_HALVES,) and quality.verdict == "unverified"
     assert solved(14).rig.quality.verdict == "pass"
+
+
+def test_a_rig_of_refined_intrinsics_knows_its_cameras_by_their_own(tmp_path: Path) -> None:
+    own = replace(LENS, fx=LENS.fx * 1.004, fy=LENS.fy * 1.004)
+    save_rig(solved(14, said=own).rig, tmp_path / "rig.json")
+    rig = load_rig(tmp_path / "rig.json")
+    camera = rig.check("cam1", own)
+    assert camera.own_intrinsics == own and abs(camera.intrinsics.fx - LENS.fx) < 0.8 * abs(own.fx - LENS.fx)
+    for other in (LENS, camera.intrinsics):
+        with pytest.raises(RigError, match="camera cam1 has other intrinsics now"):
+            rig.check("cam1", other)
 
 
 def test_the_other_board_is_named(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from edge_hand.calibration.pairwise import fit_pair
 from edge_hand.calibration.progress import line
 from edge_hand.calibration.rig import RigError, load_rig, save_rig
 from edge_hand.calibration.uncertainty import pose_difference
-from edge_hand.calibration.verify import Check, as_json, verify
+from edge_hand.calibration.verify import Check, as_json, in_order, verify
 from edge_hand.calibration.verify import report as verify_report
 from edge_hand.edge.cameras import CameraError
 from edge_hand.edge.recording import RecordingWriter
@@ -304,6 +304,21 @@ def test_a_camera_the_rig_does_not_know_is_refused() -> None:
         verify(result().rig, [*sights[:2], replace(sights[2], serial="elsewhere")])
     with pytest.raises(ObserveError, match="rig cell has cam2 too: give a source of every camera"):
         verify(result().rig, sights[:2])
+
+
+def test_a_check_sees_through_the_lens_that_the_board_refined() -> None:
+    rig, sights = result().rig, scene()[1]
+    own = sights[1].intrinsics
+    camera = replace(rig.cameras[1], intrinsics=replace(own, cx=own.cx + 3), own_intrinsics=own)
+    seen = in_order(replace(rig, cameras=(rig.cameras[0], camera, rig.cameras[2])), sights)
+    assert seen[0] is sights[0] and seen[1].intrinsics == camera.intrinsics
+    for a, b in (
+        (seen[1].joints_m, sights[1].joints_m),
+        *((a.points_m, b.points_m) for a, b in zip(seen[1].clouds, sights[1].clouds, strict=True)),
+        *((a.mesh_m, b.mesh_m) for a, b in zip(seen[1].clouds, sights[1].clouds, strict=True)),
+    ):
+        assert a is not None and b is not None
+        assert np.allclose(a, b - [3 / own.fx, 0, 0] * b[..., 2:], atol=1e-6, equal_nan=True)
 
 
 def test_a_rim_is_measured_from_outlines_and_steps() -> None:

@@ -112,6 +112,15 @@ def test_cameras_that_agree_give_the_hand_in_the_rigs_frame(is_left: bool):
     assert np.linalg.det(hand.pose.T_camera_wrist[:3, :3]) == pytest.approx(1)
 
 
+def test_a_camera_whose_lens_the_board_refined_is_seen_through_the_refined_one():
+    rig = a_rig(1)
+    own = replace(rig.cameras[0].intrinsics, cx=214.5)  # the picture's middle lies 3 px further right
+    view = View(0, replace(rig.cameras[0], own_intrinsics=own))
+    view.take(told(rig, 0, 0))
+    truth = theta_at(0.0)[:3]
+    assert view.at(SECOND)[0].T_wrist[:3, 3] == pytest.approx(truth + [3 / 212 * truth[2], 0, 0])
+
+
 def test_errors_of_three_cameras_average_out():
     rng = np.random.default_rng(0)
     steps = run(a_rig(), range(90), lambda k, i: 0.006 * rng.standard_normal(3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from edge_hand.calibration.rig import (
     RigError,
     RigPair,
     TimeOffset,
+    intrinsics_hash,
     load_rig,
     save_rig,
 )
@@ -58,6 +59,48 @@ def test_a_rig_is_read_as_it_was_written(tmp_path: Path) -> None:
         )
         assert np.array_equal(a.T_ref_cam, b.T_ref_cam) and np.array_equal(a.covariance, b.covariance)
     assert [path.name for path in tmp_path.iterdir()] == ["rig.json"]
+
+
+def refined_rig() -> Rig:
+    rig = new_rig()
+    better = replace(LENS, fx=LENS.fx * 1.003, cx=LENS.cx - 3, cy=LENS.cy + 2)
+    return replace(rig, cameras=(rig.cameras[0], replace(rig.cameras[1], intrinsics=better, own_intrinsics=LENS)))
+
+
+def test_a_camera_of_refined_intrinsics_is_known_by_its_own_and_sees_through_the_refined(tmp_path: Path) -> None:
+    save_rig(refined_rig(), tmp_path / "rig.json")
+    rig = load_rig(tmp_path / "rig.json")
+    assert "own_intrinsics" not in json.loads((tmp_path / "rig.json").read_text())["cameras"][0]
+    camera = rig.check("838212070456", LENS)
+    assert camera.own_intrinsics == LENS and camera.intrinsics == refined_rig().cameras[1].intrinsics
+    with pytest.raises(RigError, match="other intrinsics now"):
+        rig.check("838212070456", camera.intrinsics)
+    points = np.random.default_rng(0).uniform((-0.2, -0.2, 0.4), (0.2, 0.2, 0.9), (50, 3))
+    seen = camera.refined(points)
+    assert np.abs(camera.intrinsics.project(seen) - LENS.project(points)).max() < 1e-6
+    assert np.array_equal(seen[:, 2], points[:, 2]) and np.abs(seen - points).max() > 0.003
+    assert rig.cameras[0].refined(points) is points
+
+
+def test_intrinsics_of_its_own_that_cannot_be_the_cameras_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rig.json"
+    for change, words in (
+        ({"fx": 430.0}, "the own_intrinsics do not fit their hash"),
+        ({"fx": "x"}, "own_intrinsics: not 6 numbers"),
+        (
+            asdict(Intrinsics(640, 480, 400, 400, 320, 240)) | {"hash": None},
+            "are of 640x480 px, intrinsics of another size",
+        ),
+    ):
+        save_rig(refined_rig(), path)
+        data = json.loads(path.read_text())
+        lens = data["cameras"][1]["own_intrinsics"]
+        lens.update(change)
+        if lens["hash"] is None:
+            lens["hash"] = intrinsics_hash(Intrinsics(640, 480, 400, 400, 320, 240))
+        path.write_text(json.dumps(data))
+        with pytest.raises(RigError, match=words):
+            load_rig(path)
 
 
 BREAKS: dict[str, tuple[Callable[[Any], Any], str]] = {

@@ -29,22 +29,29 @@ LIMIT_P50_MM, LIMIT_P95_MM = 2.5, 8.0
 LIMIT_MOVED_MM = 3.0  # in the volume, and more than so many sigma of rig and check together:
 LIMIT_SIGMAS = 2.5
 LIMIT_CLOCK_S = 0.004
-FEWEST_MOMENTS = 20
-LIMIT_MET = 0.05  # of the points looked up, that find the other camera's skin
+FEWEST_MOMENTS = 20  # that tie a camera to the others by depth
+LIMIT_MET = 0.05  # of the points looked up, that find the other camera's skin; asked if twice as many could
 LOST_MM = 40.0  # the rig is so far off that its depth points cannot meet
 
 
 class CameraCheck(NamedTuple):
-    """How far a camera is from where the rig has it, with the sigma of that, and its clock's change."""
+    """How far a camera is from where the rig has it, with the sigma of that, and its clock's change; moments in which
+    depth ties it to the reference. With fewer than FEWEST_MOMENTS the rest is of joints, and says nothing."""
 
     serial: str
     moved: Difference
     sigma_mm: float
     clock_s: float
+    moments: int
+
+    @property
+    def tied(self) -> bool:
+        return self.moments >= FEWEST_MOMENTS
 
 
 class PairCheck(NamedTuple):
-    """One pair, mm: medians and 95th percentiles of cloud and mesh, by region (near, middle, far) of the cloud."""
+    """One pair, mm: medians and 95th percentiles of cloud and mesh, by region (near, middle, far) of the cloud. met is
+    the share of points that find the other's skin under the rig, could_meet where the cameras were found anew."""
 
     a: str
     b: str
@@ -53,6 +60,7 @@ class PairCheck(NamedTuple):
     mesh_p50_mm: float
     mesh_p95_mm: float
     met: float
+    could_meet: float
     regions: dict[str, tuple[float, float, int]]
 
 
@@ -110,7 +118,8 @@ def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, see
     fresh = icp.fit_clouds(chosen, joints.T_ref_cam, joints.offsets_s, depth_per_m=bends)
     under = T_rig, fresh.offsets_s, bends  # the clocks' change is another matter
     cloud, mesh = distances(chosen, *under), distances(chosen, *under, mesh=True)
-    sigma = covariances(fresh)
+    anew = distances(chosen, fresh.T_ref_cam, fresh.offsets_s, fresh.depth_per_m)
+    sigma, tied = covariances(fresh), tied_moments(fresh)
     cameras = []
     for c, camera in enumerate(rig.cameras):
         together = sigma[c, :6, :6] + camera.covariance
@@ -120,23 +129,37 @@ def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, see
                 pose_difference(fresh.T_ref_cam[c], T_rig[c], volume),
                 volume_sigma_mm(together, volume),
                 float(fresh.offsets_s[c] - clocks[c]),
+                int(tied[c]),
             )
         )
-    pairs = [_pair(names, a, b, cloud, mesh, volume) for a, b in combinations(range(len(names)), 2)]
+    pairs = [_pair(names, a, b, cloud, mesh, anew, volume) for a, b in combinations(range(len(names)), 2)]
     halves = solve_halves(fresh)
     reasons = _reasons(cameras, pairs, lost)
-    notes += [
-        f"{camera.serial}: its clock is off by {1e3 * camera.clock_s:+.1f} ms from the rig's"
-        for camera in cameras
-        if abs(camera.clock_s) > LIMIT_CLOCK_S
-    ]
-    unsure = [c for c in cameras if c.sigma_mm > LIMIT_MOVED_MM]
-    notes += [f"{c.serial}: these frames say where it is to {c.sigma_mm:.1f} mm only" for c in unsure]
-    verdict: Verdict = "fail" if reasons else "unverified" if unsure or len(chosen) < FEWEST_MOMENTS else "pass"
+    others = cameras[1:]
+    doubtful = any(not c.tied or c.sigma_mm > LIMIT_MOVED_MM for c in others)
+    verdict: Verdict = "fail" if reasons else "unverified" if doubtful else "pass"
+    notes += _notes(others, pairs)
     return Check(verdict, tuple(reasons), tuple(notes), tuple(cameras), tuple(pairs), halves, len(chosen))
 
 
-def _pair(names: Sequence[str], a: int, b: int, cloud: Distances, mesh: Distances, volume: Volume) -> PairCheck:
+def tied_moments(fit: icp.IcpFit) -> NDArray[np.intp]:
+    """In how many moments (C,) each camera's points meet those of the reference, or of others that are tied to it."""
+    cameras = len(fit.T_ref_cam)
+    # Where two cameras met in a moment, its normal matrix ties them.
+    met = fit.normal.reshape(-1, cameras, icp.STEP, cameras, icp.STEP).any((2, 4))  # (M, C, C)
+    met &= ~np.eye(cameras, dtype=bool)
+    tied = np.arange(cameras) == 0
+    while True:
+        counts = np.asarray(met[:, :, tied].any(2).sum(0), np.intp)
+        more = tied | (counts >= FEWEST_MOMENTS)
+        if (more == tied).all():
+            return counts
+        tied = more
+
+
+def _pair(
+    names: Sequence[str], a: int, b: int, cloud: Distances, mesh: Distances, anew: Distances, volume: Volume
+) -> PairCheck:
     own, own_mesh = cloud.of_pair(a, b), mesh.of_pair(a, b)
     region = region_of(cloud.places_m, volume.centre_m, volume.edge_m)
     regions = {}
@@ -148,14 +171,19 @@ def _pair(names: Sequence[str], a: int, b: int, cloud: Distances, mesh: Distance
         names[a], names[b],
         cloud.percentile_mm(50, own), cloud.percentile_mm(95, own),
         mesh.percentile_mm(50, own_mesh), mesh.percentile_mm(95, own_mesh),
-        cloud.met(a, b), regions,
+        cloud.met(a, b), anew.met(a, b), regions,
     )  # fmt: skip
+
+
+def _should_meet(pair: PairCheck) -> bool:
+    """Whether the two see common skin where they were found anew; cameras that face each other see none."""
+    return pair.could_meet >= 2 * LIMIT_MET
 
 
 def _reasons(cameras: Sequence[CameraCheck], pairs: Sequence[PairCheck], lost: bool) -> list[str]:
     """Why it fails, worst first; nothing if it holds."""
     found = []
-    beyond = [c for c in cameras if c.moved.volume_mm > max(LIMIT_MOVED_MM, LIMIT_SIGMAS * c.sigma_mm)]
+    beyond = [c for c in cameras if c.tied and c.moved.volume_mm > max(LIMIT_MOVED_MM, LIMIT_SIGMAS * c.sigma_mm)]
     # All cameras are seen from the first: if it moved, all the others seem to have moved alike.
     if len(beyond) == len(cameras) - 1 and len(cameras) > 2:
         found.append(f"all cameras moved against {cameras[0].serial}: it moved itself, or this is another rig")
@@ -169,8 +197,9 @@ def _reasons(cameras: Sequence[CameraCheck], pairs: Sequence[PairCheck], lost: b
     if lost:
         found.append("the rig is not that of these cameras, or they were set up anew: calibrate again")
     for pair in pairs:
-        if np.isfinite(pair.met) and pair.met < LIMIT_MET:
-            found.append(f"under the rig {pair.a} and {pair.b} nowhere see the same skin")
+        if pair.met < LIMIT_MET:
+            if _should_meet(pair):
+                found.append(f"under the rig {pair.a} and {pair.b} nowhere see the same skin")
         elif pair.cloud_p50_mm > LIMIT_P50_MM or pair.cloud_p95_mm > LIMIT_P95_MM:
             found.append(
                 f"{pair.a} and {pair.b}: points are {pair.cloud_p50_mm:.1f} mm apart, 95 of 100 within "
@@ -179,8 +208,29 @@ def _reasons(cameras: Sequence[CameraCheck], pairs: Sequence[PairCheck], lost: b
     return found
 
 
+def _notes(others: Sequence[CameraCheck], pairs: Sequence[PairCheck]) -> list[str]:
+    """What is no reason to fail, of the pairs and of the cameras but the reference."""
+    found = [
+        f"{pair.a} and {pair.b} hardly see the same skin from where they are: not compared"
+        for pair in pairs
+        if pair.met < LIMIT_MET and not _should_meet(pair)
+    ]
+    for c in others:
+        if not c.tied:
+            found.append(
+                f"{c.serial}: these frames do not say where it is, for depth ties it to the others in {c.moments} "
+                f"moments only (at least {FEWEST_MOMENTS} wanted)"
+            )
+            continue
+        if abs(c.clock_s) > LIMIT_CLOCK_S:
+            found.append(f"{c.serial}: its clock is off by {1e3 * c.clock_s:+.1f} ms from the rig's")
+        if c.sigma_mm > LIMIT_MOVED_MM:
+            found.append(f"{c.serial}: these frames say where it is to {c.sigma_mm:.1f} mm only")
+    return found
+
+
 def as_json(check: Check) -> dict[str, Any]:
-    """For a program to read; mm, degrees, seconds."""
+    """For a program to read; mm, degrees, seconds. None is what these frames do not say."""
     deg, mm = _halves(check)
     return {
         "verdict": check.verdict,
@@ -191,16 +241,21 @@ def as_json(check: Check) -> dict[str, Any]:
         "split_half_mm": mm,
         "cameras": [
             {
-                "serial": c.serial, "moved_mm": c.moved.volume_mm, "moved_deg": c.moved.deg, "sigma_mm": c.sigma_mm,
-                "clock_change_s": c.clock_s,
+                "serial": c.serial,
+                "moved_mm": c.moved.volume_mm if known else None,
+                "moved_deg": c.moved.deg if known else None,
+                "sigma_mm": c.sigma_mm if known else None,
+                "clock_change_s": c.clock_s if known else None,
+                "moments": c.moments,
             }
-            for c in check.cameras
+            for c, known in ((c, c.tied or c is check.cameras[0]) for c in check.cameras)
         ],
         "pairs": [
-            p._asdict() | {"regions": {k: {"p50_mm": a, "p95_mm": b, "n": n} for k, (a, b, n) in p.regions.items()}}
+            {key: None if value != value else value for key, value in p._asdict().items()}
+            | {"regions": {k: {"p50_mm": a, "p95_mm": b, "n": n} for k, (a, b, n) in p.regions.items()}}
             for p in check.pairs
         ],
-    }  # fmt: skip
+    }
 
 
 def report(check: Check) -> list[str]:
@@ -212,6 +267,9 @@ def report(check: Check) -> list[str]:
         shown = "".join(f"{f'{a:.1f} / {b:.1f}' if np.isfinite(a) else '-':14s}" for a, b in cells)
         lines.append(f"{f'{pair.a} - {pair.b}':27s}{shown}".rstrip())
     for camera in check.cameras[1:]:
+        if not camera.tied:
+            lines.append(f"{camera.serial}: not found by depth")
+            continue
         lines.append(
             f"{camera.serial}: found {camera.moved.volume_mm:.1f} mm, {camera.moved.deg:.2f} deg from the rig's place "
             f"(sigma {camera.sigma_mm:.1f} mm), clock {1e3 * camera.clock_s:+.1f} ms"

@@ -65,9 +65,9 @@ def open_source(text: str) -> Source:
     if path.is_file() and path.suffix.lower() in VIDEOS:
         return VideoFile(path)
     if path.is_file() and path.suffix in LIBREALSENSE:
-        return CameraPictures(open_camera("realsense", text, fps=0.0, infrared=True), live=False)
+        return CameraPictures(open_camera("realsense", text, infrared=True, recorded_times=True), live=False)
     if path.is_file():
-        return CameraPictures(open_camera("replay", text, fps=0.0), live=False)
+        return CameraPictures(open_camera("replay", text, deterministic=True), live=False)
     kind, mark, serial = text.partition(":")
     if mark:
         return CameraPictures(open_camera(kind, serial or None, infrared=kind == "realsense"), live=True)

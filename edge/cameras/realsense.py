@@ -38,10 +38,12 @@ POLL_S = 0.1  # how often a wait looks whether the camera is still there or the 
 
 
 def open_camera(
-    source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False, infrared: bool = False
-) -> Camera:
+    source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False,
+    infrared: bool = False, recorded_times: bool = False,
+) -> Camera:  # fmt: skip
     """Open a camera (source = its serial number, None = the only one) or a recording (source = its path). infrared:
     frames have the picture that the depth was seen in too; a camera's projector is off meanwhile, whose dots it shows.
+    recorded_times: a recording's frames come at once and keep the times they were recorded with.
     """
     if source is None or not (Path(source).suffix in (".bag", ".db3") or Path(source).exists()):
         if fps is not None or loop:
@@ -49,7 +51,7 @@ def open_camera(
         return RealSenseCamera(source, mode or DEFAULT_MODE, infrared=infrared)
     if mode is not None:
         raise CameraError(f"--mode is for cameras; {source} has the mode it was recorded in")
-    return RealSenseCamera(source=Path(source), fps=fps, loop=loop, infrared=infrared)
+    return RealSenseCamera(source=Path(source), fps=fps, loop=loop, infrared=infrared, recorded_times=recorded_times)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -104,7 +106,8 @@ class RealSenseCamera:
     """The depth stream of a camera, or of a librealsense recording; with infrared its left picture too.
 
     Live, `read` gives the newest frame, with t_ns = its mid-exposure as well as the camera tells it. A recording is
-    shown as the replay camera does: each frame at its time, none dropped, fps None as recorded or 0 at once.
+    shown as the replay camera does: each frame at its time, none dropped, fps None as recorded or 0 at once; with
+    recorded_times at once, and t_ns is librealsense's stamp in the file.
     device is a librealsense device to use instead of a connected one (a software device).
     """
 
@@ -117,10 +120,12 @@ class RealSenseCamera:
         fps: float | None = None,
         loop: bool = False,
         infrared: bool = False,
+        recorded_times: bool = False,
         device: Any = None,
     ) -> None:
         self._rs = import_realsense()
         self._infrared = infrared
+        self._recorded_times = recorded_times
         self._projector: tuple[Any, float] | None = None  # its sensor, and how it was before
         self._source = source
         self._loop = loop
@@ -153,7 +158,8 @@ class RealSenseCamera:
             return self._convert(self._wait(deadline_ns, timeout_s))
         if self._pending is None:
             self._pending = self._convert(self._wait(deadline_ns, timeout_s))
-        due_ns = self._pacer.wait(self._pending.t_ns, deadline_ns)
+        recorded_ns = self._pending.t_ns
+        due_ns = recorded_ns if self._recorded_times else self._pacer.wait(recorded_ns, deadline_ns)
         frame, self._pending = self._pending, None
         return replace(frame, t_ns=due_ns)
 

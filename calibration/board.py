@@ -27,7 +27,7 @@ Array = NDArray[Any]
 
 ENOUGH_SHARED = 12  # moments of the board that a pair of cameras should share
 DEFAULT = Options()
-BLOCK = 4  # moments that stay together when a recording is halved
+BLOCK = 4  # moments, about, that stay together when a recording is halved
 LIMIT_SIGMA_MM, LIMIT_HALVES_DEG, LIMIT_HALVES_MM, LIMIT_RMS_PX = 2.0, 0.4, 7.0, 1.0
 LIMIT_SQUARE = 0.005  # relative error of the board's size against depth
 NO_HALVES = "too few moments to solve the halves apart"
@@ -117,9 +117,10 @@ def _half(knot: int, moments: Moments, moving: bool) -> int:
     blocks = 0
     for run in moments.runs:
         length = run.stop - run.start
+        parts = max(1, round(length / BLOCK))  # of about one length: a rest of one moment would have no neighbour
         if run.start <= knot < run.stop:
-            return (blocks + (knot - run.start) // BLOCK) % 2
-        blocks += -(-length // BLOCK)
+            return (blocks + (knot - run.start) * parts // length) % 2
+        blocks += parts
     raise AssertionError("a moment outside of all runs")
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from edge_hand.calibration.board import _half as half
 from edge_hand.calibration.bundle import Options, Scene, Solution, solve, view_residuals
 from edge_hand.calibration.corners import View
 from edge_hand.calibration.motion import moment, share_of_neighbours
-from edge_hand.calibration.start import Moments, moments_of
+from edge_hand.calibration.start import LONGEST_RUN, Moments, moments_of
 from edge_hand.calibration.target import TARGETS
 from edge_hand.calibration.uncertainty import inverted_covariance, pose_difference, volume_sigma_mm
 from edge_hand.hand.camera import Intrinsics
@@ -197,6 +199,18 @@ def test_covariance_is_honest() -> None:
     assert 0.5 < np.mean(offset_nees) < 1.6
     ratio = np.sqrt(np.mean(np.square(predicted))) / np.sqrt(np.mean(np.square(actual)))
     assert 0.75 < ratio < 1.33
+
+
+@given(st.lists(st.integers(2, LONGEST_RUN), min_size=1, max_size=40))
+def test_halving_a_recording_leaves_no_moment_without_a_neighbour(lengths: list[int]) -> None:
+    ends = np.cumsum(lengths).tolist()
+    moments = Moments(
+        np.arange(float(ends[-1])), (), tuple(slice(b - n, b) for b, n in zip(ends, lengths, strict=True))
+    )
+    sides = [half(knot, moments, True) for knot in range(ends[-1])]
+    for run in moments.runs:
+        blocks = [len(list(same)) for _, same in groupby(sides[run])]
+        assert min(blocks) >= 2 and max(blocks) <= 5
 
 
 def test_moments_that_go_wrong_together_widen_the_covariance() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from .board import ENOUGH_SHARED
 from .corners import BoardDetector, View
-from .sources import Source, SourceError
-from .start import moments_of, shared_moments
+from .sources import Picture, Source, SourceError
 from .target import TARGETS, Target
 
 Array = NDArray[Any]
@@ -19,15 +18,18 @@ Array = NDArray[Any]
 SLOW_PX_HZ = 100.0  # corners move by less a second; with time offsets solved for, a hand-held board may move
 NEW_PX = 40.0  # a corner has moved by so much since every picture that counted
 MANY_VIEWS = 150  # a camera; beyond that only what is slow and new is solved from, with its neighbours in time
+WANTED = 2 * ENOUGH_SHARED  # moments of a pair, after which cameras are no longer looked at
 KEEP_DEPTH, DEPTH_EVERY_S = 20, 0.4  # depth images a camera, for the size of the squares
 
 
 class Captured(NamedTuple):
-    """All views, those of them that have depth (H, W) m, and which were slow and new."""
+    """All views, those of them that have depth (H, W) m, which were slow and new, and a camera's time between pictures
+    (`board.BoardCamera`)."""
 
     views: list[View]
     with_depth: list[tuple[View, Array]]
     counted: list[View]
+    periods_s: list[float]
 
 
 class Novelty:
@@ -63,78 +65,116 @@ def _moved_px(a: View, b: View) -> float | None:
 def capture(
     sources: Sequence[Source], target: Target, *, every: int = 1, say: Callable[[str], None] | None = None
 ) -> Captured:
-    """Look through all sources, a picture of each in turn: recordings to their end, cameras until there is enough.
+    """Look through all sources, a picture of each in turn: recordings to their end, cameras until there is enough, or
+    until Ctrl-C.
 
-    Raises SourceError if no source shows the board.
+    Raises SourceError if no source shows the board, or only some are cameras.
     """
+    live = any(source.live for source in sources)
+    if live and not all(source.live for source in sources):
+        raise SourceError("cameras and recordings have no moment in common: give one or the other")
     detector = BoardDetector(target)
     novelty = [Novelty() for _ in sources]
     depth_kept, next_depth_s = [0] * len(sources), [-np.inf] * len(sources)
-    found = Captured([], [], [])
+    found = Captured([], [], [], [every / source.fps for source in sources])
     others = {name: _ids(other) for name, other in TARGETS.items() if other != target}
     wrong: dict[str, int] = dict.fromkeys(others, 0)
-    streams = [source.pictures() for source in sources]
-    running = list(range(len(sources)))
-    n = 0
-    while running:
-        for camera in list(running):
-            picture = next(streams[camera], None)
-            if picture is None:
-                running.remove(camera)
-                continue
+    shared = np.zeros((len(sources), len(sources)), int)  # times at which two saw the board, slow and new to one
+    try:
+        for n, pictures in enumerate(_together(sources)):
             if n % every:
                 continue
-            seen = detector.find(picture.image)
-            for name, ids in others.items():
-                wrong[name] += bool(len(seen.markers)) and not len(seen.ids) and bool(set(seen.markers) & ids)
-            if not len(seen.ids):
-                continue
-            view = View(camera, picture.t_s, seen.ids, seen.pixels)
-            found.views.append(view)
-            if novelty[camera].counts(view):
-                found.counted.append(view)
-            # A moving board will do here: picture and depth are of one time.
-            if picture.depth_m is not None and depth_kept[camera] < KEEP_DEPTH and view.t_s >= next_depth_s[camera]:
-                found.with_depth.append((view, picture.depth_m.astype(np.float32)))
-                depth_kept[camera] += 1
-                next_depth_s[camera] = view.t_s + DEPTH_EVERY_S
-        n += 1
-        if n % 30 == 0:
-            if say:
-                say(progress(found, sources, n))
-            if any(source.live for source in sources) and _least_shared(found.counted, sources)[1] >= 2 * ENOUGH_SHARED:
-                break
+            seeing, is_new = [], False
+            for camera, picture in pictures:
+                seen = detector.find(picture.image)
+                for name, ids in others.items():
+                    wrong[name] += bool(len(seen.markers)) and not len(seen.ids) and bool(set(seen.markers) & ids)
+                if not len(seen.ids):
+                    continue
+                view = View(camera, picture.t_s, seen.ids, seen.pixels)
+                found.views.append(view)
+                seeing.append(camera)
+                if novelty[camera].counts(view):
+                    found.counted.append(view)
+                    is_new = True
+                # A moving board will do here: picture and depth are of one time.
+                if picture.depth_m is not None and depth_kept[camera] < KEEP_DEPTH and view.t_s >= next_depth_s[camera]:
+                    found.with_depth.append((view, picture.depth_m.astype(np.float32)))
+                    depth_kept[camera] += 1
+                    next_depth_s[camera] = view.t_s + DEPTH_EVERY_S
+            shared[np.ix_(seeing, seeing)] += is_new
+            if (n // every + 1) % 30 == 0:
+                if say:
+                    say(progress(found, sources, n + 1, shared if live else None))
+                if live and least_tied(shared)[1] >= WANTED:
+                    break
+    except KeyboardInterrupt:
+        if not live:
+            raise
+        if say:
+            say("stopped: this is what there is")
     if not found.views:
         other = max(wrong, key=lambda name: wrong[name]) if wrong else ""
         hint = f"; it looks like --target {other}" if other and wrong[other] else ""
         raise SourceError(f"no source shows the board {target.name}{hint}")
-    return found
+    return found._replace(periods_s=_live_periods_s(found.views, sources)) if live else found
 
 
-def progress(found: Captured, sources: Sequence[Source], pictures: int) -> str:
-    """One line: pictures, those that counted a camera, and the pair that lacks most."""
+def _together(sources: Sequence[Source]) -> Iterator[list[tuple[int, Picture]]]:
+    """A picture of each source that still has one, with its number. They are read one right after the other: what is
+    done with one would put the next picture of a camera, which is its newest, that much later."""
+    streams = {camera: source.pictures() for camera, source in enumerate(sources)}
+    while streams:
+        read = [(camera, next(stream, None)) for camera, stream in streams.items()]
+        streams = {camera: streams[camera] for camera, picture in read if picture is not None}
+        if streams:
+            yield [(camera, picture) for camera, picture in read if picture is not None]
+
+
+def _live_periods_s(views: Sequence[View], sources: Sequence[Source]) -> list[float]:
+    """Between the pictures of a camera that could be looked at: three quarters of its views were no further apart.
+
+    Newest pictures of cameras that run freely are up to a frame apart, and those of one moment lie within half of this.
+    """
+    periods = []
+    for camera, source in enumerate(sources):
+        times = [view.t_s for view in views if view.camera == camera]
+        apart_s = float(np.percentile(np.diff(times), 75)) if len(times) > 1 else 0.0
+        periods.append(max(apart_s, 2 / source.fps))
+    return periods
+
+
+def progress(found: Captured, sources: Sequence[Source], pictures: int, shared: Array | None) -> str:
+    """One line: pictures, those that counted a camera, and of cameras the one that lacks most (`least_tied`)."""
     counts = [sum(view.camera == c for view in found.counted) for c in range(len(sources))]
-    least, best = _least_shared(found.views, sources)
-    need = "enough" if best >= ENOUGH_SHARED else f"show it to {sources[least].serial} and a second camera at once"
-    taken = ", ".join(f"{source.serial} {count}" for source, count in zip(sources, counts, strict=True))
-    return f"{pictures} pictures; slow and new: {taken}; {need}"
+    text = f"{pictures} pictures; slow and new: "
+    text += ", ".join(f"{source.serial} {count}" for source, count in zip(sources, counts, strict=True))
+    if shared is None:
+        return text
+    least, moments = least_tied(shared)
+    if moments >= WANTED:
+        return f"{text}; enough"
+    return f"{text}; show it to {sources[least].serial} and a second camera at once ({moments} of {WANTED} moments)"
 
 
-def _least_shared(views: list[View], sources: Sequence[Source]) -> tuple[int, int]:
-    """The camera that shares least with its best partner, and how many moments."""
-    period_s = max(1 / source.fps for source in sources)
-    moments = moments_of(views, np.zeros(len(sources)), period_s, moving=False)
-    shared = shared_moments(moments, len(sources))
-    np.fill_diagonal(shared, 0)
-    least = int(shared.max(1).argmin())
-    return least, int(shared[least].max())
+def least_tied(shared: Array) -> tuple[int, int]:
+    """The camera that is tied to the others worst, and by how many of the moments (C, C) that each two share."""
+    joined, left = [0], set(range(1, len(shared)))
+    least, fewest = 0, WANTED
+    while left:
+        known, camera = max(((a, b) for a in joined for b in left), key=lambda pair: shared[pair])
+        if shared[known, camera] <= fewest:
+            least, fewest = camera, int(shared[known, camera])
+        joined.append(camera)
+        left.remove(camera)
+    return least, fewest
 
 
-def views_to_solve(found: Captured, sources: Sequence[Source]) -> list[View]:
+def views_to_solve(found: Captured) -> list[View]:
     """All views of a short recording; of a long one those near a moment that counted."""
-    if len(found.views) <= MANY_VIEWS * len(sources):
+    if len(found.views) <= MANY_VIEWS * len(found.periods_s):
         return found.views
-    near_s = 2 * max(1 / source.fps for source in sources)
+    near_s = 2 * max(found.periods_s)
     times = np.sort([view.t_s for view in found.counted])
     kept = []
     for view in found.views:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..hand.whole import refusal, write_whole
-from .cli_hand import hand, verify
+from .cli_hand import hand, must_write, verify
 from .watch_cli import watch
 
 if TYPE_CHECKING:
@@ -63,13 +63,15 @@ def print_target(out: Path, target: str, paper: str | None) -> None:
 @click.option("--target", default="a4", show_default=True, help="The printed board: a4, a3, or one of your own.")
 @click.option("--out", type=Path, required=True, help="The rig file to write.")
 @click.option("--picture", type=Path, help="Also draw the rig and the residuals into this PNG.")
+@click.option("--mode", help="Of cameras, WIDTHxHEIGHT@FPS; the rig is for this size.  [default: realsense 848x480@30]")
 @click.option("--every", default=1, show_default=True, type=click.IntRange(1), help="Look at every n-th picture.")
 @click.option("--offsets/--no-offsets", default=True, show_default=True, help="Solve for the clocks' offsets.")
 @click.option("--intrinsics", is_flag=True, help="Also refine focal lengths and centres; not for factory-made ones.")
 def board(
-    sources: tuple[str, ...], target: str, out: Path, picture: Path | None, every: int, offsets: bool, intrinsics: bool
-) -> None:
-    """Calibrate with the printed board. The first source is the reference camera.
+    sources: tuple[str, ...], target: str, out: Path, picture: Path | None, mode: str | None, every: int, offsets: bool,
+    intrinsics: bool,
+) -> None:  # fmt: skip
+    """Calibrate with the printed board. The first source is the reference camera. Ctrl-C ends the looking of cameras.
 
     \b
     edge-hand calibrate board --source left/ --source right/ --target a4 --out rig.json
@@ -86,18 +88,22 @@ def board(
 
     if len(sources) < 2:
         raise CalibrateError("calibrate board: a rig needs two or more --source")
+    must_write(out, picture)
     try:
         printed = find_target(target)
-        opened = [open_source(source) for source in sources]
+        opened = [open_source(source, mode) for source in sources]
         serials = [source.serial for source in opened]
         if len(set(serials)) != len(serials):
             raise CalibrateError(f"two sources are the same camera: {', '.join(serials)}")
-        cameras = [BoardCamera(s.serial, s.stream, s.intrinsics, every / s.fps) for s in opened]
         found = capture(opened, printed, every=every, say=_say)
+        cameras = [
+            BoardCamera(s.serial, s.stream, s.intrinsics, period_s)
+            for s, period_s in zip(opened, found.periods_s, strict=True)
+        ]
         corners = printed.corners_m()
         scale = board_scale(found.with_depth, corners, [source.intrinsics for source in opened])
         result = solve(
-            out.stem, cameras, views_to_solve(found, opened), corners,
+            out.stem, cameras, views_to_solve(found), corners,
             Options(offsets=offsets, intrinsics=intrinsics), square=scale.scale if scale else None,
         )  # fmt: skip
         save_rig(result.rig, out)

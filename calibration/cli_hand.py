@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..hand.whole import refusal, write_json
+from ..hand.whole import refusal, try_writing, write_json
 
 if TYPE_CHECKING:
     from .hand import HandResult
@@ -56,6 +56,7 @@ def hand(
     from .hand import calibrate
     from .rig import save_rig
 
+    must_write(out, picture, json_path)
     sights = _gather(sources, addresses, keys, seconds, live=True)
     with _one_line():
         result = calibrate(out.stem, sights, force=force, say=_say)
@@ -90,6 +91,7 @@ def verify(
     from .verify import report as words
     from .verify import verify as check
 
+    must_write(json_path)
     with _one_line():
         rig = load_rig(rig_path)
     sights = _gather(sources, addresses, keys, seconds, live=False)
@@ -193,6 +195,16 @@ def _one_line() -> Iterator[None]:
         yield
     except (CameraError, SubscribeError, KeysError, ObserveError, RigError, OSError) as error:
         raise _error(error) from None
+
+
+def must_write(*paths: Path | None) -> None:
+    """Raise CalibrateError for a file that cannot be written, before anybody moves a hand or a board about."""
+    for path in paths:
+        try:
+            if path is not None:
+                try_writing(path)
+        except OSError as error:
+            raise _error(f"{path} cannot be written: {refusal(error)}") from None
 
 
 def _error(error: Exception | str) -> Exception:

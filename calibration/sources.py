@@ -10,6 +10,7 @@ pictures and named as they are.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, open_camera
+from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
 from ..edge.recording import decode_depth_png
 from ..hand.camera import Intrinsics
 from .target import import_opencv
@@ -27,6 +28,9 @@ Array = NDArray[Any]
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov")
 LIBREALSENSE = (".bag", ".db3")  # recordings
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+# The daemon's size, which the rig is for, but slower: finding the board takes longer than a picture at 90 Hz.
+REALSENSE_MODE = "848x480@30"
+SILENCE_S = 5.0  # without a frame that can be used, after which a camera counts as gone
 
 
 class SourceError(Exception):
@@ -57,9 +61,14 @@ class Source(Protocol):
     def pictures(self) -> Iterator[Picture]: ...
 
 
-def open_source(text: str) -> Source:
-    """A video, a folder of pictures, a recording, or KIND:SERIAL for a camera. Raises SourceError or CameraError."""
+def open_source(text: str, mode: str | None = None) -> Source:
+    """A video, a folder of pictures, a recording, or KIND:SERIAL for a camera, of this mode ("848x480@30").
+
+    Raises SourceError or CameraError.
+    """
     path = Path(text)
+    if mode is not None and path.exists():
+        raise SourceError(f"--mode is for cameras; {text} has the size and the rate that it was recorded with")
     if path.is_dir():
         return PictureFolder(path)
     if path.is_file() and path.suffix.lower() in VIDEOS:
@@ -70,7 +79,9 @@ def open_source(text: str) -> Source:
         return CameraPictures(open_camera("replay", text, deterministic=True), live=False)
     kind, mark, serial = text.partition(":")
     if mark:
-        return CameraPictures(open_camera(kind, serial or None, infrared=kind == "realsense"), live=True)
+        is_realsense = kind == "realsense"
+        mode = mode or (REALSENSE_MODE if is_realsense else None)
+        return CameraPictures(open_camera(kind, serial or None, mode=mode, infrared=is_realsense), live=True)
     raise SourceError(f"{text} does not exist; a source is a video, a folder of pictures, a recording or KIND:SERIAL")
 
 
@@ -158,12 +169,15 @@ class CameraPictures:
 
     def pictures(self) -> Iterator[Picture]:
         with self._camera as camera:
+            heard_s = time.monotonic()
             while True:
                 try:
                     frame = camera.read()
                 except EndOfStream:
                     return
-                except BadFrame:
+                except (BadFrame, FrameTimeout) as error:
+                    if time.monotonic() - heard_s > SILENCE_S:
+                        raise CameraError(f"no frame that can be used for {SILENCE_S:g} s: {error}") from None
                     continue
                 image = frame.infrared if frame.infrared is not None else frame.colour
                 if image is None:
@@ -173,6 +187,7 @@ class CameraPictures:
                 # Infrared shares the depth's pinhole; colour is another camera.
                 depth = frame.depth * frame.depth_unit_m if frame.infrared is not None else None
                 yield Picture(frame.t_ns * 1e-9, image, depth)
+                heard_s = time.monotonic()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

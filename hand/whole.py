@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 from contextlib import suppress
+from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ def write_whole(path: Path, content: bytes | memoryview | str, mode: int = 0o666
         if isinstance(error, OSError):
             error.filename, error.filename2 = str(path), None
         raise
+
+
+def try_writing(path: Path) -> None:
+    """Raise the OSError that `write_whole` would, before the work whose result goes there; leaves nothing behind."""
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

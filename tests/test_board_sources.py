@@ -1,17 +1,220 @@
-"""Where pictures of the board come from: librealsense's recordings keep their times."""
+"""Where pictures of the board come from: cameras that run freely while the board is looked for, and recordings."""
 
 from __future__ import annotations
 
 import gc
+import re
+from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("cv2", reason="the board needs OpenCV: pip install 'edge-hand[calibration]'")
 
-from edge_hand.calibration.sources import open_source
+from edge_hand.calibration import capture as capturing
+from edge_hand.calibration import cli, sources
+from edge_hand.calibration.capture import capture
+from edge_hand.calibration.corners import Found
+from edge_hand.calibration.rig import load_rig
+from edge_hand.calibration.sources import CameraPictures, Picture, SourceError, open_source
+from edge_hand.calibration.start import moments_of, shared_moments
+from edge_hand.calibration.target import TARGETS
+from edge_hand.calibration.uncertainty import pose_difference
+from edge_hand.edge.cameras import BadFrame, CameraError, FrameTimeout
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.frames import DepthFrame
+from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
 from test_realsense import SoftwareCamera, needs_realsense, noise, rs
+
+LENS = Intrinsics(848, 480, 425.0, 425.0, 423.5, 239.5)
+A4 = TARGETS["a4"]
+OFFSETS_S = (0.0, 0.012, -0.009)
+T_CAMERA_REF = [
+    inverse(transform(so3_exp(np.array([0, -turn, 0])), np.array([0.65 * np.sin(turn), 0, 0.65 * (1 - np.cos(turn))])))
+    for turn in (0.0, 0.6, -0.6)
+]
+
+
+class Clock:
+    """The time of a simulation, which passes while a camera is waited for and while the board is looked for."""
+
+    def __init__(self, ends_s: float = 60.0) -> None:
+        self.now_s, self.ends_s = 0.0, ends_s
+
+
+class FreeCamera:
+    """A camera that gives its newest picture, at times of its own; it falls silent at the end."""
+
+    live, stream, intrinsics = True, "infrared", LENS
+
+    def __init__(self, clock: Clock, camera: int, fps: float) -> None:
+        self.clock, self.camera, self.fps, self.serial = clock, camera, fps, f"cam{camera}"
+
+    def pictures(self) -> Iterator[Picture]:
+        phase_s, last = (0.0, 0.45, 0.83)[self.camera] / self.fps, -1
+        while self.clock.now_s < self.clock.ends_s:
+            newest = int((self.clock.now_s - phase_s) * self.fps)
+            if newest <= last:
+                newest = last + 1
+                self.clock.now_s = phase_s + newest / self.fps
+            last, t_s = newest, phase_s + newest / self.fps
+            yield Picture(t_s - OFFSETS_S[self.camera], np.array([self.camera, t_s]), None)  # type: ignore[arg-type]
+
+
+def board_at(t_s: float) -> Any:
+    """T_ref_board: slowly about the volume, tilting."""
+    turn = np.array([0.25, 0.35, 0.2]) * np.sin(np.array([0.61, 0.53, 0.37]) * t_s + np.array([0, 1, 2]))
+    return transform(
+        so3_exp(turn),
+        np.array([0.16, 0.1, 0.12]) * np.sin(np.array([1.1, 0.83, 0.67]) * t_s) + [0, 0, 0.65],
+    )
+
+
+class SlowEyes:
+    """Finds the board, which takes its time; noise 0.1 px."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        self.clock, self.seconds, self.rng = clock, seconds, np.random.default_rng(0)
+
+    def __call__(self, target: Any) -> SlowEyes:
+        return self
+
+    def find(self, image: Any) -> Found:
+        self.clock.now_s += self.seconds
+        camera, t_s = int(image[0]), float(image[1])
+        pixels = LENS.project(apply(T_CAMERA_REF[camera] @ board_at(t_s), A4.corners_m()))
+        inside = ((pixels > 5) & (pixels < (LENS.width - 6, LENS.height - 6))).all(1)
+        pixels = pixels + self.rng.normal(0, 0.1, pixels.shape)
+        return Found(np.flatnonzero(inside), pixels[inside], np.arange(17))
+
+
+def cameras_and_eyes(
+    monkeypatch: pytest.MonkeyPatch, cameras: int, fps: float, finding_s: float, ends_s: float = 60.0
+) -> list[FreeCamera]:
+    clock = Clock(ends_s)
+    monkeypatch.setattr(capturing, "BoardDetector", SlowEyes(clock, finding_s))
+    return [FreeCamera(clock, c, fps) for c in range(cameras)]
+
+
+@pytest.mark.parametrize(
+    ("cameras", "fps", "finding_s"), [(2, 30.0, 0.016), (2, 30.0, 0.07), (2, 90.0, 0.03), (3, 30.0, 0.03)]
+)
+def test_cameras_that_run_freely_share_moments_however_long_the_board_is_looked_for(
+    cameras: int, fps: float, finding_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, said = cameras_and_eyes(monkeypatch, cameras, fps, finding_s), list[str]()
+    found = capture(free, A4, say=said.append)
+    assert free[0].clock.now_s < 60 and said[-1].endswith("; enough")
+    assert re.search(r"; show it to cam\d and a second camera at once \(\d+ of 24 moments\)$", said[0])
+    for moving in (False, True):  # with their neighbours, from which time offsets are solved for
+        moments = moments_of(found.views, np.zeros(cameras), max(found.periods_s), moving=moving)
+        shared = shared_moments(moments, cameras)
+        for a, b in combinations(range(cameras), 2):
+            assert shared[a, b] > 0.9 * min(sum(view.camera == c for view in found.views) for c in (a, b))
+
+
+def test_ctrl_c_ends_the_looking_and_what_was_seen_becomes_a_rig(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, most = tmp_path / "rig.json", [60.0]
+
+    def opened(text: str, mode: str | None = None) -> FreeCamera:
+        assert mode == "640x480@15"
+        return free[int(text)]
+
+    class Stops(SlowEyes):
+        def find(self, image: Any) -> Found:
+            if self.clock.now_s > most[0]:
+                raise KeyboardInterrupt
+            return super().find(image)
+
+    monkeypatch.setattr(sources, "open_source", opened)
+    args = ["board", "--source", "0", "--source", "1", "--mode", "640x480@15", "--out", str(out)]
+    for most[0], words in (
+        (-1.0, "no source shows the board a4"),
+        (0.15, "moments, needed are 3: show it to both at once"),
+    ):
+        free = cameras_and_eyes(monkeypatch, 2, 15.0, 0.016)
+        monkeypatch.setattr(capturing, "BoardDetector", Stops(free[0].clock, 0.016))
+        result = CliRunner().invoke(cli.calibrate, args)
+        assert isinstance(result.exception, cli.CalibrateError) and words in str(result.exception), result
+    most[0] = 2.5
+    free = cameras_and_eyes(monkeypatch, 2, 15.0, 0.016)
+    monkeypatch.setattr(capturing, "BoardDetector", Stops(free[0].clock, 0.016))
+    result = CliRunner().invoke(cli.calibrate, args)
+    assert "stopped: this is what there is" in result.output and f"{out} is written" in result.output, result
+    camera = load_rig(out).cameras[1]
+    assert pose_difference(camera.T_ref_cam, inverse(T_CAMERA_REF[1])).volume_mm < 1
+    assert camera.time.offset_s == pytest.approx(OFFSETS_S[1], abs=0.002)
+
+
+class Frames:
+    """A camera that gives these in turn: frames, or what reading raises, seconds a timeout."""
+
+    name, intrinsics, fps = "cam0", LENS, 30.0
+
+    def __init__(self, clock: Clock, *items: Any) -> None:
+        self.clock, self.items, self.closed = clock, list(items), False
+
+    def read(self, timeout_s: float = 1.0) -> DepthFrame:
+        item = self.items.pop(0)
+        if isinstance(item, float):
+            self.clock.now_s += item
+            item = FrameTimeout(f"cam0: no depth frame within {item:g} s")
+        if isinstance(item, Exception):
+            raise item
+        return item  # type: ignore[no-any-return]
+
+    def __enter__(self) -> Frames:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.closed = True
+
+
+def a_frame(t_ns: int) -> DepthFrame:
+    shape = (LENS.height, LENS.width)
+    return DepthFrame("cam0", 0, t_ns, np.ones(shape, np.uint16), 0.001, LENS, np.zeros(shape, np.uint8))
+
+
+def test_a_camera_may_be_silent_for_a_moment_and_not_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(sources, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    first, second = a_frame(10**9), a_frame(2 * 10**9)
+    camera = Frames(clock, 1.0, BadFrame("torn"), 3.5, first, 1.0, 3.5, second, 1.0, 3.5, 1.0, a_frame(3 * 10**9))
+    pictures = CameraPictures(camera, live=True).pictures()
+    assert [next(pictures).t_s, next(pictures).t_s] == [1.0, 2.0]
+    with pytest.raises(CameraError, match=r"^no frame that can be used for 5 s: cam0: no depth frame within 1 s$"):
+        next(pictures)
+    assert camera.closed
+
+
+def test_what_cannot_be_is_said_before_anything_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = cameras_and_eyes(monkeypatch, 2, 30.0, 0.016)
+    video = tmp_path / "board.mp4"
+    video.touch()
+    with pytest.raises(SourceError, match=r"^--mode is for cameras; .*board\.mp4 has the size and the rate"):
+        open_source(str(video), "848x480@30")
+    recorded = FreeCamera(Clock(), 2, 30.0)
+    recorded.live = False
+    with pytest.raises(SourceError, match="cameras and recordings have no moment in common: give one or the other"):
+        capture([*free, recorded], A4)
+    monkeypatch.setattr(sources, "open_source", lambda *_: pytest.fail("it was opened"))
+    for command, option, path, words in (
+        ("board", "--out", tmp_path / "none" / "rig.json", "no such file or directory"),
+        ("board", "--out", tmp_path, "is a directory"),
+        ("board", "--picture", tmp_path / "none" / "rig.png", "no such file or directory"),
+        ("hand", "--json", tmp_path / "none" / "rig.json", "no such file or directory"),
+    ):
+        args = [command, "--source", "0", "--source", "1", "--out", str(tmp_path / "rig.json"), option, str(path)]
+        result = CliRunner().invoke(cli.calibrate, args)
+        assert str(result.exception) == f"{path} cannot be written: {words}"
+    assert [path.name for path in tmp_path.iterdir()] == ["board.mp4"]
 
 
 @needs_realsense

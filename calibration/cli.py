@@ -82,7 +82,7 @@ def board(
     from .bundle import BundleError, Options
     from .capture import capture, views_to_solve
     from .rig import RigError, save_rig
-    from .sources import SourceError, open_source
+    from .sources import SourceError, open_sources
     from .square import board_scale
     from .target import TargetError, find_target
 
@@ -91,11 +91,11 @@ def board(
     must_write(out, picture)
     try:
         printed = find_target(target)
-        opened = [open_source(source, mode) for source in sources]
-        serials = [source.serial for source in opened]
-        if len(set(serials)) != len(serials):
-            raise CalibrateError(f"two sources are the same camera: {', '.join(serials)}")
-        found = capture(opened, printed, every=every, say=_say)
+        with open_sources(sources, mode) as opened:
+            serials = [source.serial for source in opened]
+            if len(set(serials)) != len(serials):
+                raise CalibrateError(f"two sources are the same camera: {', '.join(serials)}")
+            found = capture(opened, printed, every=every, say=_say)
         cameras = [
             BoardCamera(s.serial, s.stream, s.intrinsics, period_s)
             for s, period_s in zip(opened, found.periods_s, strict=True)

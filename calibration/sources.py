@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -83,6 +84,19 @@ def open_source(text: str, mode: str | None = None) -> Source:
         mode = mode or (REALSENSE_MODE if is_realsense else None)
         return CameraPictures(open_camera(kind, serial or None, mode=mode, infrared=is_realsense), live=True)
     raise SourceError(f"{text} does not exist; a source is a video, a folder of pictures, a recording or KIND:SERIAL")
+
+
+@contextmanager
+def open_sources(texts: Sequence[str], mode: str | None = None) -> Iterator[list[Source]]:
+    """All of them, closed at the end and if one cannot be opened: a RealSense's projector is off as long as it is open.
+    Raises SourceError or CameraError."""
+    with ExitStack() as stack:
+        opened: list[Source] = []
+        for text in texts:
+            opened.append(open_source(text, mode))
+            if isinstance(source := opened[-1], CameraPictures):
+                stack.callback(source.close)
+        yield opened
 
 
 class VideoFile:
@@ -166,6 +180,9 @@ class CameraPictures:
     def __init__(self, camera: Camera, live: bool) -> None:
         self._camera, self.live = camera, live
         self.serial, self.intrinsics, self.fps = camera.name, camera.intrinsics, camera.fps
+
+    def close(self) -> None:
+        self._camera.__exit__(None, None, None)
 
     def pictures(self) -> Iterator[Picture]:
         with self._camera as camera:

@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 from contextlib import suppress
-from errno import EISDIR
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,9 @@ from typing import Any
 def write_whole(path: Path, content: bytes | memoryview | str, mode: int = 0o666) -> None:
     """Write a file under another name, onto the disk, and rename it: nobody reads half of it, and a power cut leaves
     the file of before. mode: its rights, less the umask. Raises OSError, which names path, and all is as it was."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary = _beside(path)
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
+        with open(_created(temporary, mode), "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
@@ -34,11 +31,21 @@ def write_whole(path: Path, content: bytes | memoryview | str, mode: int = 0o666
 
 def try_writing(path: Path) -> None:
     """Raise the OSError that `write_whole` would, before the work whose result goes there; leaves nothing behind."""
-    if path.is_dir():
-        raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    temporary = _beside(path)
+    os.close(_created(temporary, 0o600))
     temporary.unlink()
+
+
+def _beside(path: Path) -> Path:
+    """The name under which a file is written first. Raises IsADirectoryError."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+
+
+def _created(path: Path, mode: int) -> int:
+    """A descriptor of a new file, to be written."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -174,6 +174,9 @@ class Frames:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
         self.closed = True
 
 
@@ -192,6 +195,20 @@ def test_a_camera_may_be_silent_for_a_moment_and_not_for_good(monkeypatch: pytes
     with pytest.raises(CameraError, match=r"^no frame that can be used for 5 s: cam0: no depth frame within 1 s$"):
         next(pictures)
     assert camera.closed
+
+
+def test_a_camera_is_closed_if_the_next_one_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Frames(Clock())
+
+    def open_camera(kind: str, serial: str, **_: Any) -> Frames:
+        if serial == "gone":
+            raise CameraError("no RealSense camera gone is found")
+        return first
+
+    monkeypatch.setattr(sources, "open_camera", open_camera)
+    args = ["board", "--source", "realsense:a", "--source", "realsense:gone", "--out", str(tmp_path / "rig.json")]
+    result = CliRunner().invoke(cli.calibrate, args)
+    assert "no RealSense camera gone is found" in str(result.exception) and first.closed
 
 
 def test_what_cannot_be_is_said_before_anything_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..hand.frames import DepthFrame
 from ..hand.kinematics import Shape
 from ..hand.messages import CloudMessage, HandJoints, JointsMessage, Message
 from .listen import Listener
-from .observe import JOINTS, Cloud, ObserveError, Sight
+from .observe import JOINTS, Cloud, ObserveError, Sight, different
 from .sight import shows_left
 
 Array = NDArray[Any]
@@ -38,10 +38,10 @@ NOTHING = np.full((JOINTS, 3), np.nan)
 
 
 class Collected:
-    """What one camera saw so far; filled frame by frame."""
+    """What one camera saw so far; filled frame by frame. source is what to call it before its serial is known."""
 
-    def __init__(self, stream: str = "depth") -> None:
-        self.stream, self.serial = stream, ""
+    def __init__(self, stream: str = "depth", source: str = "a camera") -> None:
+        self.stream, self.source, self.serial = stream, source, ""
         self.intrinsics: Intrinsics | None = None
         self.times_s: list[float] = []
         self.joints_m: list[Array] = []
@@ -59,7 +59,7 @@ class Collected:
     def sight(self) -> Sight:
         """All that was seen. Raises ObserveError if no frame came, or nobody said what the camera's lens is."""
         if not self.times_s:
-            raise ObserveError(f"{self.serial or 'a camera'} gave no frame")
+            raise ObserveError(f"{self.serial or self.source} gave no frame")
         if self.intrinsics is None:
             raise ObserveError(
                 f"{self.serial}: its daemon does not send clouds with intrinsics: update edge-hand there"
@@ -105,8 +105,8 @@ class Hearer:
     """Keeps what one daemon's camera saw, as its listener hears it."""
 
     def __init__(self, listener: Listener) -> None:
-        self.collected = Collected()
         self._listener, self._address = listener, listener.addresses[0]
+        self.collected = Collected(source=self._address)
         self._heard_s = time.monotonic()
         self._waiting: dict[int, JointsMessage] = {}
         self._refit, self._id = Refit(), -1
@@ -158,18 +158,20 @@ def listen(
     addresses: Sequence[str], seconds: float, keys: Path | None, watch: Callable[[list[Sight]], bool]
 ) -> list[Sight]:
     """Collect from daemons for so long, one camera each; watch is called twice a second with what is there so far and
-    ends it by True. Raises ObserveError if one is silent, or sends what cannot be read."""
+    ends it by True, as Ctrl-C does. Raises ObserveError if one is silent, or sends what cannot be read."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(Listener([address], ("joints", "cloud"), keys)) for address in addresses]
         hearers = [Hearer(listener) for listener in listeners]
         begun = time.monotonic()
-        while time.monotonic() - begun < seconds:
-            time.sleep(0.5)
-            for hearer in hearers:
-                hearer.hear()
-            ready = [x.collected.sight() for x in hearers if x.collected.times_s and x.collected.intrinsics]
-            if len(ready) == len(hearers) and watch(ready):
-                break
+        with suppress(KeyboardInterrupt):  # this is what there is
+            while time.monotonic() - begun < seconds:
+                time.sleep(0.5)
+                for hearer in hearers:
+                    hearer.hear()
+                ready = [x.collected.sight() for x in hearers if x.collected.times_s and x.collected.intrinsics]
+                different([sight.serial for sight in ready])
+                if len(ready) == len(hearers) and watch(ready):
+                    break
     return [hearer.collected.sight() for hearer in hearers]
 
 

@@ -20,7 +20,7 @@ from . import icp
 from .distances import Distances, distances
 from .gate import Motion, lacks, measure
 from .joint import JointFit, fit_joints
-from .observe import ObserveError, Sight
+from .observe import ObserveError, Sight, different
 from .rig import DepthCorrection, Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict, tool_name
 from .uncertainty import Difference, Volume, pose_difference, volume_sigma_mm
 
@@ -66,8 +66,7 @@ def calibrate(
     if len(sights) < 2:
         raise ObserveError("a rig needs two cameras or more")
     names = [sight.serial for sight in sights]
-    if len(set(names)) != len(names):
-        raise ObserveError(f"two sources are the same camera: {', '.join(names)}")
+    different(names)
     missing = lacks(measure(sights), names)
     if missing and not force:
         raise ObserveError("; ".join(missing))

@@ -12,7 +12,7 @@ from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTime
 from ..edge.clock import HOST, Clock
 from ..edge.engines import open_engine
 from .gather import Looker
-from .observe import Sight
+from .observe import Sight, different
 from .sight import clock_offsets_ns
 
 SILENCE_S = 5.0  # without a frame, after which a camera counts as gone
@@ -29,43 +29,62 @@ def open_source(text: str) -> tuple[Camera, bool]:
 
 
 def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]], bool]) -> list[Sight]:
-    """Track all sources, a frame of each in turn: recordings up to so many seconds, cameras until watch says enough.
+    """Track all sources, a frame of each in turn: recordings up to so many seconds, cameras until watch says
+    enough, or until Ctrl-C.
 
     Recordings of several hosts are compared by their wall clocks, as `fuse` compares the hosts' daemons.
     watch is called about twice a second of the frames' own time. Raises CameraError for a camera that gives no frames.
     """
     engine = open_engine()
     with ExitStack() as stack:
-        opened = [open_source(text) for text in sources]
-        cameras = [stack.enter_context(camera) for camera, _ in opened]
-        live = any(is_live for _, is_live in opened)
+        cameras, live = [], False
+        for text in sources:
+            camera, is_live = open_source(text)
+            cameras.append(stack.enter_context(camera))
+            live = live or is_live
+        different([camera.name for camera in cameras])
         lookers = [Looker(engine) for _ in cameras]
-        offsets_ns = clock_offsets_ns([_wall_offset_ns(camera) for camera in cameras])
-        running, shown_s = list(range(len(cameras))), 0.0
-        silent: dict[int, float] = {}  # since when a camera gives no frame
-        while running:
-            # The one that is furthest behind in its own time goes next, so that all end together.
-            n = min(running, key=lambda i: _elapsed_s(lookers[i]))
-            try:
-                frame = cameras[n].read()
-            except EndOfStream:
-                running.remove(n)
-                continue
-            except (BadFrame, FrameTimeout) as error:
-                if time.monotonic() - silent.setdefault(n, time.monotonic()) > SILENCE_S:
-                    raise CameraError(f"no frame that can be used for {SILENCE_S:g} s: {error}") from None
-                continue
-            silent.pop(n, None)
-            lookers[n].look(replace(frame, t_ns=frame.t_ns + offsets_ns[n]))
-            if _elapsed_s(lookers[n]) > seconds:
-                running.remove(n)
-            now_s = min(_elapsed_s(looker) for looker in lookers)
-            if now_s >= shown_s + 0.5:
-                shown_s = now_s
-                enough = watch([looker.collected.sight() for looker in lookers])
-                if enough and live:
-                    break
+        try:
+            _look(cameras, lookers, seconds, watch, live)
+        except KeyboardInterrupt:  # of cameras this is what there is
+            if not live:
+                raise
     return [looker.collected.sight() for looker in lookers]
+
+
+def _look(
+    cameras: Sequence[Camera],
+    lookers: Sequence[Looker],
+    seconds: float,
+    watch: Callable[[list[Sight]], bool],
+    live: bool,
+) -> None:
+    """A frame of each camera in turn, until all end or watch says enough of live ones."""
+    offsets_ns = clock_offsets_ns([_wall_offset_ns(camera) for camera in cameras])
+    running, shown_s = list(range(len(cameras))), 0.0
+    silent: dict[int, float] = {}  # since when a camera gives no frame
+    while running:
+        # The one that is furthest behind in its own time goes next, so that all end together.
+        n = min(running, key=lambda i: _elapsed_s(lookers[i]))
+        try:
+            frame = cameras[n].read()
+        except EndOfStream:
+            running.remove(n)
+            continue
+        except (BadFrame, FrameTimeout) as error:
+            if time.monotonic() - silent.setdefault(n, time.monotonic()) > SILENCE_S:
+                raise CameraError(f"no frame that can be used for {SILENCE_S:g} s: {error}") from None
+            continue
+        silent.pop(n, None)
+        lookers[n].look(replace(frame, t_ns=frame.t_ns + offsets_ns[n]))
+        if _elapsed_s(lookers[n]) > seconds:
+            running.remove(n)
+        now_s = min(_elapsed_s(looker) for looker in lookers)
+        if now_s >= shown_s + 0.5:
+            shown_s = now_s
+            enough = watch([looker.collected.sight() for looker in lookers])
+            if enough and live:
+                break
 
 
 def _wall_offset_ns(camera: Camera) -> int:

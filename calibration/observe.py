@@ -129,3 +129,9 @@ def tree_of(points: Array) -> Any:
     except ImportError:
         raise ObserveError(f"this needs scipy: {to_get('calibration')}") from None
     return cKDTree(points)
+
+
+def different(serials: Sequence[str]) -> None:
+    """Raise ObserveError if two sources are one camera."""
+    if len(set(serials)) != len(serials):
+        raise ObserveError(f"two sources are the same camera: {', '.join(serials)}")

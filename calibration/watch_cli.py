@@ -17,7 +17,7 @@ SAY_S = 10.0
 @click.option("--from", "addresses", multiple=True, required=True, help="Where a daemon publishes; once for each.")
 @click.option("--client-key", type=Path, help="This client's key file, where the daemons run with --keys.")
 @click.option("--propose", type=Path, help="Where to write a rig with the moved camera put right. [RIG.proposed.json]")
-@click.option("--seconds", type=float, help="Stop after so long; default: when Ctrl-C is pressed.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long; default: at Ctrl-C.")
 @click.pass_context
 def watch(
     context: click.Context, rig: Path, addresses: tuple[str, ...], client_key: Path | None, propose: Path | None,

@@ -100,6 +100,11 @@ def test_a_silent_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         listen(["tcp://127.0.0.1:9"], 20.0, None, lambda _: False)
 
 
+def test_an_address_from_which_nothing_came_before_the_time_was_over_is_named() -> None:
+    with pytest.raises(ObserveError, match=r"^tcp://127\.0\.0\.1:9 gave no frame$"):
+        listen(["tcp://127.0.0.1:9"], 0.6, None, lambda _: False)
+
+
 @pytest.mark.parametrize(
     ("second", "words"),
     [

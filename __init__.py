@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .edge.client import subscribe
 
 __all__ = ["subscribe"]
+
+# Nothing phones home: ONNX Runtime and librealsense read these when they load, in whatever process we start too.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("RS2_RUM_CLOUD_ENABLED", "0")
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def open_engine(model: Path, card: ModelCard, threads: int, *, bf16: bool | None
 
 
 def _import() -> Any:
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # else importing it phones home
     try:
         import openvino
     except ImportError as error:

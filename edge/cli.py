@@ -119,12 +119,14 @@ def run(
     from .publish import Publisher
     from .reload import Reloader, open_lasting_engine
     from .reopen import open_lasting, wait_for
+    from .settings import check_settings
     from .tracker import Tracker
     from .viewer import Viewer
     from .watch import Screen
 
     if log:
         open_log(log)
+    check_settings(context.params)
     tell, complain = (LOG.info, LOG.warning) if log else (click.echo, say)
     desk, notifier = Desk(tell, complain), Notifier()
     if note := own_note(context):

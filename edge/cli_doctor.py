@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .cameras import CameraError
 from .cli_options import json_option
 from .config import ConfigError
 from .shell import make_folders, write_result
@@ -44,6 +45,7 @@ def setup_of(context: click.Context, config: Path | None, instance: str | None) 
     """What `edge-hand run` would take from its settings and the environment."""
     from .doctor import Setup
     from .publish import ADDRESS
+    from .settings import check_settings
 
     assert context.parent is not None
     run = context.parent.command.commands["run"]  # type: ignore[attr-defined]
@@ -52,8 +54,9 @@ def setup_of(context: click.Context, config: Path | None, instance: str | None) 
         with run.make_context("run", [part for name, value in given if value for part in (name, value)]) as parsed:
             values = parsed.params
             file = parsed.meta.get("edge_hand.config")
+            check_settings(values)
             return Setup(values["bind"], values["keys"], values["model"], file)
-    except ConfigError as error:
+    except (ConfigError, CameraError) as error:
         return Setup(ADDRESS, problem=str(error))
     except click.ClickException as error:
         return Setup(ADDRESS, problem=error.format_message())

@@ -61,11 +61,17 @@ def config(context: click.Context, show: bool, flags: tuple[str, ...]) -> None:
     edge-hand config --show
     edge-hand config --show --config config.toml --instance left
     """
+    from .settings import check_settings
+
     assert context.parent is not None
     run = context.parent.command.commands["run"]  # type: ignore[attr-defined]
     with run.make_context("run", list(flags)) as parsed:
         path = parsed.meta.get("edge_hand.config")
-        click.echo("\n".join(shown(parsed)) if show else f"{path or 'no file; the defaults'}: all is well")
+        if show:
+            click.echo("\n".join(shown(parsed)))
+        check_settings(parsed.params)
+        if not show:
+            click.echo(f"{path or 'no file; the defaults'}: all is well")
 
 
 @click.group()

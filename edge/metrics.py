@@ -40,7 +40,7 @@ class Metrics:
     """
 
     def __init__(self, address: str, loop: Callable[[], Loop], *, insecure: bool = False) -> None:
-        host, port = _split(address)
+        host, port = check_metrics(address, insecure)
         self._loop = loop
         self._begun_s = time.monotonic()
         self._state: StatusState = "starting"
@@ -51,7 +51,6 @@ class Metrics:
         self._recent: deque[dict[str, float]] = deque(maxlen=WINDOW)  # s of each stage, and total
         self._sums_s: dict[str, float] = {}
         self._seen = 0
-        host = local_address("--metrics", host, port, insecure)
         self._server = LocalServer(host, port, _handler(self.text), "--metrics")
         self.url = self._server.url + "metrics"
         self._server.start()
@@ -129,11 +128,12 @@ def _escaped(text: str) -> str:
     return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
-def _split(address: str) -> tuple[str, int]:
+def check_metrics(address: str, insecure: bool = False) -> tuple[str, int]:
+    """Host and port of an address that may be served. Raises ServeError."""
     host, _, port = address.rpartition(":")
     if not port.isascii() or not port.isdecimal() or int(port) > 65535:
-        raise ServeError(f"--metrics {address}: expected HOST:PORT, for example 127.0.0.1:9100")
-    return host, int(port)
+        raise ServeError(f"--metrics {address}: expected [HOST:]PORT, for example 127.0.0.1:9100")
+    return local_address("--metrics", host, int(port), insecure), int(port)
 
 
 def _handler(text: Callable[[], str]) -> type[Handler]:

@@ -61,9 +61,9 @@ class Publisher:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     def __enter__(self) -> Publisher:
-        if self._keys is not None and self._insecure:
-            raise PublishError("--insecure and --keys: choose one; with keys only who has one can read")
-        target = _checked(self.address, self._insecure or self._keys is not None)
+        target = check_address(self.address, insecure=self._insecure, keys=self._keys)
+        if target.startswith("ipc"):
+            _check_ipc(target, target.removeprefix("ipc://"))
         self._context = context = zmq.Context()
         try:
             self._socket = context.socket(zmq.XPUB)
@@ -132,11 +132,12 @@ class Publisher:
         self._context = None
 
 
-def _checked(address: str, insecure: bool) -> str:
-    """The address as libzmq wants it; PublishError if it is malformed, open to others or taken."""
+def check_address(address: str, *, insecure: bool = False, keys: Path | None = None) -> str:
+    """The address as libzmq wants it; PublishError if it is malformed or open to others without keys or insecure."""
+    if keys is not None and insecure:
+        raise PublishError("--insecure and --keys: choose one; with keys only who has one can read")
     scheme, _, rest = address.partition("://")
     if scheme == "ipc" and rest:
-        _check_ipc(address, rest)
         return address
     try:
         url = urlsplit(address)
@@ -147,7 +148,7 @@ def _checked(address: str, insecure: bool) -> str:
         raise PublishError(f"--bind {address}: expected tcp://HOST:PORT or ipc://PATH, for example {ADDRESS}")
     if host == "localhost":
         host = "127.0.0.1"  # libzmq binds to numbers only
-    if not insecure and not _is_loopback(host):
+    if not insecure and keys is None and not _is_loopback(host):
         raise PublishError(
             f"--bind {address}: anyone who can reach this address could read the hands; "
             f"use {ADDRESS}, or make keys (edge-hand keys new DIR) and add --keys DIR; "

@@ -40,11 +40,12 @@ def edge_hand(*arguments: object, cwd: Path | None = None) -> subprocess.Complet
     )
 
 
-def refusal(*arguments: object) -> str:
+def refusal(*arguments: object, code: int = 1) -> str:
     """What a command that ends in a user's mistake says, without `edge-hand: `."""
     done = edge_hand(*arguments)
     lines = done.stderr.splitlines()
-    assert done.returncode == 1, done
+    assert done.returncode == code, done
+    assert code == 1 or not done.stdout, done  # 2 is said before anything begins
     assert len(lines) == 1 and lines[0].startswith("edge-hand: "), done.stderr
     return lines[-1].removeprefix("edge-hand: ")
 
@@ -233,7 +234,7 @@ def test_eval_of_a_recording_prints_and_writes(recording: Path, tmp_path: Path) 
 
 
 def test_a_missing_source_is_one_line(tmp_path: Path) -> None:
-    assert refusal("run", "--camera", "replay").startswith("replay needs --source PATH: a folder of 16-bit PNGs")
+    assert refusal("run", "--camera", "replay", "--source", tmp_path / "no").startswith(f"{tmp_path}/no does not exist")
     assert refusal("eval", "--source", tmp_path / "no").startswith(f"{tmp_path}/no does not exist; replay reads ")
 
 
@@ -262,17 +263,6 @@ def test_a_recording_of_nothing_but_bad_frames_is_one_line(folder: Path, data: b
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("run --camera webcam", "camera 'webcam': there is no such camera; possible are faulty, realsense, replay, sy"),
-        ("run --camera synthetic --source x", "synthetic 'x': --source is the scene's seed, a whole number such as 7"),
-        ("run --camera synthetic --loop", "camera 'synthetic' has no option --loop; it has --mode, --fps"),
-        ("run --camera synthetic --mode big", "mode 'big': expected WIDTHxHEIGHT@FPS, such as 848x480@90, "),
-        ("run --engine tpu", "engine 'tpu': there is no such engine; possible are auto, onnxruntime"),
-        ("run --model no/such.onnx", "model no/such.onnx: no such file (shipped with edge-hand: dgn-nano"),
-        ("run --camera synthetic --bind 5555", "--bind 5555: expected tcp://HOST:PORT or ipc://PATH, for example "),
-        (
-            "run --camera synthetic --bind tcp://0.0.0.0:5999",
-            "--bind tcp://0.0.0.0:5999: anyone who can reach this address could read the hands; use tcp://127.0.0.1:",
-        ),
         ("watch --address 5555", "cannot subscribe at '5555': invalid argument (addr='5555'); expected tcp://"),
         ("bench --camera synthetic --json /dev/null/x/y", "folder /dev/null/x cannot be made: not a directory"),
         ("eval", "eval: give either --data synthetic:test or --source PATH"),
@@ -290,22 +280,62 @@ def test_a_mistake_is_one_line(arguments: str, text: str) -> None:
     assert refusal(*arguments.split()).startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--camera webcam", "camera 'webcam': there is no such camera; possible are faulty, realsense, replay, sy"),
+        ("--camera synthetic --source x", "synthetic 'x': --source is the scene's seed, a whole number such as 7"),
+        ("--camera synthetic --loop", "camera 'synthetic' has no option --loop; it has --mode, --fps"),
+        ("--camera synthetic --mode big", "mode 'big': expected WIDTHxHEIGHT@FPS, such as 848x480@90, "),
+        ("--mode 3", "mode '3': expected WIDTHxHEIGHT@FPS, such as 848x480@90, "),
+        ("--camera synthetic --mode 20000x20000@9", "mode 20000x20000@9: more than 4000000 pixels or 300 Hz are not p"),
+        ("--camera synthetic --fps -1", "--fps -1: give the rate in Hz, or 0 for as fast as possible"),
+        ("--camera faulty --source webcam:?hang@1", "camera 'webcam': there is no such camera; possible are faulty, "),
+        ("--camera replay", "replay needs --source PATH: a folder of 16-bit PNGs"),
+        ("--camera realsense --loop", "--fps and --loop are for recordings; a camera's rate is in its mode: "),
+        ("--engine tpu", "engine 'tpu': there is no such engine; possible are auto, onnxruntime"),
+        ("--model no/such.onnx", "model no/such.onnx: no such file (shipped with edge-hand: dgn-nano"),
+        ("--model finder", "model "),
+        ("--finder nope", "model nope: no such file (shipped with edge-hand: dgn-nano"),
+        ("--camera synthetic --bind 5555", "--bind 5555: expected tcp://HOST:PORT or ipc://PATH, for example "),
+        ("--metrics foo", "--metrics foo: expected [HOST:]PORT, for example 127.0.0.1:9100"),
+        ("--metrics 0.0.0.0:9100", "--metrics 0.0.0.0: anyone who can reach this address could read it; "),
+        (
+            "--camera synthetic --bind tcp://0.0.0.0:5999",
+            "--bind tcp://0.0.0.0:5999: anyone who can reach this address could read the hands; use tcp://127.0.0.1:",
+        ),
+    ],
+)
+def test_what_starting_again_would_not_mend_is_exit_code_2_and_config_says_the_same(flags: str, text: str) -> None:
+    said = refusal("run", *flags.split(), code=2)
+    assert said.startswith(text)
+    assert refusal("config", *flags.split(), code=2) == said
+
+
+def test_a_recording_that_is_not_there_yet_may_be_waited_for(tmp_path: Path) -> None:
+    replay = ("--camera", "replay", "--source", tmp_path / "no.mcap")
+    assert refusal("config", *replay).startswith(f"{tmp_path}/no.mcap does not exist; replay reads ")
+    assert edge_hand("config", *replay, "--wait").stdout.endswith(": all is well\n")
+    assert refusal("config", *replay, "--wait", "--fps", -1, code=2).startswith("--fps -1: ")
+
+
 def test_a_model_that_cannot_be_used_is_one_line(model: Path) -> None:
     run = ("run", "--camera", "synthetic", "--bind", "tcp://127.0.0.1:*", "--model", model)
     assert refusal(*run).startswith(f"model {model}: onnxruntime cannot load it (")
     model.write_bytes(b"something else")
-    assert refusal(*run).startswith(f"model {model}: its bytes are not the ones its card vouches for (sha256 ")
+    assert refusal(*run, code=2).startswith(f"model {model}: its bytes are not the ones its card vouches for (sha256 ")
     card = model.with_suffix(".json")
     card.write_text(json.dumps(json.loads(card.read_text()) | {"version": 1}))
-    assert refusal(*run) == f"model card {card}: version 1, this edge-hand reads version 2"
+    assert refusal(*run, code=2) == f"model card {card}: version 1, this edge-hand reads version 2"
     card.unlink()
-    assert refusal(*run) == f"model {model}: its card net.json is missing; `edge-hand export` writes both"
+    assert refusal(*run, code=2) == f"model {model}: its card net.json is missing; `edge-hand export` writes both"
 
 
 def test_a_path_that_may_not_even_be_looked_at_is_one_line() -> None:
     path = "x" * 300  # too long; a folder that this user may not search answers with another number of the same kind
-    assert refusal("run", "--camera", "synthetic", "--model", f"{path}.onnx").startswith(f"model {path}.onnx: ")
-    assert refusal("run", "--camera", "replay", "--source", f"{path}.mcap").startswith(f"{path}.mcap")
+    said = refusal("run", "--camera", "synthetic", "--model", f"{path}.onnx", code=2)
+    assert said.startswith(f"model {path}.onnx: ")
+    assert refusal("run", "--camera", "replay", "--source", f"{path}.mcap", code=2).startswith(f"{path}.mcap")
     assert refusal("view", "--port", 0, "--source", f"{path}.mcap").startswith(f"{path}.mcap")
 
 

@@ -364,6 +364,9 @@ def test_the_command_ends_with_1_if_something_is_bad(tmp_path: Path) -> None:
     assert (well.returncode, well.stderr) == (0, "") and "models: dgn-nano" in well.stdout
     ill = subprocess.run([*command, "--config", str(wrong)], capture_output=True, text=True, timeout=60, check=False)
     assert (ill.returncode, ill.stderr) == (1, "") and "'hnds' is unknown; did you mean hands?" in ill.stdout
+    wrong.write_text('bind = "tcp://0.0.0.0:5555"\n')  # as `edge-hand run` would have it
+    ill = subprocess.run([*command, "--config", str(wrong)], capture_output=True, text=True, timeout=60, check=False)
+    assert ill.returncode == 1 and "--bind tcp://0.0.0.0:5555: anyone who can reach this address could" in ill.stdout
     found = json.loads((tmp_path / "d.json").read_text())
     assert "bad" in {finding["level"] for finding in found["findings"]} and found["device"]["cpu"]
 

@@ -120,8 +120,8 @@ def test_other_paths_are_not_found() -> None:
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("nonsense", "--metrics nonsense: expected HOST:PORT, for example 127.0.0.1:9100"),
-        ("127.0.0.1:99999", "--metrics 127.0.0.1:99999: expected HOST:PORT, for example 127.0.0.1:9100"),
+        ("nonsense", "--metrics nonsense: expected [HOST:]PORT, for example 127.0.0.1:9100"),
+        ("127.0.0.1:99999", "--metrics 127.0.0.1:99999: expected [HOST:]PORT, for example 127.0.0.1:9100"),
         (
             "example.org:9100",
             "--metrics example.org: expected a numeric address of this machine, for example",

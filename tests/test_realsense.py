@@ -293,6 +293,9 @@ def test_a_mode_is_read_and_a_wrong_one_is_one_line():
     for text in ("848x480", "848x480@", "848*480@90", "fast"):
         with pytest.raises(CameraError, match=r"expected WIDTHxHEIGHT@FPS, such as 848x480@90, 848x480@60"):
             parse_mode(text)
+    for text in ("20000x20000@9", "848x480@301"):
+        with pytest.raises(CameraError, match=rf"^mode {text}: more than 4000000 pixels or 300 Hz are not possible$"):
+            parse_mode(text)
 
 
 def test_a_missing_pyrealsense2_says_what_to_install(monkeypatch):

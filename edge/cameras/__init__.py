@@ -2,7 +2,8 @@
 
 A backend `<kind>.py` has `open_camera(source: str | None, **options) -> Camera` and declares as keywords the options
 it knows, of `mode` ("848x480@90"), `fps` (float; replay: None = as recorded, 0 = as fast as possible) and `loop`
-(bool). Its SDK is imported inside it, when a camera is opened.
+(bool). Its SDK is imported inside it, when a camera is opened. It may have `check_camera(source, **options)`, which
+raises CameraError for what open_camera would refuse whatever is plugged in.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ from ...hand.whole import refusal
 
 class CameraError(Exception):
     """The camera cannot be opened or has failed; one line that says what was seen and what to do."""
+
+
+class NotThere(CameraError):
+    """What was asked for does not exist yet; waiting for it may help."""
 
 
 class FrameTimeout(CameraError):
@@ -67,19 +72,29 @@ def open_camera(kind: str, source: str | None = None, **options: Any) -> Camera:
 
     Raises CameraError for an unknown kind, an option that this kind does not have, and whatever the backend finds.
     """
+    camera: Camera = _ask("open_camera", kind, source, options)
+    return camera
+
+
+def check_camera(kind: str, source: str | None = None, **options: Any) -> None:
+    """Raise CameraError as `open_camera` would, as far as that can be told without opening anything."""
+    _ask("check_camera", kind, source, options)
+
+
+def _ask(what: str, kind: str, source: str | None, options: dict[str, Any]) -> Any:
+    """Call a backend's function with the options that were given."""
     if kind not in camera_kinds():
         raise CameraError(f"camera {kind!r}: there is no such camera; possible are {', '.join(camera_kinds())}")
-    backend = importlib.import_module(f".{kind}", __name__).open_camera
+    backend = importlib.import_module(f".{kind}", __name__)
     given = {key: value for key, value in options.items() if value is not None and value is not False}
-    known = list(inspect.signature(backend).parameters)[1:]
+    known = list(inspect.signature(backend.open_camera).parameters)[1:]
     for key in given:
         if key not in known:
             raise CameraError(f"camera {kind!r} has no option --{key}; it has {', '.join('--' + k for k in known)}")
     try:
-        camera: Camera = backend(source, **given)
+        return getattr(backend, what, lambda *_, **__: None)(source, **given)
     except OSError as error:  # a folder that may not be searched
         raise CameraError(f"{source}: cannot be opened ({refusal(error)})") from error
-    return camera
 
 
 class ClockMap:

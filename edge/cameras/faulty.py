@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
 from . import BadFrame, Camera, CameraError, FrameTimeout
+from . import check_camera as check_other
 from . import open_camera as open_other
 
 # Kinds and how long they take if nothing is said, s; 0 is one frame.
@@ -86,6 +87,12 @@ def open_camera(
     """Open another camera with faults; mode, fps and loop are for that one. Raises CameraError."""
     kind, other, script = parse(source or "")
     return FaultyCamera(script, lambda: open_other(kind, other, mode=mode, fps=fps, loop=loop))
+
+
+def check_camera(source: str | None, **options: Any) -> None:
+    """What can be told of the faults and of the other camera. Raises CameraError."""
+    kind, other, _ = parse(source or "")
+    check_other(kind, other, **options)
 
 
 def parse(text: str) -> tuple[str, str | None, Script]:

@@ -34,6 +34,7 @@ from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout
 # What a D400 offers on USB 3: the first is ours, 480x270@90 costs the least, 1280x720@30 reaches furthest.
 MODES = ("848x480@90", "848x480@60", "640x480@90", "640x480@60", "640x480@30", "480x270@90", "1280x720@30")
 DEFAULT_MODE = MODES[0]
+MOST_PIXELS, MOST_HZ = 4_000_000, 300  # more than any depth camera has
 POLL_S = 0.1  # how often a wait looks whether the camera is still there or the file has ended
 
 
@@ -45,13 +46,25 @@ def open_camera(
     frames have the picture that the depth was seen in too; a camera's projector is off meanwhile, whose dots it shows.
     recorded_times: a recording's frames come at once and keep the times they were recorded with.
     """
+    recording = check_camera(source, mode=mode, fps=fps, loop=loop)
+    if recording is None:
+        return RealSenseCamera(source, mode or DEFAULT_MODE, infrared=infrared)
+    return RealSenseCamera(source=recording, fps=fps, loop=loop, infrared=infrared, recorded_times=recorded_times)
+
+
+def check_camera(
+    source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False, infrared: bool = False
+) -> Path | None:
+    """The recording that source is, None for a camera's serial number. Raises CameraError."""
     if source is None or not (Path(source).suffix in (".bag", ".db3") or Path(source).exists()):
         if fps is not None or loop:
             raise CameraError("--fps and --loop are for recordings; a camera's rate is in its mode: --mode 848x480@90")
-        return RealSenseCamera(source, mode or DEFAULT_MODE, infrared=infrared)
+        parse_mode(mode or DEFAULT_MODE)
+        return None
     if mode is not None:
         raise CameraError(f"--mode is for cameras; {source} has the mode it was recorded in")
-    return RealSenseCamera(source=Path(source), fps=fps, loop=loop, infrared=infrared, recorded_times=recorded_times)
+    Pacer(fps)
+    return Path(source)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -71,7 +84,10 @@ def parse_mode(text: str) -> Mode:
     match = re.fullmatch(r"(\d{2,5})x(\d{2,5})@(\d{1,4})", text)
     if match is None:
         raise CameraError(f"mode {text!r}: expected WIDTHxHEIGHT@FPS, such as {', '.join(MODES)}")
-    return Mode(*map(int, match.groups()))
+    mode = Mode(*map(int, match.groups()))
+    if mode.width * mode.height > MOST_PIXELS or mode.fps > MOST_HZ:
+        raise CameraError(f"mode {text}: more than {MOST_PIXELS} pixels or {MOST_HZ} Hz are not possible")
+    return mode
 
 
 @dataclass(frozen=True, slots=True)

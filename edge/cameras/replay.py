@@ -23,7 +23,7 @@ from ...hand.frames import DepthFrame
 from ..clock import HOST, Clock
 from ..pace import Pacer
 from ..recording import Recording, RecordingError, decode_depth_png
-from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout
+from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, NotThere
 
 FORMS = "a folder of 16-bit PNGs with camera.json, a recording .mcap, or a librealsense .bag or .db3"
 REQUIRED = ("width", "height", "fx", "fy", "cx", "cy", "depth_scale_m")
@@ -36,22 +36,34 @@ def open_camera(
 
     Raises CameraError.
     """
-    if source is None:
-        raise CameraError(f"replay needs --source PATH: {FORMS}")
-    path = Path(source)
-    if not path.exists():
-        raise CameraError(f"{path} does not exist; replay reads {FORMS}")
+    path = check_camera(source, fps=fps, deterministic=deterministic)
     if path.suffix in (".bag", ".db3"):
-        if deterministic:
-            raise CameraError(f"{path}: --deterministic replays our own recordings and folders of PNGs only")
         from .realsense import RealSenseCamera
 
         return RealSenseCamera(source=path, fps=fps, loop=loop)
     if path.is_dir():
         return ReplayCamera(PngFolder(path), fps=fps, loop=loop, deterministic=deterministic)
-    if path.suffix == ".mcap":
-        return ReplayCamera(RecordedFrames(path), fps=fps, loop=loop, deterministic=deterministic)
-    raise CameraError(f"{path} is not a recording: replay reads {FORMS}")
+    return ReplayCamera(RecordedFrames(path), fps=fps, loop=loop, deterministic=deterministic)
+
+
+def check_camera(
+    source: str | None, *, fps: float | None = None, loop: bool = False, deterministic: bool = False
+) -> Path:
+    """The recording's path. Raises CameraError, NotThere if there is none."""
+    if source is None:
+        raise CameraError(f"replay needs --source PATH: {FORMS}")
+    Pacer(fps)
+    if deterministic and fps is not None:
+        raise CameraError("--deterministic and --fps: choose one; a deterministic replay keeps the recorded times")
+    path = Path(source)
+    if not path.exists():
+        raise NotThere(f"{path} does not exist; replay reads {FORMS}")
+    if path.suffix in (".bag", ".db3"):
+        if deterministic:
+            raise CameraError(f"{path}: --deterministic replays our own recordings and folders of PNGs only")
+    elif path.suffix != ".mcap" and not path.is_dir():
+        raise CameraError(f"{path} is not a recording: replay reads {FORMS}")
+    return path
 
 
 class FrameSource(Protocol):
@@ -80,8 +92,6 @@ class ReplayCamera:
     def __init__(
         self, source: FrameSource, *, fps: float | None = None, loop: bool = False, deterministic: bool = False
     ) -> None:
-        if deterministic and fps is not None:
-            raise CameraError("--deterministic and --fps: choose one; a deterministic replay keeps the recorded times")
         self._pacer = Pacer(fps)
         self.name = source.name
         self.intrinsics = source.intrinsics

@@ -25,7 +25,7 @@ from ...hand.render import render_depth
 from ...hand.template import template
 from ..pace import Pacer
 from . import CameraError, FrameTimeout
-from .realsense import parse_mode
+from .realsense import Mode, parse_mode
 
 Array = NDArray[Any]
 DEPTH_UNIT_M = 0.001
@@ -66,18 +66,23 @@ MOVE_S = 1.1  # of which the fingers move
 
 def open_camera(source: str | None, *, mode: str = "640x480@30", fps: float | None = None) -> SyntheticCamera:
     """Open the scene; source is its seed (0), fps None = the mode's rate, 0 = as fast as possible. It never ends."""
+    return SyntheticCamera(check_camera(source, mode=mode, fps=fps), mode, fps)
+
+
+def check_camera(source: str | None, *, mode: str = "640x480@30", fps: float | None = None) -> int:
+    """The scene's seed. Raises CameraError."""
     if source is not None and not (source.isascii() and source.isdecimal()):
         raise CameraError(f"synthetic {source!r}: --source is the scene's seed, a whole number such as 7")
-    return SyntheticCamera(int(source or 0), mode, fps)
+    _size(mode)
+    Pacer(fps)
+    return int(source or 0)
 
 
 class SyntheticCamera:
     """Shows the scene frame by frame, none dropped, t_ns = when the frame is due; draws one frame ahead."""
 
     def __init__(self, seed: int = 0, mode: str = "640x480@30", fps: float | None = None) -> None:
-        size = parse_mode(mode)
-        if min(size.width, size.height) < 48 or size.fps < 1:
-            raise CameraError(f"mode {mode}: the synthetic camera needs at least 48x48@1")
+        size = _size(mode)
         focal = FOCAL * min(size.width, size.height)
         self.name = f"synthetic-{seed}"
         self.intrinsics = Intrinsics(size.width, size.height, focal, focal, (size.width - 1) / 2, (size.height - 1) / 2)
@@ -209,6 +214,13 @@ class _MovingHand:
         theta[3:6] = se3.so3_log(R_camera_wrist)
         theta[6:] = angles
         return theta, R_camera_arm
+
+
+def _size(mode: str) -> Mode:
+    size = parse_mode(mode)
+    if min(size.width, size.height) < 48 or size.fps < 1:
+        raise CameraError(f"mode {mode}: the synthetic camera needs at least 48x48@1")
+    return size
 
 
 def _show(t_s: float) -> tuple[Array, float, float]:

@@ -93,16 +93,7 @@ def open_engine(
     caller can use, None any. refit asks for an engine that takes other weights without being built anew, where there is
     one: its `retrained(model)` gives it, or None.
     """
-    kinds = engine_kinds()
-    if kind != "auto" and kind not in kinds:
-        raise ModelError(f"engine {kind!r}: there is no such engine; possible are auto, {', '.join(kinds)}")
-    if model.suffix in BUILT:
-        raise ModelError(
-            f"model {model}: an engine that was built for one machine; give the .onnx, and each builds its own"
-        )
-    card = load_card(model)
-    if net and card.kind != net:
-        raise ModelError(f"model {model}: its kind is {card.kind!r}; this needs {net}")
+    check_engine(kind, model, net)
     if kind != "auto":
         return _checked(_open(kind, model, threads, refit), model)
     chosen = Choice(ANYWHERE, model, ()) if net == "finder" else choose(model)  # a finder stays on the CPU
@@ -120,6 +111,20 @@ def open_engine(
     better, plain = (lambda: _open(chosen.kind, file, threads, refit)), (lambda: _open(ANYWHERE, file, threads))
     serving.offer(better, plain, SWAP_LIMIT_MM)
     return serving
+
+
+def check_engine(kind: str, model: Path, net: str | None = "dgn") -> None:
+    """Raise ModelError as `open_engine` would, as far as that can be told from the model's card."""
+    kinds = engine_kinds()
+    if kind != "auto" and kind not in kinds:
+        raise ModelError(f"engine {kind!r}: there is no such engine; possible are auto, {', '.join(kinds)}")
+    if model.suffix in BUILT:
+        raise ModelError(
+            f"model {model}: an engine that was built for one machine; give the .onnx, and each builds its own"
+        )
+    card = load_card(model)
+    if net and card.kind != net:
+        raise ModelError(f"model {model}: its kind is {card.kind!r}; this needs {net}")
 
 
 def _checked(engine: Engine, model: Path) -> Engine:

@@ -1,0 +1,33 @@
+"""What is wrong with the settings of `edge-hand run`, as far as that can be told without opening anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .cameras import CameraError, NotThere, check_camera
+from .config import ConfigError
+from .engines import check_engine
+from .finder import check_finder
+from .http_server import ServeError
+from .metrics import check_metrics
+from .model_card import ModelError
+from .publish import PublishError, check_address
+
+
+def check_settings(values: Mapping[str, Any]) -> None:
+    """Raise ConfigError for what starting again would not mend, and NotThere for a recording that is not there unless
+    it is waited for. values are the parameters of `edge-hand run` by their names."""
+    try:
+        check_engine(values["engine"], values["model"])
+        check_finder(values["finder"])
+        check_address(values["bind"], insecure=values["insecure"], keys=values["keys"])
+        if values["metrics"]:
+            check_metrics(values["metrics"], values["insecure"])
+        options = {name: values[name] for name in ("mode", "fps", "loop", "deterministic")}
+        check_camera(values["camera"], values["source"], **options)
+    except NotThere:
+        if not values["wait"]:
+            raise
+    except (CameraError, ModelError, PublishError, ServeError) as error:
+        raise ConfigError(str(error)) from None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,6 +51,13 @@ class Commands(click.Group):
 
             return fuse
         return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Ctrl-C ends whatever does not handle it with the exit code that shells expect, and no word."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -254,6 +264,7 @@ def main() -> None:
         else:
             say(f"edge-hand: {line}")
 
+    _mend_streams()
     try:
         cli()
     except known as error:
@@ -266,6 +277,16 @@ def main() -> None:
             raise
         fail(f"{error.filename}: {refusal(error)}" if error.filename else refusal(error))
         sys.exit(1)
+
+
+def _mend_streams() -> None:
+    """Where an output is closed (`>&-`) nothing is written, and what its encoding lacks is written as an escape."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

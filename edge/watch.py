@@ -86,14 +86,14 @@ def watch(
 class Screen:
     """Owns the terminal while `with` lasts: alternate screen, no cursor, both given back on the way out.
 
-    Where the output is no terminal, or NO_COLOR is set, it prints one line a second instead. `show` may be called
-    at any rate and draws 15 times a second; a terminal that does not read blocks it, so a loop that must not wait
-    shows from a thread of its own. status, if given, is shown below the hands, and note under it.
+    Where the output is no terminal, has no half blocks, or NO_COLOR is set, it prints one line a second instead.
+    `show` may be called at any rate and draws 15 times a second; a terminal that does not read blocks it, so a loop
+    that must not wait shows from a thread of its own. status, if given, is shown below the hands, and note under it.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stdout
-        self.live = self.stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        self.live = _draws(self.stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         self.status: StatusMessage | None = None
         self.note = ""
         self._size = (0, 0)
@@ -143,6 +143,15 @@ class Screen:
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
+
+
+def _draws(stream: TextIO) -> bool:
+    """Whether it is a terminal, with an encoding that has what is drawn."""
+    try:
+        "▀█▏·".encode(stream.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return stream.isatty()
 
 
 def summary(message: JointsMessage, fps: float = 0.0, note: str = "") -> str:

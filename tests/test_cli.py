@@ -19,6 +19,7 @@ from typing import Any
 import edge_hand.edge.cli as commands
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from depth_png import encode_depth_png
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import cli
@@ -365,6 +366,40 @@ def test_a_wrong_option_is_exit_code_2(arguments: str) -> None:
     done = edge_hand(*arguments.split())
     assert done.returncode == 2
     assert done.stderr.startswith("Usage: ") and "Error: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_closed_output_is_none() -> None:
+    run = f"exec {' '.join(COMMAND)} run --camera synthetic --frames 2 --bind 'tcp://127.0.0.1:*' >&-"
+    done = subprocess.run(run, shell=True, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_ctrl_c_is_exit_code_130_and_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edge_hand.edge.status.listen", interrupted)
+    done = CliRunner().invoke(cli, ["status"])
+    assert (done.exit_code, done.output) == (130, "")
+
+
+def test_ctrl_c_while_the_program_is_being_loaded_is_the_same() -> None:
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'click': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "from {} import {} as main\n"
+        "main()\n"
+    )
+    (program,) = (Path(commands.__file__).parents[1] / "pyproject.toml").read_text().split("[project.scripts]\n")[1:]
+    module, function = re.match(r'edge-hand = "(.+):(.+)"', program).groups()  # type: ignore[union-attr]
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(module, function)],
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize("what", [errno.ENOSPC, errno.EACCES])

@@ -6,6 +6,8 @@ import io
 import os
 import pty
 import re
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -223,6 +225,14 @@ def test_without_colour_or_terminal_it_prints_one_line_a_second(
     assert stream.getvalue() == summary(message(flat_hand()), 0.0) + "\n"
 
 
+def test_a_terminal_whose_encoding_lacks_the_picture_gets_lines(colourful: None) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    with Screen(stream) as screen:
+        screen.show(message(flat_hand()))
+    assert stream.buffer.getvalue().decode() == summary(message(flat_hand()), 0.0) + "\n"  # type: ignore[attr-defined]
+
+
 class Broadcast:
     """A publisher in a thread that repeats its messages, as a daemon would."""
 
@@ -259,6 +269,14 @@ def test_watch_shows_a_running_daemon_and_ends_after_its_frames(capsys: pytest.C
     with Broadcast(joints_of("front", flat_hand())) as daemon:
         watch(daemon.address, frames=3)
     assert "front seq 1" in capsys.readouterr().out
+
+
+def test_a_name_that_the_encoding_lacks_is_written_as_an_escape() -> None:
+    command = [sys.executable, "-m", "edge_hand.edge.cli", "watch", "--frames", "1", "--address"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    with Broadcast(joints_of("h\u00e4nde", flat_hand())) as daemon:
+        done = subprocess.run([*command, daemon.address], env=ascii_only, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.startswith(rb"h\xe4nde seq ")
 
 
 def test_watch_shows_only_the_camera_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,5 +97,5 @@ def status(addresses: tuple[str, ...], as_json: bool, keys: Path | None) -> None
         cameras = [fare.as_dict(now_s) | {"stalled": fare.is_stalled} for fare in fares]
         click.echo(json.dumps({"cameras": cameras, "silent": list(silent)}, indent=1))
     else:
-        click.echo(report(fares, silent, now_s))
+        click.echo(report(fares, silent, now_s, keys))
     sys.exit(exit_code(fares, silent))

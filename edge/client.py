@@ -93,9 +93,10 @@ class Subscription:
                 return decode(self._waiting.pop(next(iter(self._waiting))))
             left_ms = None if deadline is None else max(0, round(1000 * (deadline - time.monotonic())))
             if not self._socket.poll(left_ms):
+                how = ", and does it know these keys" if self._keys else " without --keys"
                 raise TimeoutError(
                     f"no message on {', '.join(self._topics)} from {self._address} in {self._timeout_s:g} s; "
-                    f"is `edge-hand run` running there{', and does it know these keys' if self._keys else ''}?"
+                    f"is `edge-hand run` running there{how}?"
                 )
             if not self._latest:
                 self._take(self._socket.recv_multipart())

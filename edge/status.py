@@ -139,10 +139,14 @@ def exit_code(fares: Sequence[Fare], silent: Sequence[str]) -> int:
     return STALLED if any(fare.is_stalled for fare in fares) else OK
 
 
-def report(fares: Sequence[Fare], silent: Sequence[str], now_s: float) -> str:
-    """One screen of text."""
+def report(fares: Sequence[Fare], silent: Sequence[str], now_s: float, keys: Path | None = None) -> str:
+    """One screen of text; keys are what was listened with."""
+    to_these, or_keys = (" to these keys", "") if keys else ("", ", or --keys NAME.key_secret if it runs with --keys")
     blocks = ["\n".join(_lines(fare.as_dict(now_s))) for fare in fares]
-    blocks += [f"{address}: nothing answers; start `edge-hand run` there, or give its --address" for address in silent]
+    blocks += [
+        f"{address}: nothing answers{to_these}; start `edge-hand run` there, or give its --address{or_keys}"
+        for address in silent
+    ]
     return "\n\n".join(blocks)
 
 

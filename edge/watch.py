@@ -47,7 +47,8 @@ def watch(
     Without a camera the first one seen is shown. keys as in `subscribe`. Raises SubscribeError, KeysError and
     WireError, one line each.
     """
-    topics = [f"{kind}.{camera}" if camera else kind for kind in ("joints", "status")]
+    topics = [f"joints.{camera}" if camera else "joints", "status"]  # of all: who else is there
+    asked = camera is not None
     message: JointsMessage | None = None
     seen = 0
     started = last = time.monotonic()
@@ -64,7 +65,8 @@ def watch(
                 camera = camera or getattr(new, "camera", None)
                 if new is not None and getattr(new, "camera", camera) != camera:
                     others.add(new.camera)  # type: ignore[union-attr]
-                    screen.note = f"showing {camera}; also here: {', '.join(sorted(others))} (--camera NAME)"
+                    if not asked:
+                        screen.note = f"showing {camera}; also here: {', '.join(sorted(others))} (--camera NAME)"
                 elif isinstance(new, JointsMessage):
                     message, last, seen = new, now, seen + 1
                     screen.show(message)
@@ -75,12 +77,21 @@ def watch(
                     state = screen.status.state if screen.status else "silent"
                     screen.show(replace(message, hands=()), f"{state}: no frame for {now - last:.0f} s")
                 elif now - started > HINT_S and message is None and not hinted:
-                    where = f"{' or '.join(topics)} at {address}"
-                    known = " with these keys" if keys else ""
-                    screen.say(f"nothing on {where}{known} yet: start `edge-hand run` (still waiting)")
+                    what = f"of {camera} at {address}" if camera else f"at {address}"
+                    screen.say(f"nothing {what}{_why_silent(screen.status, others, keys)} (still waiting)")
                     hinted = True
         except KeyboardInterrupt:
             pass
+
+
+def _why_silent(status: StatusMessage | None, others: set[str], keys: Path | None) -> str:
+    if status is not None:
+        return f" but its status, {status.state}"
+    if others:
+        return f"; there is {', '.join(sorted(others))}"
+    if keys is not None:
+        return " to hear with these keys: does it know them, does `edge-hand run` run there?"
+    return ": start `edge-hand run`, or give --keys NAME.key_secret if it runs with --keys"
 
 
 class Screen:

@@ -107,7 +107,7 @@ def test_a_timeout_says_where_and_for_how_long_and_iterating_goes_on() -> None:
         with pytest.raises(TimeoutError) as caught:
             next(messages)
         assert str(caught.value) == (
-            f"no message on joints from {publisher.address} in 0.2 s; is `edge-hand run` running there?"
+            f"no message on joints from {publisher.address} in 0.2 s; is `edge-hand run` running there without --keys?"
         )
         publisher.publish(joints(5))
         assert next(messages).seq == 5

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,7 +79,13 @@ def test_a_stalled_camera_is_exit_code_3_with_its_message() -> None:
 def test_nobody_there_is_exit_code_1_and_one_line_that_says_what_to_type() -> None:
     ran = CliRunner().invoke(cli, ["status", "--address", "tcp://127.0.0.1:9"])
     assert ran.exit_code == UNREACHABLE
-    assert ran.output == ("tcp://127.0.0.1:9: nothing answers; start `edge-hand run` there, or give its --address\n")
+    assert ran.output == (
+        "tcp://127.0.0.1:9: nothing answers; start `edge-hand run` there, or give its --address, "
+        "or --keys NAME.key_secret if it runs with --keys\n"
+    )
+    assert report([], ["ipc:///a"], 0.0, Path("robot.key_secret")) == (
+        "ipc:///a: nothing answers to these keys; start `edge-hand run` there, or give its --address"
+    )
 
 
 def test_json_has_every_camera_and_who_is_silent() -> None:

@@ -299,8 +299,30 @@ def test_watch_hints_once_while_nobody_publishes_and_keeps_waiting(
         thread.join(5)
         assert not thread.is_alive()
     assert out == (
-        f"nothing on joints.front or status.front at {daemon.address} yet: start `edge-hand run` (still waiting)\n"
+        f"nothing of front at {daemon.address}: start `edge-hand run`, or give --keys NAME.key_secret if it runs with "
+        "--keys (still waiting)\n"
     )
+
+
+def test_watch_of_a_camera_that_is_not_there_names_those_that_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "HINT_S", 0.3)
+    values = {"fps": 0, "frames": 0, "dropped": 0, "bad_frames": 0, "engine": "e", "model": "m", "uptime_s": 1}
+    said = []
+    for camera in ("side", "front"):
+        with Broadcast(encode_status(HEADER, state="stalled", **values)) as daemon:
+            thread = threading.Thread(target=watch, args=(daemon.address, camera, 1))
+            thread.start()
+            thread.join(0.8)
+            said.append(capsys.readouterr().out.replace(daemon.address, "ADDRESS"))
+            daemon.messages = (joints_of(camera),)
+            thread.join(5)
+            capsys.readouterr()
+    assert said == [
+        "nothing of side at ADDRESS; there is front (still waiting)\n",
+        "nothing of front at ADDRESS but its status, stalled (still waiting)\n",
+    ]
 
 
 def test_watch_never_keeps_showing_an_old_hand(

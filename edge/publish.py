@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -180,8 +181,23 @@ def _check_ipc(address: str, path: str) -> None:
 
 
 def _in_use(address: str) -> str:
-    other = "ipc:///tmp/edge-hand-2" if address.startswith("ipc") else "tcp://127.0.0.1:5556"
-    return f"{address} is in use, perhaps by another edge-hand; stop it or take another: --bind {other}"
+    other = f"{address}-2" if address.startswith("ipc") else _next_free(address)
+    return f"{address} is in use, perhaps by another edge-hand; stop it or take another" + (
+        other and f": --bind {other}"
+    )
+
+
+def _next_free(address: str) -> str:
+    """The same address with the next port that nobody uses; empty if there is none near."""
+    url = urlsplit(address)
+    host, port = url.hostname or "", url.port or 0
+    for other in range(port + 1, min(port + 100, 1 << 16)):
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test:
+            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                test.bind(("" if host == "*" else host, other))
+                return f"{address.rpartition(':')[0]}:{other}"
+    return ""
 
 
 def _explained(address: str, error: zmq.ZMQError) -> str:

@@ -345,8 +345,8 @@ def test_a_taken_port_is_one_line() -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         address = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
-        assert refusal("run", "--camera", "synthetic", "--bind", address) == (
-            f"{address} is in use, perhaps by another edge-hand; stop it or take another: --bind tcp://127.0.0.1:5556"
+        assert refusal("run", "--camera", "synthetic", "--bind", address).startswith(
+            f"{address} is in use, perhaps by another edge-hand; stop it or take another: --bind tcp://127.0.0.1:"
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zmq
+from edge_hand.edge import publish
 from edge_hand.edge.publish import Publisher, PublishError
 from edge_hand.hand.wire import encode_topology
 
@@ -140,10 +141,17 @@ def test_a_taken_port_says_what_to_type() -> None:
     with Publisher(ANY_PORT) as first:
         with pytest.raises(PublishError) as caught, Publisher(first.address):
             pass
-        assert str(caught.value) == (
-            f"{first.address} is in use, perhaps by another edge-hand; stop it or take another: "
-            "--bind tcp://127.0.0.1:5556"
-        )
+        said, _, other = str(caught.value).rpartition(" --bind ")
+        assert said == f"{first.address} is in use, perhaps by another edge-hand; stop it or take another:"
+        assert other != first.address
+        with Publisher(other) as second, pytest.raises(PublishError) as caught, Publisher(first.address):
+            pass
+        assert second.address == other
+        assert not str(caught.value).endswith(f" --bind {other}")  # that one is taken by now
+
+
+def test_the_highest_port_in_use_has_no_next_one() -> None:
+    assert publish._in_use("tcp://127.0.0.1:65535").endswith("; stop it or take another")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +170,7 @@ def test_ipc_never_takes_the_place_of_a_daemon_or_a_file(tmp_path: Path, context
     with Publisher(address) as publisher:
         sub = subscriber(context, address, "joints")
         wait_until(publisher, lambda: publisher.wants("joints.x"))
-        with pytest.raises(PublishError, match=r"is in use.*--bind ipc:///tmp/edge-hand-2$"), Publisher(address):
+        with pytest.raises(PublishError, match=rf"is in use.*--bind {address}-2$"), Publisher(address):
             pass
         publisher.publish([b"joints.x", b"1"])
         assert sub.poll(2000)

@@ -65,7 +65,7 @@ def config(context: click.Context, show: bool, flags: tuple[str, ...]) -> None:
 
     assert context.parent is not None
     run = context.parent.command.commands["run"]  # type: ignore[attr-defined]
-    with run.make_context("run", list(flags)) as parsed:
+    with run.make_context("run", list(flags), parent=context.parent) as parsed:
         path = parsed.meta.get("edge_hand.config")
         if show:
             click.echo("\n".join(shown(parsed)))

@@ -91,7 +91,19 @@ def load_defaults(context: click.Context, path: Path | None, instance: str | Non
     path = path or default_path()
     values = {} if path is None else read_config(path)
     context.default_map = settings_of(values, instance, context.command, path)
+    _check_environment(context.command)
     context.meta["edge_hand.config"] = path
+
+
+def _check_environment(command: click.Command) -> None:
+    """Refuse a variable that sets nothing but nearly has the name of one that would. Others may be anybody's: where a
+    Kubernetes service is called edge-hand there is an EDGE_HAND_PORT."""
+    names = [option.name.upper() for option in _options(command) if option.name]
+    for variable in os.environ:
+        name = variable.removeprefix(f"{PREFIX}_")
+        near = difflib.get_close_matches(name, names, 1, 0.8)
+        if name not in (variable, *names) and near:
+            raise ConfigError(f"environment: {variable[:60]} is unknown; did you mean {PREFIX}_{near[0]}?")
 
 
 def shown(context: click.Context) -> list[str]:

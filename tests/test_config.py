@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
+from edge_hand.calibration.fuse_cli import fuse
 from edge_hand.edge.cli import cli
 from edge_hand.edge.config import MAX_BYTES, ConfigError, default_path, read_config, settings_of, shown
 from hypothesis import given, settings
@@ -115,6 +117,31 @@ def test_an_unknown_name_is_refused_with_the_nearest_known(file: Path) -> None:
 )
 def test_a_value_of_the_wrong_kind_is_refused(text: str, said: str, file: Path) -> None:
     assert refusal(file, text) == said
+
+
+@pytest.mark.parametrize(("variable", "meant"), [("HAND", "HANDS"), ("CAMRA", "CAMERA"), ("REFITPLANS", "REFIT_PLANS")])
+def test_a_misspelt_variable_is_refused(variable: str, meant: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"EDGE_HAND_{variable}", "1")
+    with pytest.raises(ConfigError) as caught:
+        parsed("--config", file)
+    assert str(caught.value) == f"environment: EDGE_HAND_{variable} is unknown; did you mean EDGE_HAND_{meant}?"
+
+
+def test_variables_of_others_are_left_alone(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    of_fuse = [f"FUSE_{option.name.upper()}" for option in fuse.params if option.name]
+    ours = [option.name.upper() for option in RUN.params if option.name not in ("config", "instance", "help")]
+    for name in ["CACHE", "STORE", "ANNY_WHEEL", "MEDIAPIPE_PYTHON", "RENDEZVOUS", "PORT", "SERVICE_HOST", *of_fuse]:
+        monkeypatch.setenv(f"EDGE_HAND_{name}", "1")
+    assert parsed("--config", file).params["hands"] == 1
+    for name in ours:
+        monkeypatch.setenv(f"EDGE_HAND_{name}", "")
+    assert parsed("--config", file).params["hands"] == 1
+
+
+def test_a_wrong_value_of_a_variable_says_which_command_it_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGE_HAND_HANDS", "x")
+    done = CliRunner().invoke(cli, ["config"], prog_name="edge-hand")
+    assert done.exit_code == 2 and done.stderr.startswith("Usage: edge-hand run [OPTIONS]\n")
 
 
 def test_insecure_is_typed_and_nothing_else(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

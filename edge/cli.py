@@ -139,6 +139,8 @@ def run(
     check_settings(context.params)
     tell, complain = (LOG.info, LOG.warning) if log else (click.echo, say)
     desk, notifier = Desk(tell, complain), Notifier()
+    # Before a network is loaded: the address may be in use.
+    publisher = context.with_resource(Publisher(bind, topology=topology(), insecure=insecure, keys=keys))
     if note := own_note(context):
         tell(note)
     tuned = tune and not deterministic
@@ -156,11 +158,7 @@ def run(
     if found is None:
         tell("stopped before there was a camera")
         return
-    with (
-        found as opened,
-        Publisher(bind, topology=topology(), insecure=insecure, keys=keys) as publisher,
-        recording_to(record, clock_of(opened, deterministic), complain) as sink,
-    ):
+    with found as opened, recording_to(record, clock_of(opened, deterministic), complain) as sink:
         tell(f"{opened.name} at {opened.fps:g} Hz -> {publisher.address}  ({serving.name}, {model.name})")
 
         minders: list[Minder] = [notifier]

@@ -144,9 +144,9 @@ def play(file: Path, speed: float, loop: bool, keep_stamps: bool, bind: str, ins
         signal.signal(name, lambda number, _: stopping.append(number))
     topology = encode_topology(template().faces)
     with Recording(file) as recording, Publisher(bind, topology=topology, insecure=insecure, keys=keys) as publisher:
+        player = Player(recording, publisher, speed=speed, keep_stamps=keep_stamps)
         click.echo(f"{recording.camera} from {file} -> {publisher.address}")
         if not recording.whole:
             say(f"{file} was cut: it is played up to its last whole part")
-        player = Player(recording, publisher, speed=speed, keep_stamps=keep_stamps)
         player.run(lambda: bool(stopping), loop)
     click.echo(f"{player.count} messages in {player.laps} laps" if loop else f"{player.count} messages")

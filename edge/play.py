@@ -29,6 +29,11 @@ class Player:
         self, recording: Recording, publisher: Publisher, *, speed: float = 1.0, keep_stamps: bool = False
     ) -> None:
         self.count = self.laps = 0
+        if all(message.parts[0] == b"topology" for message in recording.published()):
+            raise RecordingError(
+                f"{recording.path} holds depth only; edge-hand run --camera replay --source {recording.path} "
+                "tracks it, and edge-hand run --record keeps what is published"
+            )
         self._recording, self._publisher = recording, publisher
         self._speed, self._keep = speed, keep_stamps
         self._status: list[bytes] | None = None  # the last one sent
@@ -50,11 +55,6 @@ class Player:
                 self._publish(message)
             else:
                 self.laps += 1
-                if begun_ns is None:
-                    raise RecordingError(
-                        f"{self._recording.path} holds depth only; edge-hand run --camera replay --source "
-                        f"{self._recording.path} tracks it, and edge-hand run --record keeps what is published"
-                    )
                 if loop:
                     self._seq_offset += self._last_seq - self._first_seq + 1
                     continue

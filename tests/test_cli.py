@@ -345,9 +345,12 @@ def test_a_taken_port_is_one_line() -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         address = f"tcp://127.0.0.1:{holder.getsockname()[1]}"
-        assert refusal("run", "--camera", "synthetic", "--bind", address).startswith(
-            f"{address} is in use, perhaps by another edge-hand; stop it or take another: --bind tcp://127.0.0.1:"
-        )
+        done = edge_hand("run", "--camera", "synthetic", "--bind", address)
+    assert (done.returncode, done.stdout) == (1, "")  # before a network is loaded
+    assert done.stderr.startswith(
+        f"edge-hand: {address} is in use, perhaps by another edge-hand; stop it or take another: "
+        "--bind tcp://127.0.0.1:"
+    )
 
 
 def test_a_place_where_nothing_can_be_written_is_one_line(recording: Path, tmp_path: Path) -> None:

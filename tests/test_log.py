@@ -72,7 +72,7 @@ def test_a_run_and_its_mistakes_are_json_lines_alone() -> None:
     done = subprocess.run(
         [*COMMAND, "--log", "json", "--bind", "5555"], capture_output=True, text=True, timeout=60, check=False
     )
-    assert done.returncode == 1 and json.loads(done.stderr.splitlines()[-1])["level"] == "error"
+    assert done.returncode == 2 and json.loads(done.stderr.splitlines()[-1])["level"] == "error"
 
 
 def test_a_message_that_came_too_soon_is_written_a_second_later(

@@ -143,7 +143,7 @@ def test_a_recording_of_depth_alone_cannot_be_played(tmp_path: Path) -> None:
         Recording(tmp_path / "a.mcap") as recording,
         publisher() as opened,
     ):
-        Player(recording, opened).run(lambda: False)
+        Player(recording, opened)  # before anything is announced
 
 
 def test_the_command_plays_and_says_what(path: Path, tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 UNRECORDED = {"record", "bind", "keys", "view", "log", "insecure"}  # options that say nothing of what was tracked
 
 
+def new_recording(name: str) -> Path:
+    """A file to record to. Raises click.BadParameter for a name under which nothing here would read it."""
+    if not name.endswith(".mcap"):
+        raise click.BadParameter(f"{name}: a recording's name ends in .mcap, for example {name}.mcap")
+    return Path(name)
+
+
 def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """What `edge-hand run` writes down, and whether another run gives the same."""
     for option in (
@@ -30,7 +37,9 @@ def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Replay with the recorded times: same file, model and engine, same bytes.",
         ),
-        click.option("--record", type=Path, metavar="FILE", help="Record frames and messages to a new .mcap file."),
+        click.option(
+            "--record", type=new_recording, metavar="FILE", help="Record frames and messages to a new .mcap file."
+        ),
     ):
         command = option(command)
     return command
@@ -66,7 +75,7 @@ def recording_to(path: Path | None, clock: Clock, tell: Callable[[str], None]) -
 
 @click.command()
 @camera_options
-@click.argument("out", type=Path)
+@click.argument("out", type=new_recording)
 @click.option("--frames", type=click.IntRange(1), help="Stop after so many frames.")
 @click.option("--far", "far_m", type=click.FloatRange(0, min_open=True), help="Leave out readings beyond this, m.")
 def record(

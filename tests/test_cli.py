@@ -222,6 +222,15 @@ def test_a_recording_holds_every_bit(tmp_path: Path) -> None:
     assert refusal("record", "--camera", "synthetic", first).startswith(f"{first} exists already; ")
 
 
+@pytest.mark.parametrize("command", ["record --camera synthetic {}", "run --camera synthetic --record {}"])
+def test_a_recording_is_written_under_no_name_that_is_not_read(command: str, tmp_path: Path) -> None:
+    done = edge_hand(*command.format(tmp_path / "x.bag").split(), "--frames", 1)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert done.stderr.endswith(
+        f"{tmp_path}/x.bag: a recording's name ends in .mcap, for example {tmp_path}/x.bag.mcap\n"
+    )
+
+
 def test_eval_of_a_recording_prints_and_writes(recording: Path, tmp_path: Path) -> None:
     done = edge_hand("eval", "--source", recording, "--n", 2, "--out", tmp_path / "o", "--json", tmp_path / "e.json")
     assert done.returncode == 0, done.stderr

@@ -159,7 +159,8 @@ def run(
         tell("stopped before there was a camera")
         return
     with found as opened, recording_to(record, clock_of(opened, deterministic), complain) as sink:
-        tell(f"{opened.name} at {opened.fps:g} Hz -> {publisher.address}  ({serving.name}, {model.name})")
+        rate = "full speed" if fps == 0 else f"{opened.fps:g} Hz"
+        tell(f"{opened.name} at {rate} -> {publisher.address}  ({serving.name}, {model.name})")
 
         minders: list[Minder] = [notifier]
         if log:

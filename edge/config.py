@@ -169,7 +169,9 @@ def _checked_value(option: click.Option, value: Any, what: str, command: click.C
     else:
         kinds, expected = (str,), 'text in quotes, "..."'
     if type(value) not in kinds:
-        raise ConfigError(f"{what}: expected {expected}")
+        table = option.name == "camera" and isinstance(value, dict) and len(value) == 1
+        hint = f"; did you mean [cameras.{_text(*value)}]?" if table else ""
+        raise ConfigError(f"{what}: expected {expected}{hint}")
     if kinds != (bool,) and isinstance(value, int) and abs(value) >= 1 << 63:
         raise ConfigError(f"{what}: too large a number")
     try:

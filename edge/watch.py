@@ -109,7 +109,8 @@ class Screen:
         self.note = ""
         self._size = (0, 0)
         self._due = 0.0
-        self._count, self._since, self._fps = 0, time.monotonic(), 0.0
+        self._count, self._since = 0, time.monotonic()
+        self._fps: float | None = None  # not known in the first second
 
     def __enter__(self) -> Screen:
         if self.live:
@@ -165,15 +166,15 @@ def _draws(stream: TextIO) -> bool:
     return stream.isatty()
 
 
-def summary(message: JointsMessage, fps: float = 0.0, note: str = "") -> str:
-    """The message as one plain line."""
+def summary(message: JointsMessage, fps: float | None = None, note: str = "") -> str:
+    """The message as one plain line; fps None is not known."""
     hands = [
         f"#{h.id} {h.side} {h.state} {h.score:.2f} age {h.age_ms:.0f} ms wrist {_millimetres(h.T_camera_wrist[:3, 3])}"
         for h in message.hands
     ]
     head = (
-        f"{message.camera} seq {message.seq} {fps:.1f} fps latency {message.latency_ms:.1f} ms "
-        f"dropped {message.dropped}"
+        f"{message.camera} seq {message.seq} {'' if fps is None else f'{fps:.1f} fps '}"
+        f"latency {message.latency_ms:.1f} ms dropped {message.dropped}"
     )
     return " | ".join([head, *(hands or ["no hand"]), *([note] if note else [])])
 
@@ -184,7 +185,7 @@ def draw(
     rows: int,
     *,
     frame: DepthFrame | None = None,
-    fps: float = 0.0,
+    fps: float | None = None,
     note: str = "",
 ) -> str:
     """One screen of columns x rows characters: the hands as the camera sees them, and what is known of them.
@@ -193,7 +194,7 @@ def draw(
     end with the colours reset.
     """
     columns, rows = max(columns, 20), max(rows, 8)
-    lines = _text_lines(message, fps, note)
+    lines = _text_lines(message, fps, note, columns)
     height = max(rows - len(lines), 1)
     canvas = _picture(message.hands, columns, 2 * height, frame)  # (2 * height, columns, 3)
     text = [_coloured(line, columns) for line in lines[: rows - height]]
@@ -307,15 +308,13 @@ def _half_blocks(canvas: Array) -> list[str]:
 # --- the text
 
 
-def _text_lines(message: JointsMessage, fps: float, note: str) -> list[list[Segment]]:
-    """4 to 6 lines: the stream, two for each of at most two hands, a note."""
+def _text_lines(message: JointsMessage, fps: float | None, note: str, columns: int) -> list[list[Segment]]:
+    """4 to 6 lines: the stream, two for each of at most two hands, a note. What does not fit is left out whole."""
+    rate = "" if fps is None else f"  {fps:.1f} fps"
     lines: list[list[Segment]] = [
         [
             (f" {message.camera}", TEXT),
-            (
-                f"  seq {message.seq}  {fps:.1f} fps  latency {message.latency_ms:.1f} ms  dropped {message.dropped}",
-                DIM,
-            ),
+            (f"  seq {message.seq}{rate}  latency {message.latency_ms:.1f} ms  dropped {message.dropped}", DIM),
         ]
     ]
     for hand in message.hands[:2]:
@@ -323,15 +322,18 @@ def _text_lines(message: JointsMessage, fps: float, note: str) -> list[list[Segm
         fit = "" if hand.fit_mm is None else f"  fit {hand.fit_mm:.1f} mm"
         speed = "" if hand.motion is None else f"  {np.linalg.norm(hand.motion.velocity_m_s):.2f} m/s"
         hidden = "" if hand.visible is None else f"  hidden {int((hand.visible == 0).sum())}"
-        lines.append(
-            [
-                (f" #{hand.id} {hand.side:<7}", TEXT),
-                (f" {hand.state:<9}", FINGER_COLOURS[2] if tracked else WARN),
-                (f" {hand.score:.2f}", DIM),
-                (f"  wrist {_millimetres(hand.T_camera_wrist[:3, 3])}", TEXT),
-                (f"{fit}  age {hand.age_ms:.0f} ms{speed}{hidden}", DIM),
-            ]
-        )
+        line: list[Segment] = [
+            (f" #{hand.id} {hand.side:<7}", TEXT),
+            (f" {hand.state:<9}", FINGER_COLOURS[2] if tracked else WARN),
+            (f" {hand.score:.2f}", DIM),
+            (f"  wrist {_millimetres(hand.T_camera_wrist[:3, 3])}", TEXT),
+        ]
+        room = columns - sum(len(text) for text, _ in line)
+        for text in (fit, f"  age {hand.age_ms:.0f} ms", speed, hidden):
+            if len(text) <= room:
+                line.append((text, DIM))
+                room -= len(text)
+        lines.append(line)
         curls: list[Segment] = [(" ", DIM)]
         for finger, curl in enumerate(_curls(hand.angles_rad)):
             curls += [(f"{FINGERS[finger]} ", DIM), (_bar(curl, 6), FINGER_COLOURS[finger]), ("  ", DIM)]

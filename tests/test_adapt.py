@@ -222,7 +222,7 @@ def test_a_full_disk_loses_nothing_and_is_said_in_one_line(
     assert (tmp_path / "adapted.pt").read_bytes() == before
     assert sum(line.endswith("learning goes on") for line in lines) == 3
     (tmp_path / "adapted.pt").write_bytes(before[:1000])
-    with pytest.raises(TrainError, match="not a readable checkpoint"):
+    with pytest.raises(TrainError, match="not an edge-hand checkpoint"):
         run.adapt_net(small, known, tmp_path, config, threads=1, resume=True)
 
 

@@ -111,6 +111,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known(file: Path) -> None:
         ("smooth = 1", "smooth = 1: expected true or false"),
         ("source = 123", 'source = 123: expected text in quotes, "..."'),
         ('log = "xml"', "log = \"xml\": 'xml' is not one of 'text', 'json'."),
+        ("[camera.left]", 'camera = "{\'left\': {}}": expected text in quotes, "..."; did you mean [cameras.left]?'),
         ("insecure = true", "insecure cannot stand here: it must be typed on the command line"),
         ("cameras = 1", "cameras: expected tables such as [cameras.left]"),
     ],

@@ -80,7 +80,7 @@ def test_a_checkpoint_can_be_measured_before_it_is_exported(net: str, tmp_path: 
     assert result["n"] == 2 and result["joint_mm"]["mean"] > 5 and result["model"] == sha256(tmp_path / "last.pt")
     assert (result["side_right"] is None) == (net != "dgn-nano")
     (tmp_path / "last.pt").write_bytes(b"nothing")
-    with pytest.raises(EvaluateError, match=r"last\.pt: not a readable checkpoint"):
+    with pytest.raises(EvaluateError, match=r"last\.pt: not an edge-hand checkpoint"):
         evaluate("synthetic:val", Model(tmp_path / "last.pt"), 2)
 
 

@@ -143,6 +143,9 @@ def test_hidden_joints_are_drawn_darker_and_counted_and_the_speed_is_told() -> N
     shown = replace(hand, visible=visible, motion=motion)
     plain, image = cells(draw(message(shown), 100, 30))
     assert "age 0 ms  0.50 m/s  hidden 4" in "\n".join(plain)
+    narrow, _ = cells(draw(message(shown), 79, 30))
+    (line,) = (line for line in narrow if line.startswith(" #7 "))
+    assert line.endswith("  age 0 ms")  # nothing is cut in two
     _, before = cells(draw(message(hand), 100, 30))
     darker = np.argwhere(image[:52].sum(-1) < before[:52].sum(-1) - 60)
     index = where_hue(before[:52], FINGER_COLOURS[1])
@@ -153,6 +156,11 @@ def test_hidden_joints_are_drawn_darker_and_counted_and_the_speed_is_told() -> N
 def test_no_hand_is_said() -> None:
     plain, _ = cells(draw(message(), 80, 24))
     assert " no hand" in plain
+
+
+def test_a_rate_that_is_not_known_yet_is_not_told() -> None:
+    assert summary(message()) == "front seq 42 latency 8.3 ms dropped 3 | no hand"
+    assert " front  seq 42  latency 8.3 ms  dropped 3" in cells(draw(message(), 80, 24))[0]
 
 
 def test_the_summary_is_one_plain_line() -> None:
@@ -222,7 +230,7 @@ def test_without_colour_or_terminal_it_prints_one_line_a_second(
     with Screen(stream) as screen:
         for _ in range(50):
             screen.show(message(flat_hand()))
-    assert stream.getvalue() == summary(message(flat_hand()), 0.0) + "\n"
+    assert stream.getvalue() == summary(message(flat_hand())) + "\n"
 
 
 def test_a_terminal_whose_encoding_lacks_the_picture_gets_lines(colourful: None) -> None:
@@ -230,7 +238,7 @@ def test_a_terminal_whose_encoding_lacks_the_picture_gets_lines(colourful: None)
     stream.isatty = lambda: True  # type: ignore[method-assign]
     with Screen(stream) as screen:
         screen.show(message(flat_hand()))
-    assert stream.buffer.getvalue().decode() == summary(message(flat_hand()), 0.0) + "\n"  # type: ignore[attr-defined]
+    assert stream.buffer.getvalue().decode() == summary(message(flat_hand())) + "\n"  # type: ignore[attr-defined]
 
 
 class Broadcast:

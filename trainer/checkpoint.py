@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..hand.whole import write_whole
+from ..hand.whole import refusal, write_whole
 from .nets import NETS, new_net
 
 CHECKPOINT_VERSION = 2
@@ -110,10 +110,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise TrainError(f"{path}: no such checkpoint")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise TrainError(
-            f"{path}: not a readable checkpoint ({(str(error) or type(error).__name__).splitlines()[0][:100]})"
-        ) from None
+    except OSError as error:
+        raise TrainError(f"{path}: cannot be read ({refusal(error)})") from None
+    except Exception:  # torch's own advice, to load it without its checks, is none
+        raise TrainError(f"{path}: not an edge-hand checkpoint, or a damaged one") from None
     if not isinstance(state, dict) or state.get("version") != CHECKPOINT_VERSION:
         raise TrainError(f"{path}: not a checkpoint of version {CHECKPOINT_VERSION}")
     if not isinstance(state.get("config"), dict):

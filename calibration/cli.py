@@ -122,7 +122,7 @@ def board(
 
 @calibrate.command()
 @click.argument("rig", type=Path)
-@click.option("--format", "kind", required=True, help="ros, kalibr, opencv, colmap.")
+@click.option("--format", "kind", required=True, metavar="KIND", help="ros, kalibr, opencv, colmap.")
 @click.option("--out", type=Path, required=True, help="The folder to write to.")
 def convert(rig: Path, kind: str, out: Path) -> None:
     """Write a rig file in another tool's format.

@@ -15,12 +15,12 @@ SAY_S = 10.0
 @click.command(name="watch")
 @click.argument("rig", type=Path)
 @click.option("--from", "addresses", multiple=True, required=True, help="Where a daemon publishes; once for each.")
-@click.option("--client-key", type=Path, help="This client's key file, where the daemons run with --keys.")
+@click.option("--keys", "--client-key", type=Path, help="This client's key file, where the daemons run with --keys.")
 @click.option("--propose", type=Path, help="Where to write a rig with the moved camera put right. [RIG.proposed.json]")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long; default: at Ctrl-C.")
 @click.pass_context
 def watch(
-    context: click.Context, rig: Path, addresses: tuple[str, ...], client_key: Path | None, propose: Path | None,
+    context: click.Context, rig: Path, addresses: tuple[str, ...], keys: Path | None, propose: Path | None,
     seconds: float | None,
 ) -> None:  # fmt: skip
     """Compare the hands that running cameras see and say when one of the cameras has moved.
@@ -50,7 +50,7 @@ def watch(
     begun = time.monotonic()
     said, asked = begun - SAY_S, begun
     state, proposed, moved = "", 0.0, False
-    with Listener(addresses, ("joints",), client_key) as listener:
+    with Listener(addresses, ("joints",), keys) as listener:
         click.echo(f"{known.name}: watching {', '.join(camera.serial for camera in known.cameras)}")
         while not stopping and (seconds is None or time.monotonic() - begun < seconds):
             for now_ns, message in listener.take(0.05):

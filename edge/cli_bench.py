@@ -12,7 +12,7 @@ from .shell import make_folders, say, write_result
 
 
 @click.group(invoke_without_command=True)
-@click.option("--camera", default="synthetic", show_default=True, help=f"{', '.join(camera_kinds())}.")
+@click.option("--camera", default="synthetic", metavar="KIND", show_default=True, help=f"{', '.join(camera_kinds())}.")
 @click.option("--source", help="A folder, recording or serial number.")
 @click.option("--mode", help='Camera mode such as "848x480@90".')
 @engine_options

@@ -17,9 +17,11 @@ OWN = "own"
 
 def camera_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
-        click.option("--mode", help='Camera mode such as "848x480@90".'),
+        click.option("--mode", metavar="WIDTHxHEIGHT@HZ", help='Camera mode such as "848x480@90".'),
         click.option("--source", help="A folder, recording or serial number."),
-        click.option("--camera", default="realsense", show_default=True, help=f"{', '.join(camera_kinds())}."),
+        click.option(
+            "--camera", default="realsense", metavar="KIND", show_default=True, help=f"{', '.join(camera_kinds())}."
+        ),
     ):
         command = option(command)
     return command
@@ -37,7 +39,9 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="own: the network in use (see `edge-hand models list`); a shipped one's name; "
             "or an .onnx file with its card beside it.",
         ),
-        click.option("--engine", default="auto", show_default=True, help="auto, onnxruntime, openvino, tensorrt."),
+        click.option(
+            "--engine", default="auto", metavar="KIND", show_default=True, help="auto, onnxruntime, openvino, tensorrt."
+        ),
     ):
         command = option(command)
     return command

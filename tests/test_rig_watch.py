@@ -17,6 +17,7 @@ from edge_hand.calibration import watch_cli
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, load_rig, save_rig
 from edge_hand.calibration.sight import Sighting
 from edge_hand.calibration.watch import Drift, Judgement, Watch
+from edge_hand.edge.keys import KeysError
 from edge_hand.edge.publish import Publisher
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
@@ -271,3 +272,12 @@ def test_a_daemon_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: py
             stop.set()
             thread.join()
     assert f"{daemon.address}: joints.cam0: wire version 2, this edge-hand reads version 1" in said.output
+
+
+@pytest.mark.parametrize("option", ["--keys", "--client-key"])  # as other clients call it, and as fuse must
+def test_the_clients_key_has_both_names(option: str, tmp_path: Path) -> None:
+    save_rig(a_rig(), tmp_path / "rig.json")
+    key = tmp_path / "no.key_secret"
+    command = [str(tmp_path / "rig.json"), "--from", "ipc:///nowhere", option, str(key)]
+    done = CliRunner().invoke(watch_cli.watch, command)
+    assert isinstance(done.exception, KeysError) and str(done.exception).startswith(f"{key}: no such key file")

@@ -45,3 +45,8 @@ def test_a_recording_that_is_not_there_yet_may_be_waited_for(tmp_path: Path) -> 
     assert refusal("config", *replay).startswith(f"{tmp_path}/no.mcap does not exist; replay reads ")
     assert edge_hand("config", *replay, "--wait").stdout.endswith(": all is well\n")
     assert refusal("config", *replay, "--wait", "--fps", -1, code=2).startswith("--fps -1: ")
+
+
+@pytest.mark.parametrize(("command", "option"), [("run", "--camera"), ("run", "--engine"), ("bench", "--camera")])
+def test_help_shows_kinds_where_there_are_kinds(command: str, option: str) -> None:
+    assert f" {option} KIND " in edge_hand(command, "--help").stdout

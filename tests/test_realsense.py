@@ -11,12 +11,11 @@ import time
 import numpy as np
 import pytest
 from edge_hand.calibration.sources import CameraPictures
+from edge_hand.edge.camera_mode import Mode, parse_mode
 from edge_hand.edge.cameras import CameraError, EndOfStream, FrameTimeout, open_camera
 from edge_hand.edge.cameras.realsense import (
-    Mode,
     RealSenseCamera,
     list_cameras,
-    parse_mode,
 )
 from edge_hand.edge.librealsense import import_realsense, intrinsics_from_realsense
 from edge_hand.hand.camera import Intrinsics

@@ -7,7 +7,6 @@ camera is opened.
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...hand.frames import DepthFrame
+from ..camera_mode import MODES, Mode, parse_mode
 from ..librealsense import (
     device_info,
     each_device,
@@ -32,9 +32,7 @@ from ..realsense_time import FrameTimes
 from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout
 
 # What a D400 offers on USB 3: the first is ours, 480x270@90 costs the least, 1280x720@30 reaches furthest.
-MODES = ("848x480@90", "848x480@60", "640x480@90", "640x480@60", "640x480@30", "480x270@90", "1280x720@30")
 DEFAULT_MODE = MODES[0]
-MOST_PIXELS, MOST_HZ = 4_000_000, 300  # more than any depth camera has
 POLL_S = 0.1  # how often a wait looks whether the camera is still there or the file has ended
 
 
@@ -65,29 +63,6 @@ def check_camera(
         raise CameraError(f"--mode is for cameras; {source} has the mode it was recorded in")
     Pacer(fps)
     return Path(source)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Mode:
-    """A depth stream's size in px and rate in Hz."""
-
-    width: int
-    height: int
-    fps: int
-
-    def __str__(self) -> str:
-        return f"{self.width}x{self.height}@{self.fps}"
-
-
-def parse_mode(text: str) -> Mode:
-    """ "848x480@90" as a Mode; raises CameraError."""
-    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})@(\d{1,4})", text)
-    if match is None:
-        raise CameraError(f"mode {text!r}: expected WIDTHxHEIGHT@FPS, such as {', '.join(MODES)}")
-    mode = Mode(*map(int, match.groups()))
-    if mode.width * mode.height > MOST_PIXELS or mode.fps > MOST_HZ:
-        raise CameraError(f"mode {text}: more than {MOST_PIXELS} pixels or {MOST_HZ} Hz are not possible")
-    return mode
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from ...hand.kinematics import forward_kinematics, pose_hand, skin
 from ...hand.poses import POSES
 from ...hand.render import render_depth
 from ...hand.template import template
+from ..camera_mode import Mode, parse_mode
 from ..pace import Pacer
 from . import CameraError, FrameTimeout
-from .realsense import Mode, parse_mode
 
 Array = NDArray[Any]
 DEPTH_UNIT_M = 0.001

@@ -1,0 +1,64 @@
+"""Cameras and recordings that are looked at for a calibration: which, until when, and by whose clock."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from edge_hand.calibration import look_at
+from edge_hand.calibration.observe import ObserveError, Sight
+from edge_hand.edge.cameras import CameraError
+from edge_hand.edge.recording import RecordingWriter
+from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.frames import DepthFrame
+
+
+def recorded(path: Path, name: str, wall_offset_ns: int = 0, first_ns: int = 0, frames: int = 3) -> Path:
+    """A recording of a wall."""
+    lens, depth = Intrinsics(64, 48, 40.0, 40.0, 31.5, 23.5), np.full((48, 64), 900, np.uint16)
+    with RecordingWriter(path, wall_offset_ns=wall_offset_ns) as writer:
+        for i in range(frames):
+            writer.write(DepthFrame(name, i, first_ns + i * 33_000_000, depth, 0.001, lens))
+    return path
+
+
+def test_recordings_of_two_hosts_are_compared_by_their_wall_clocks(tmp_path: Path) -> None:
+    wall_ns = 10**18
+    booted_ns = {"a": 0, "b": 7_000_000_000, "c": 20_000_000}  # later than a; c is of the same host as a
+    for name, boot_ns in booted_ns.items():
+        first_ns = 60_000_000_000 - boot_ns * (name == "b")
+        recorded(tmp_path / f"{name}.mcap", name, wall_ns + boot_ns, first_ns)
+
+    def starts(*names: str) -> list[float]:
+        sights = look_at.look_at([str(tmp_path / f"{name}.mcap") for name in names], 2.0, lambda _: False)
+        return [float(sight.times_s[0]) for sight in sights]
+
+    assert starts("a", "b") == pytest.approx([1e9 + 60, 1e9 + 60], abs=1e-6, rel=0)
+    assert starts("a", "c") == pytest.approx([60, 60], abs=1e-9), (
+        "one host's monotonic clock is better than its wall clock"
+    )
+
+
+def test_a_camera_that_falls_silent_ends_the_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look_at, "SILENCE_S", 1.5)
+    sources = ("synthetic:1", "faulty:synthetic:2?stall@0.5+8")
+    with pytest.raises(CameraError, match=r"^no frame that can be used for 1\.5 s: synthetic-2: no depth frame"):
+        look_at.look_at(sources, 2.0, lambda _: False)
+
+
+def test_one_camera_given_twice_is_refused_before_a_hand_moves(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a.mcap", "a")
+    with pytest.raises(ObserveError, match=r"^two sources are the same camera: a, a$"):
+        look_at.look_at([str(path)] * 2, 2.0, lambda _: pytest.fail("it was looked at"))
+
+
+def test_ctrl_c_ends_cameras_with_what_they_have_seen_and_recordings_without(tmp_path: Path) -> None:
+    def stop(sights: list[Sight]) -> bool:
+        raise KeyboardInterrupt
+
+    sights = look_at.look_at(("synthetic:1", "synthetic:2"), 20.0, stop)
+    assert [0.4 < sight.times_s[-1] - sight.times_s[0] < 2 for sight in sights] == [True, True]
+    paths = [str(recorded(tmp_path / f"{name}.mcap", name, frames=30)) for name in "ab"]
+    with pytest.raises(KeyboardInterrupt):
+        look_at.look_at(paths, 20.0, stop)

@@ -49,7 +49,7 @@ def watch(
     views, watcher = Views(known), Watch(known)
     begun = time.monotonic()
     said, asked = begun - SAY_S, begun
-    state, proposed, moved = "", 0.0, False
+    state, moved, proposed_mm, proposed_of = "", False, 0.0, ""
     with Listener(addresses, ("joints",), keys) as listener:
         click.echo(f"{known.name}: watching {', '.join(camera.serial for camera in known.cameras)}")
         while not stopping and (seconds is None or time.monotonic() - begun < seconds):
@@ -76,13 +76,14 @@ def watch(
                     save_rig(watcher.proposal(found.drift, utc), out)
                 except RigError as error:
                     raise CalibrateError(str(error)) from None
-                if abs(found.drift.moved_mm - proposed) > 0.2 * found.drift.moved_mm:
-                    proposed = found.drift.moved_mm
+                drift = found.drift
+                if drift.camera != proposed_of or abs(drift.moved_mm - proposed_mm) > 0.2 * drift.moved_mm:
+                    proposed_of, proposed_mm = drift.camera, drift.moved_mm
                     click.echo(
-                        f"{out} proposes where {found.drift.camera} is now, {proposed:.1f} mm from where it was; "
+                        f"{out} proposes where {drift.camera} is now, {proposed_mm:.1f} mm from where it was; "
                         "it is made better while hands move; verify it before you use it"
                     )
             elif found.state == "holds":
-                proposed = 0.0
+                proposed_of = ""
     if moved:
         context.exit(3)

@@ -144,8 +144,12 @@ def run(
     if note := own_note(context):
         tell(note)
     tuned = tune and not deterministic
-    with notifier.alive_while(building):
-        serving = open_lasting_engine(engine, model, threads, tell, tuned, refit_plans)
+    try:
+        with notifier.alive_while(building), desk.at_once():
+            serving = open_lasting_engine(engine, model, threads, tell, tuned, refit_plans)
+    except KeyboardInterrupt:
+        tell("stopped before there was an engine")
+        return
     arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
     proposer = open_finder(finder, threads, say=tell, tune=tuned and engine == "auto")
     tracker = Tracker(serving, proposer, smooth, hands, new_person=person_maker(person), arithmetic=arithmetic)

@@ -11,6 +11,7 @@ import click
 from .cameras import CameraError
 from .cli_options import json_option
 from .config import ConfigError
+from .model_card import ModelError
 from .shell import make_folders, write_result
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def setup_of(context: click.Context, config: Path | None, instance: str | None) 
             file = parsed.meta.get("edge_hand.config")
             check_settings(values)
             return Setup(values["bind"], values["keys"], values["model"], file)
-    except (ConfigError, CameraError) as error:
+    except (ConfigError, CameraError, ModelError) as error:
         return Setup(ADDRESS, problem=str(error))
     except click.ClickException as error:
         return Setup(ADDRESS, problem=error.format_message())

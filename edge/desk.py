@@ -24,7 +24,7 @@ class Desk:
     """
 
     def __init__(self, tell: Callable[[str], None], complain: Callable[[str], None]) -> None:
-        self.stopping = False
+        self.stopping = self._at_once = False
         self._tell, self._complain = tell, complain
         self._reload_asked = False
         self._note = ""  # of the engine, as last published
@@ -32,6 +32,17 @@ class Desk:
             signal.signal(number, self._stop)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
             signal.signal(signal.SIGHUP, self._stop if _has_terminal() else self._ask_reload)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """As long as the block lasts, what asks for an end raises KeyboardInterrupt: engines take minutes to build."""
+        self._at_once = True
+        try:
+            if self.stopping:
+                raise KeyboardInterrupt
+            yield
+        finally:
+            self._at_once = False
 
     @contextlib.contextmanager
     def serve(self, loop: Loop, reloader: Reloader, address: str) -> Iterator[None]:
@@ -94,6 +105,8 @@ class Desk:
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopping = True
+        if self._at_once:
+            raise KeyboardInterrupt
 
     def _ask_reload(self, number: int, frame: object) -> None:
         self._reload_asked = True

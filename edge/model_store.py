@@ -70,14 +70,13 @@ def default_store() -> Path:
 def own_model(store: Path | None = None) -> tuple[Path, str]:
     """The model this device is to serve with and one line about it, empty for the one that ships. A version that cannot
     be used is passed over, and the line says so: a daemon goes on seeing hands."""
-    store = store or default_store()
     try:
-        version = current(store)
+        version = current(store or default_store())
         if version is None:
             return DEFAULT_MODEL, ""
         check(version)
         return version.model, f"model: version {version.number} of this device, from {version.made_from}"
-    except (StoreError, ModelError) as error:
+    except (StoreError, ModelError, RuntimeError) as error:  # that there is no home folder
         return DEFAULT_MODEL, f"model: {DEFAULT_MODEL.stem} as shipped, since {error}"
 
 

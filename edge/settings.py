@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from .cameras import CameraError, NotThere, check_camera
@@ -11,13 +12,18 @@ from .engines import check_engine
 from .finder import check_finder
 from .http_server import ServeError
 from .metrics import check_metrics
-from .model_card import ModelError
+from .model_card import ModelError, find_model, load_card
 from .publish import PublishError, check_address
 
 
 def check_settings(values: Mapping[str, Any]) -> None:
     """Raise ConfigError for what starting again would not mend, and NotThere for a recording that is not there unless
-    it is waited for. values are the parameters of `edge-hand run` by their names."""
+    it is waited for, ModelError for a file that is none yet: a disk may be mounted later, or the file be on its way.
+    values are the parameters of `edge-hand run` by their names."""
+    finder = None if values["finder"] in (None, "geometry") else find_model(str(values["finder"]))
+    for model in (values["model"], finder):
+        if model is not None and model.parent != Path():
+            load_card(model)
     try:
         check_engine(values["engine"], values["model"])
         check_finder(values["finder"])

@@ -306,3 +306,15 @@ def test_what_measures_and_shows_takes_the_network_that_run_serves(store: Path, 
 def test_the_health_saved_with_a_version_is_read_back(store: Path) -> None:
     version = add(store, [FLOAT], "a", {}, {"fit_mm": {"mean": 4.0, "sd": 0.5, "blocks": 9.0}})
     assert versions(store)[0].baseline == version.baseline == {"fit_mm": {"mean": 4.0, "sd": 0.5, "blocks": 9.0}}
+
+
+def test_without_a_home_folder_the_shipped_network_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EDGE_HAND_STORE", "STATE_DIRECTORY", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    why = "since Could not determine home directory."
+    assert own_model() == (DEFAULT_MODEL, f"model: {DEFAULT_MODEL.stem} as shipped, {why}")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,7 +101,8 @@ def test_a_plan_that_is_built_puts_readiness_off_and_nothing_else_does(
     key = plan.PlanKey("10.3.0", "Orin", "8.7", "CUDA 12.6", "a" * 64, "fp16", "level=3")
     monkeypatch.setattr(notify, "LOOK_S", 0.01)
     monkeypatch.setattr(plan, "run_build", wait)
-    monkeypatch.setattr("edge_hand.edge.desk.Desk", lambda *_: None)  # the signals stay pytest's
+    desk = SimpleNamespace(at_once=contextlib.nullcontext)
+    monkeypatch.setattr("edge_hand.edge.desk.Desk", lambda *_: desk)  # the signals stay pytest's
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with manager(address) as listening:
         for opening, expected in ((wait, []), (builds, ["EXTEND_TIMEOUT_USEC=60000000"])):

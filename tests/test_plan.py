@@ -139,6 +139,31 @@ def test_of_two_that_want_the_same_plan_one_builds_and_the_other_waits_for_it(
     assert got[0].data == b"PLAN" and got[0].kept and not plans.building()
 
 
+def test_a_daemon_that_waits_for_another_s_plan_ends_when_it_is_asked_to(tmp_path: Path) -> None:
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from edge_hand.edge.desk import Desk
+        from edge_hand.edge.engines.tensorrt.plan import _alone
+
+        say = lambda line: print(line, flush=True)
+        try:
+            with Desk(say, say).at_once(), _alone(Path(sys.argv[1]), say):
+                pass
+        except KeyboardInterrupt:
+            say("ended")
+    """
+    with (tmp_path / "plans.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert waiting.stdout is not None and "waiting for it" in waiting.stdout.readline()
+            waiting.terminate()
+            assert waiting.communicate(timeout=10) == ("ended\n", None)
+        finally:
+            waiting.kill()
+
+
 def test_who_waits_for_one_that_ends_without_a_plan_builds_it(model: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     other = (tmp_path / plans.LOCK).open("w")

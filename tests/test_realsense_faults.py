@@ -50,6 +50,23 @@ def test_a_camera_is_started_as_the_device_that_was_found(monkeypatch: pytest.Mo
         assert camera.read(2.0).seq == 1
 
 
+def test_live_frames_need_no_python_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue can be called, and as a callback librealsense's own thread would wait for Python at every frame."""
+    calls = []
+
+    class Queue(rs.frame_queue):  # type: ignore[misc, name-defined]
+        def __call__(self, frame: Any) -> None:
+            calls.append(frame)
+            super().__call__(frame)
+
+    soft = SoftwareCamera()
+    connect(monkeypatch, soft.device)
+    monkeypatch.setattr(rs, "frame_queue", Queue)
+    with RealSenseCamera("900000000042", MODE) as camera:
+        soft.push(noise(1), 1, 1000.0)
+        assert camera.read(2.0).seq == 1 and not calls
+
+
 def test_a_camera_that_cannot_be_opened_keeps_no_other_from_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -125,7 +142,7 @@ def test_a_camera_is_never_restarted_unseen() -> None:
 
 def test_the_projector_is_lit_again_whatever_ends_the_opening(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted(rs.pipeline):  # type: ignore[misc]
-        def start(self, *_: Any) -> Any:
+        def start(self, *_: Any, **__: Any) -> Any:
             assert soft.sensor.get_option(rs.option.emitter_enabled) == 0
             raise KeyboardInterrupt
 

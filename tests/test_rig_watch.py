@@ -219,7 +219,10 @@ def watched(rig: Rig, folder: Path, seconds: float, camera: str = "cam0", wait_s
             thread.join()
 
 
-def test_the_proposal_on_disk_is_the_newest_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("named", "times"), [(["cam1"] * 3, 1), (["cam1", "cam1", "cam0"], 2)])
+def test_the_proposal_on_disk_is_the_newest_one(
+    named: list[str], times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
     seen: list[Drift] = []
 
     class Surer(Watch):
@@ -230,14 +233,17 @@ def test_the_proposal_on_disk_is_the_newest_one(tmp_path: Path, monkeypatch: pyt
 
         def judge(self) -> Judgement:
             T = se3.transform(np.eye(3), np.array([0.01 * (1 + len(seen)), 0, 0]))
-            seen.append(Drift("cam1", 10.0 + len(seen), 0.5, 0.0, T, 1.0))
-            return Judgement("moved", "cam1 moved", seen[-1])
+            seen.append(Drift(named[len(seen)], 10.0 + len(seen), 0.5, 0.0, T, 1.0))
+            return Judgement("moved", "one of them moved", seen[-1])
 
     monkeypatch.setattr(watch_module, "Watch", Surer)
     monkeypatch.setattr(watch_cli.signal, "signal", lambda *_: None)  # Ctrl-C stays pytest's
     said = watched(a_rig(2), tmp_path, 1.0)
-    assert said.exit_code == 3 and len(seen) == 3 and said.output.count("proposes where cam1 is now") == 1
-    assert load_rig(tmp_path / "rig.proposed.json").cameras[1].T_ref_cam[0, 3] == pytest.approx(0.03)
+    assert said.exit_code == 3 and len(seen) == 3 and said.output.count("proposes where cam") == times
+    proposed = load_rig(tmp_path / "rig.proposed.json")
+    assert f"{named[-1]} moved by 12.0 mm" in proposed.quality.warnings[-1]
+    if named[-1] == "cam1":
+        assert proposed.cameras[1].T_ref_cam[0, 3] == pytest.approx(0.03)
 
 
 def test_cameras_that_the_rig_does_not_know_and_silent_ones_are_named(

@@ -22,7 +22,7 @@ from test_cli import edge_hand, refusal
         ("--camera replay", "replay needs --source PATH: a folder of 16-bit PNGs"),
         ("--camera realsense --loop", "--fps and --loop are for recordings; a camera's rate is in its mode: "),
         ("--engine tpu", "engine 'tpu': there is no such engine; possible are auto, onnxruntime"),
-        ("--model no/such.onnx", "model no/such.onnx: no such file (shipped with edge-hand: dgn-nano"),
+        ("--model such", "model such: no such file (shipped with edge-hand: dgn-nano"),
         ("--model finder", "model "),
         ("--finder nope", "model nope: no such file (shipped with edge-hand: dgn-nano"),
         ("--camera synthetic --bind 5555", "--bind 5555: expected tcp://HOST:PORT or ipc://PATH, for example "),
@@ -38,6 +38,13 @@ def test_what_starting_again_would_not_mend_is_exit_code_2_and_config_says_the_s
     said = refusal("run", *flags.split(), code=2)
     assert said.startswith(text)
     assert refusal("config", *flags.split(), code=2) == said
+
+
+def test_a_model_on_a_disk_that_is_not_mounted_yet_is_tried_again(tmp_path: Path) -> None:
+    for option in ("--model", "--finder"):
+        said = refusal("run", "--camera", "synthetic", option, tmp_path / "late.onnx", code=1)
+        assert said.startswith(f"model {tmp_path}/late.onnx: no such file")
+        assert refusal("config", "--camera", "synthetic", option, tmp_path / "late.onnx", code=1) == said
 
 
 def test_a_recording_that_is_not_there_yet_may_be_waited_for(tmp_path: Path) -> None:

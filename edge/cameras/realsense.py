@@ -191,7 +191,7 @@ class RealSenseCamera:
                 config.enable_stream(rs.stream.infrared, number, mode.width, mode.height, rs.format.y8, mode.fps)
             self._set_projector(device)
             # Into a queue of ours: a pipeline that is waited for restarts itself when the camera is unplugged, unseen.
-            return self._pipeline.start(config, arrivals)
+            return self._pipeline.start(config, queue=arrivals)  # by its name, or it is taken for a Python callback
         except RuntimeError as error:
             self._light()
             raise CameraError(
@@ -205,15 +205,15 @@ class RealSenseCamera:
         """For infrared it is off until `_light`; for depth alone it should be on."""
         emitter = self._rs.option.emitter_enabled
         for sensor in device.query_sensors():
+            if sensor.supports(emitter) and self._infrared:
+                self._projector = sensor, sensor.get_option(emitter)
+                sensor.set_option(emitter, 0)
+                return
             if sensor.supports(emitter):
-                before = sensor.get_option(emitter)
-                if self._infrared:
-                    self._projector = sensor, before
-                    sensor.set_option(emitter, 0)
-                elif before == 0:
-                    LOG.warning(
-                        "%s: its projector is off, so depth is worse; plug it in anew to switch it on", self._label
-                    )
+                with contextlib.suppress(RuntimeError):  # depth can do without an answer
+                    if sensor.get_option(emitter) == 0:
+                        said = "its projector is off, so depth is worse; plug it in anew to switch it on"
+                        LOG.warning("%s: %s", self._label, said)
                 return
 
     def _light(self) -> None:

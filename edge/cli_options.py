@@ -49,6 +49,8 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def chosen_model(name: str) -> Path:
     """As `find_model`, and `own`: the network that was accepted on this device last, else the one that ships."""
+    if context := click.get_current_context(silent=True):
+        context.meta["edge_hand.model"] = name
     if name != OWN:
         return find_model(name)
     from .model_store import own_model
@@ -60,8 +62,7 @@ def own_note(context: click.Context) -> str:
     """One line about the device's own network where nothing else was asked for; empty if it is the one that ships."""
     from .model_store import own_model
 
-    asked = context.get_parameter_source("model")
-    return own_model()[1] if asked is click.core.ParameterSource.DEFAULT else ""
+    return own_model()[1] if context.meta.get("edge_hand.model") == OWN else ""
 
 
 def model_note(context: click.Context) -> str:

@@ -113,6 +113,8 @@ def shown(context: click.Context) -> list[str]:
         name, value = option.name or "", context.params.get(option.name or "")
         if name in ("config", "instance"):
             continue
+        if name == "model":  # `own` stays so, whatever is in use today
+            value = context.meta.get("edge_hand.model", value)
         text = f"# {_flag(option)} is not set" if value is None else f"{_flag(option)} = {_toml(value)}"
         if name in TYPED:
             text = f"# {text}"  # the file may not set it

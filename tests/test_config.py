@@ -180,7 +180,7 @@ def test_what_is_shown_is_itself_a_configuration(file: Path, tmp_path: Path) -> 
     text = "\n".join(shown(context))
     again = tmp_path / "again.toml"
     again.write_text(text)
-    assert tomllib.loads(text)["smooth"] is False
+    assert tomllib.loads(text)["smooth"] is False and tomllib.loads(text)["model"] == "own"
     assert parsed("--config", again).params == context.params
 
 

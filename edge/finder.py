@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame, HandRoi, Side
-from .engines import ANYWHERE, Engine, check_engine, open_engine
+from .engines import ANYWHERE, Engine, open_engine
 from .model_card import ModelError, find_model
 from .surfaces import CUBE_M, NEAR_M, find_hands, surfaces
 
@@ -114,12 +114,6 @@ def open_finder(
     if list(engine.card.inputs.values()) != [INPUT]:
         raise ModelError(f"model {model}: it sees {list(engine.card.inputs.values())}, this finder gives {INPUT}")
     return NetworkFinder(engine)
-
-
-def check_finder(model: str | Path | None) -> None:
-    """Raise ModelError as `open_finder` would, as far as that can be told from the model's card."""
-    if model is not None and str(model) != "geometry":
-        check_engine(ANYWHERE, find_model(str(model)), "finder")
 
 
 def resample(frame: DepthFrame) -> NDArray[np.float32]:

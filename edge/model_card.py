@@ -22,6 +22,10 @@ class ModelError(Exception):
     """A model that cannot be used, in one line."""
 
 
+class UnreadableModel(ModelError):
+    """A model's file or card is none, or the one not of the other; where they are on their way, that may pass."""
+
+
 @dataclass(frozen=True)
 class ModelCard:
     """inputs and outputs map names to shapes; cube_m is the edge of the crop's cube in training; training, metrics and
@@ -58,13 +62,13 @@ def card_path(model: Path) -> Path:
 
 
 def load_card(model: Path) -> ModelCard:
-    """The card of a model file whose bytes it vouches for; anything amiss is a ModelError of one line."""
+    """The card of a model file whose bytes it vouches for; anything amiss is an UnreadableModel of one line."""
     try:
         return _load_card(model)
     except ModelError as error:
-        raise ModelError(one_line(str(error))) from None  # it may quote the card
+        raise UnreadableModel(one_line(str(error))) from None  # it may quote the card
     except OSError as error:
-        raise ModelError(f"model {model}: cannot be read ({refusal(error)})") from None
+        raise UnreadableModel(f"model {model}: cannot be read ({refusal(error)})") from None
 
 
 def _load_card(model: Path) -> ModelCard:

@@ -8,11 +8,10 @@ from typing import Any
 
 from .cameras import CameraError, NotThere, check_camera
 from .config import ConfigError
-from .engines import check_engine
-from .finder import check_finder
+from .engines import ANYWHERE, check_engine
 from .http_server import ServeError
 from .metrics import check_metrics
-from .model_card import ModelError, find_model, load_card
+from .model_card import ModelError, UnreadableModel, find_model
 from .publish import PublishError, check_address
 
 
@@ -20,20 +19,29 @@ def check_settings(values: Mapping[str, Any]) -> None:
     """Raise ConfigError for what starting again would not mend, and NotThere for a recording that is not there unless
     it is waited for, ModelError for a file that is none yet: a disk may be mounted later, or the file be on its way.
     values are the parameters of `edge-hand run` by their names."""
-    finder = None if values["finder"] in (None, "geometry") else find_model(str(values["finder"]))
-    for model in (values["model"], finder):
-        if model is not None and model.parent != Path():
-            load_card(model)
     try:
-        check_engine(values["engine"], values["model"])
-        check_finder(values["finder"])
+        _check_model(values["engine"], values["model"], "dgn")
+        if values["finder"] not in (None, "geometry"):
+            _check_model(ANYWHERE, find_model(str(values["finder"])), "finder")
         check_address(values["bind"], insecure=values["insecure"], keys=values["keys"])
         if values["metrics"]:
             check_metrics(values["metrics"], values["insecure"])
         options = {name: values[name] for name in ("mode", "fps", "loop", "deterministic")}
         check_camera(values["camera"], values["source"], **options)
+    except UnreadableModel:
+        raise
     except NotThere:
         if not values["wait"]:
             raise
     except (CameraError, ModelError, PublishError, ServeError) as error:
         raise ConfigError(str(error)) from None
+
+
+def _check_model(engine: str, model: Path, net: str) -> None:
+    """`check_engine`, but a name that nothing has is never on its way."""
+    try:
+        check_engine(engine, model, net)
+    except UnreadableModel as error:
+        if model.parent != Path():
+            raise
+        raise ModelError(str(error)) from None

@@ -23,7 +23,6 @@ from edge_hand.edge.bench.frames import Memory, take_in
 from edge_hand.edge.bench.measure import WARM_UP, Course, Source, bench, over_time, ready
 from edge_hand.edge.bench.picture import colour_hand
 from edge_hand.edge.bench.report import BEGIN, END, merge, merge_into, table
-from edge_hand.edge.bench.startup import startup_s
 from edge_hand.edge.bench.usage import Usage, memory_mb
 from edge_hand.edge.cameras import EndOfStream, FrameTimeout
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
@@ -41,12 +40,6 @@ FLOAT = MODELS / "dgn-nano.onnx"
 
 
 @pytest.fixture(scope="module")
-def held() -> tuple[SyntheticCamera, list[DepthFrame]]:
-    with SyntheticCamera(0, "160x120@50", fps=0) as camera:
-        return camera, take_in(camera, 4)
-
-
-@pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
     """One real measurement, for all that look at one."""
     return bench(
@@ -56,38 +49,6 @@ def result() -> dict[str, Any]:
 
 
 # --- frames
-
-
-def test_held_frames_end_or_go_back_and_forth(held: tuple[SyntheticCamera, list[DepthFrame]]) -> None:
-    camera, frames = held
-    once = Memory(camera, frames)
-    assert [once.read().seq for _ in range(4)] == [0, 1, 2, 3]
-    with pytest.raises(EndOfStream):
-        once.read()
-    around = Memory(camera, frames, cycle=True)
-    shown = [around.read() for _ in range(8)]
-    assert [frame.seq for frame in shown] == list(range(8))
-    for frame, k in zip(shown, (0, 1, 2, 3, 2, 1, 0, 1), strict=True):
-        assert frame.depth is frames[k].depth
-
-
-def test_at_the_sensor_s_rate_a_late_reader_loses_frames(held: tuple[SyntheticCamera, list[DepthFrame]]) -> None:
-    camera, frames = held
-    memory = Memory(camera, frames, hz=50.0, cycle=True)
-    first = memory.read()
-    time.sleep(0.07)
-    late = memory.read()
-    assert late.seq >= 3
-    assert late.t_ns - first.t_ns == late.seq * 20_000_000
-    following = memory.read()
-    assert following.seq > late.seq and time.monotonic_ns() >= following.t_ns
-
-
-def test_a_frame_that_is_due_later_is_a_timeout(held: tuple[SyntheticCamera, list[DepthFrame]]) -> None:
-    memory = Memory(*held, hz=1.0, cycle=True)
-    memory.read()
-    with pytest.raises(FrameTimeout):
-        memory.read(0.01)
 
 
 # --- what is measured
@@ -150,35 +111,6 @@ def test_memory_and_cpu_are_this_process_s() -> None:
     assert use["memory_mb"]["growth"] > 50 and before["rss"] > 20 and block[0] == 1
     assert 1 < use["cpu_percent"] <= 100 * len(os.sched_getaffinity(0))
     assert use["watts"] is None or use["watts"] > 0
-
-
-def test_a_fresh_daemon_is_timed_to_its_first_message_whatever_this_device_is_set_to(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tmp_path / "edge-hand" / "config.toml"
-    config.parent.mkdir()
-    config.write_text('keys = "/none"\n')
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    monkeypatch.setenv("EDGE_HAND_METRICS", "/none")
-    arguments = ["--camera", "synthetic", "--mode", "160x120@30", "--engine", "onnxruntime", "--finder", "geometry"]
-    assert 0.1 < startup_s([*arguments, "--no-fast"]) < 30
-
-
-def test_a_daemon_that_does_not_start_says_why() -> None:
-    with pytest.raises(BenchError, match=r"^bench: a fresh daemon ended at once \(edge-hand: camera 'none': "):
-        startup_s(["--camera", "none"])
-
-
-def test_what_was_measured_is_not_lost_with_a_daemon_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(arguments: list[str]) -> float:
-        raise BenchError("bench: a fresh daemon sent nothing within 30 s")
-
-    monkeypatch.setattr(measure, "startup_s", fails)
-    found = bench(
-        Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=1, frames=2, at_rate=False
-    )
-    assert found["frames"] == 2 and "startup_s" not in found
-    assert "start to first message: not measured, a fresh daemon sent nothing within 30 s" in table(found)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def open_camera(
 
 
 def check_camera(
-    source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False, infrared: bool = False
+    source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False
 ) -> Path | None:
     """The recording that source is, None for a camera's serial number. Raises CameraError."""
     if source is None or not (Path(source).suffix in (".bag", ".db3") or Path(source).exists()):

@@ -4,7 +4,7 @@ VENV ?= .venv
 TEST_VENV ?= .venv-test
 DEMO := edge/demo/hand.mcap
 
-.PHONY: run test lint demo bench clean
+.PHONY: run test quick lint demo bench clean
 
 run: $(VENV)/.installed  ## track the recorded hand and publish it
 	$(VENV)/bin/edge-hand run --camera replay --source $(DEMO) --view
@@ -12,6 +12,9 @@ run: $(VENV)/.installed  ## track the recorded hand and publish it
 test: lint  ## everything that must hold before a commit
 	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/test_train.py
 	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest tests/test_train.py  # compares runs bit by bit: by itself
+
+quick: $(TEST_VENV)/.installed  ## the tests that take no more than a few seconds each
+	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check .

@@ -183,6 +183,7 @@ def test_wrong_corners_do_not_move_the_cameras() -> None:
     assert max(volume_error_mm(solution, sim, c) for c in (1, 2)) < 0.4
 
 
+@pytest.mark.slow
 def test_covariance_is_honest() -> None:
     """Normalised squared errors over draws: 1 a degree of freedom if the covariance is true."""
     nees, offset_nees, predicted, actual = [], [], [], []

@@ -144,6 +144,7 @@ def test_joints_alone_give_a_start_and_the_clocks() -> None:
     assert fit.offsets_s == pytest.approx(OFFSETS_S, abs=0.004)
 
 
+@pytest.mark.slow
 def test_depth_points_calibrate_to_a_millimetre_where_joints_do_not() -> None:
     clip, _ = scene()
     found = result()
@@ -247,6 +248,7 @@ def test_the_line_on_the_screen_says_what_is_missing_and_then_enough() -> None:
     assert "volume [########]" in text and text.endswith("enough")
 
 
+@pytest.mark.slow
 def test_an_unchanged_rig_passes_on_another_motion() -> None:
     found = check()
     assert found.verdict == "pass", found.reasons
@@ -293,6 +295,7 @@ def wide() -> tuple[Rig, list[Sight]]:
     return Rig("wide", "", "test", cameras, (), Quality("truth")), sights_of(clip, 3)
 
 
+@pytest.mark.slow
 def test_cameras_that_face_each_other_need_no_common_skin() -> None:
     found = verify(*wide(), moments=28)
     facing = found.pairs[2]
@@ -301,6 +304,7 @@ def test_cameras_that_face_each_other_need_no_common_skin() -> None:
     assert "cam1 and cam2 hardly see the same skin from where they are: not compared" in found.notes
 
 
+@pytest.mark.slow
 def test_under_a_wrong_rig_cameras_that_could_meet_must() -> None:
     rig, sights = wide()
     away = transform(np.eye(3), np.array([0, 0, 0.06]))

@@ -87,7 +87,7 @@ def test_a_late_reader_gets_no_burst(folder):
 def test_a_frame_not_yet_due_is_a_timeout_and_is_not_lost(folder):
     with open_camera("replay", str(folder), fps=10) as camera:
         camera.read()
-        with pytest.raises(FrameTimeout, match="the next recorded frame is due in"):
+        with pytest.raises(FrameTimeout, match=r"the next (recorded )?frame"):
             camera.read(0.01)
         assert camera.read(1.0).seq == 1
 

@@ -150,6 +150,7 @@ def grain(s: Any) -> Array:
     return np.asarray(np.log(np.nanmedian(np.abs(bend[seen]), axis=(1, 2)) + 1e-4))
 
 
+@pytest.mark.slow
 def test_pictures_are_like_those_of_the_compiled_path() -> None:
     theirs = samples.Generator("val", negative_share=0.2).batch(0, 128)
     ours = generator(negative_share=0.2, batch=256, bank=512).batch(0)

@@ -131,6 +131,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_ends_the_run_cleanly(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", TALKATIVE, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -55,6 +55,7 @@ def way(state: dict[str, Any], kind: str = "net", seed: int = 0) -> torch.Tensor
     return flat(state[kind]) - flat(build_net(TINY).state_dict())
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_both_their_samples(
     alone: dict[str, Any], together: Path, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def in_each_process(out: str) -> None:
         Path(out, str(group.rank)).touch()
 
 
+@pytest.mark.slow
 def test_shared_statistics_and_averages_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     launch(2, in_each_process, str(tmp_path), error=TrainError)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]

@@ -21,7 +21,7 @@ from .shell import CommandError, make_folders, need_trainer, write_result
 @click.pass_context
 def evaluate(
     ctx: click.Context, /, data: str | None, source: str | None, engine: str, model: Path, threads: int, n: int | None,
-    out: Path | None, every: int, track: bool, json_path: Path | None, **labelled: Any,
+    out: Path | None, every: int, track: bool, person: Path | None, json_path: Path | None, **labelled: Any,
 ) -> None:  # fmt: skip
     """Measure a model: joint and vertex errors with labels, distance from depth to mesh without.
 
@@ -31,17 +31,22 @@ def evaluate(
     """
     if (data is None) == (source is None):
         raise CommandError("eval: give either --data synthetic:test or --source PATH")
-    if (data and (track or every != 1)) or (source and any(labelled[k] for k in ("finder", "predictions", "score"))):
-        raise CommandError("eval: --track, --every go with --source; --finder, --predictions, --score with --data")
+    unlabelled = track or person or every != 1
+    if (data and unlabelled) or (source and any(labelled[k] for k in ("finder", "predictions", "score"))):
+        raise CommandError(
+            "eval: --track, --person, --every go with --source; --finder, --predictions, --score with --data"
+        )
     make_folders(out, json_path and json_path.parent, labelled["predictions"] and labelled["predictions"].parent)
     if not labelled["score"]:
         click.echo(model_note(ctx))
     if source:
         from .engines import open_engine
         from .evaluate import evaluate_recording, recording_table
+        from .person import Person
 
+        shape = Person.load(person).shape if person else None
         opened = open_engine(engine, model, threads)
-        result = evaluate_recording(source, opened, out=out, track=track, every=every, limit=n)
+        result = evaluate_recording(source, opened, out=out, track=track, every=every, limit=n, shape=shape)
         click.echo(recording_table(result))
     else:
         trainer = need_trainer("evaluate")

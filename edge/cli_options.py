@@ -93,6 +93,7 @@ def eval_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--workers", default=os.cpu_count() or 1, type=click.IntRange(1), help="Processes (synthetic)."),
         click.option("--finder", is_flag=True, help="Find the hand as the daemon does; default: the truth's centre."),
         click.option("--track", is_flag=True, help="Follow the hand from frame to frame, not find it in each."),
+        click.option("--person", type=Path, help="Hold the hand's shape in this file, of `run --person` or `adapt`."),
         click.option("--every", default=1, show_default=True, type=click.IntRange(1), help="Each N-th frame only."),
         click.option("--out", type=Path, help="Folder for pictures: overlays, or with --data the success rates."),
         click.option("--n", "--frames", "n", type=click.IntRange(1), help="How many samples or frames."),

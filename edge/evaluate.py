@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.frames import DepthFrame, HandPose
+from ..hand.kinematics import Shape
 from ..hand.template import template
 from .cameras import BadFrame, CameraError, EndOfStream, open_camera
 from .engines import Engine
 from .finder import CUBE_M, surfaces
+from .person import Person
 from .tracker import Tracker
 
 Array = NDArray[Any]
@@ -33,8 +35,11 @@ def evaluate_recording(
     track: bool = False,
     every: int = 1,
     limit: int | None = None,
+    shape: Shape | None = None,
 ) -> dict[str, Any]:
     """Find the hand in every frame of a recording; distances from its depth points to the mesh in mm.
+
+    Hands are held in the shape given, if there is one.
 
     track=False treats each frame as the first, so frames need not be consecutive; of these only each `every`-th is
     looked at. Overlays go to `out`. Raises CameraError, also if no frame could be used.
@@ -42,7 +47,7 @@ def evaluate_recording(
     from .draw import contact_sheet, overlay, save_png
 
     faces = template().faces
-    tracker = Tracker(engine, confirm=track)
+    tracker = Tracker(engine, confirm=track, new_person=lambda: Person(shape))
     per_frame: list[dict[str, Any]] = []
     pooled: list[Array] = []
     pictures: list[Array] = []

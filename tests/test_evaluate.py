@@ -19,7 +19,7 @@ from edge_hand.edge.finder import CUBE_M
 from edge_hand.edge.recording import RecordingWriter
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.frames import DepthFrame, HandPose
-from edge_hand.hand.kinematics import pose_hand
+from edge_hand.hand.kinematics import Shape, pose_hand
 from edge_hand.hand.se3 import so3_exp, transform
 from edge_hand.hand.template import template
 from numpy.typing import NDArray
@@ -199,6 +199,14 @@ def test_the_tracker_is_given_the_recorded_times(
     assert times == recorded
 
 
+def test_hands_are_held_in_the_shape_that_is_given(folder: Path, engine: Engine) -> None:
+    average, large = (
+        evaluate_recording(str(folder), engine, limit=1, shape=Shape(np.full(6, size), np.zeros(7)))["fit_mm"]["p90"]
+        for size in (1.0, 1.3)
+    )
+    assert large > 1.5 * average
+
+
 def test_a_recording_without_a_hand_has_no_fit(folder: Path, engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "camera.json").write_bytes((folder / "camera.json").read_bytes())
     (tmp_path / "0.png").write_bytes((folder / "1.png").read_bytes())
@@ -209,6 +217,7 @@ def test_a_recording_without_a_hand_has_no_fit(folder: Path, engine: Engine, tmp
     )
 
 
+@pytest.mark.slow
 def test_real_sr305_frames_fit_within_6_mm(engine: Engine) -> None:
     if not SR305.is_dir():
         pytest.skip(f"the SR305 frames are not at {SR305}")

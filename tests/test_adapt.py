@@ -160,7 +160,7 @@ def test_drawn_hands_are_the_users_and_the_same_for_ever() -> None:
 
 
 def test_a_batch_has_the_target_first_and_is_decided_by_its_step(known: target.Target) -> None:
-    config = run.AdaptConfig(batch=16)
+    config = run.AdaptConfig(batch=32)
     batches = run._Batches(known, config, run.Group())
     (labels, batch, good), (again, _, _) = batches.draw(3), batches.draw(3)
     assert torch.equal(labels.image, again.image) and len(batch.image) == 6 and good.all()
@@ -172,11 +172,11 @@ def test_a_batch_has_the_target_first_and_is_decided_by_its_step(known: target.T
 def test_what_learned_from_rooms_keeps_learning_from_them(known: target.Target) -> None:
     config = run.AdaptConfig(batch=32)
     with_rooms, without = (run._Batches(known, config, run.Group(), rooms=rooms) for rooms in (True, False))
-    assert (with_rooms.n_rooms, with_rooms.n_everybody, without.n_everybody) == (4, 4, 8)
+    assert (with_rooms.n_rooms, with_rooms.n_everybody, without.n_everybody) == (8, 8, 16)
     labels, _, good = with_rooms.draw(0)
     assert len(labels.image) == 32 and len(good) == with_rooms.n_target
-    rooms = RoomCrops("train", 5000 + config.seed * 1000, run.LEFT_SHARE).batch(0, 4)
-    assert np.array_equal(labels.image[-4:], rooms.image) and not labels.is_hand[-4:].all()
+    rooms = RoomCrops("train", 5000 + config.seed * 1000, run.LEFT_SHARE).batch(0, 8)
+    assert np.array_equal(labels.image[-8:], rooms.image) and not labels.is_hand[-8:].all()
 
 
 @pytest.mark.parametrize(("method", "terms"), [("dgn", ("icp", "views")), ("dibra", ("depth", "collision"))])

@@ -291,7 +291,7 @@ def line(row: dict[str, Any]) -> str:
 @click.command()
 @click.option("--out", type=Path, required=True, help="Folder for recordings, networks and rows; goes on where it was.")
 @click.option("--model", default="dgn-nano", show_default=True)
-@click.option("--steps", default=1200, show_default=True, type=click.IntRange(1))
+@click.option("--steps", default=1800, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=60.0, show_default=True, help="Of the recording that is adapted to.")
 @click.option("--fps", default=10.0, show_default=True)
 @click.option("--every", default=3, show_default=True, help="The network alone looks at each so manieth frame.")

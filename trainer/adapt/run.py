@@ -53,10 +53,10 @@ class AdaptConfig:
     """All that decides an adaptation. Shares are of a batch; what target and user leave is everybody's hands."""
 
     method: str = "dgn"
-    steps: int = 2000  # or what the minutes allow: the rates fall by whichever ends first
+    steps: int = 1800  # or what the minutes allow: the rates fall by whichever ends first
     batch: int = 32
-    target_share: float = 0.375
-    user_share: float = 0.375
+    target_share: float = 0.2
+    user_share: float = 0.3
     optimizer: str = "muon"
     lr: float = 3e-4  # AdamW's peak
     muon_lr: float = 4e-3  # Muon's, for the convolutions' weights

@@ -315,6 +315,22 @@ def test_a_store_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
         session.adapt([minute], tmp_path / "out", store=store, say=lambda _: None)
 
 
+def test_only_what_a_gate_will_judge_by_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+
+    def watched(*_: object, share: float, **__: object) -> frames.Footage:
+        shares.append(share)
+        return frames.Footage([], 10, 1)
+
+    monkeypatch.setattr(session, "read_footage", watched)
+    monkeypatch.setattr(session, "_refuse_bad", lambda *_: None)
+    minute = empty_recording(tmp_path / "minute.mcap", 60)
+    for gate in (True, False):
+        with pytest.raises(AdaptError, match="a hand was seen in 0 moments"):
+            session.adapt([minute], tmp_path / "out", gate=gate, store=tmp_path / "store", say=lambda _: None)
+    assert shares == [1 - frames.HELD_OUT, 1]
+
+
 def test_hands_that_come_and_go_teach_nothing_unless_there_are_no_others() -> None:
     def seen(t_ms: float, x: float) -> frames._Raw:
         return frames._Raw([], 0, int(t_ms * 1e6), frames._Seen(np.array([x, 0.0, 0.5]), 1.0))

@@ -36,7 +36,7 @@ from ..train import images, joint_error_mm, set_threads, unsaved, update_average
 from .augment import JITTER_M, UserHands
 from .dgn import TargetBatch, some_of
 from .fit import Fitted, Teacher
-from .frames import AdaptError, cut_crop
+from .frames import HELD_OUT, AdaptError, cut_crop
 from .target import Target
 
 METHODS = {"dgn": "dgn", "dibra": "dibra"}  # a name, and the module of this folder whose `Terms` it is
@@ -64,6 +64,7 @@ class AdaptConfig:
     terms: float = 1.0  # what the method's terms count for
     weights: dict[str, float] | None = None  # of single terms, where not the method's own
     average: float = 0.98  # kept of the averaged weights a step
+    held_out: float = HELD_OUT  # of every recording, its end, for the gate: nothing is learned from it
     seed: int = 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ...hand.whole import write_json
 from .. import parallel
 from ..checkpoint import load_net
 from .agreement import usable_rig
-from .frames import AdaptError, read_footage
+from .frames import HELD_OUT, AdaptError, read_footage
 from .report import draw_fits, summary
 from .run import METHODS, AdaptConfig, Adapted, adapt_net
 from .target import Target, load_target, prepare, save_target
@@ -50,7 +50,7 @@ def adapt(
     --person`), fits.png and, through the gate, a version of the model. With torchrun every process adapts to its share
     of the recordings, and all learn from all. Raises AdaptError, CameraError, TrainError and the gate's errors.
     """
-    config = config or AdaptConfig()
+    config = replace(config or AdaptConfig(), held_out=HELD_OUT if gate else 0.0)
     with suppress(OSError):
         os.nice(NICE)
     base, engine_file = MODELS / f"{model}.pt", MODELS / f"{model}.onnx"
@@ -76,7 +76,7 @@ def adapt(
         if resume and path.exists():
             target = load_target(path)
         else:
-            target = _target(mine, rig, base, engine_file, tell)
+            target = _target(mine, rig, base, engine_file, 1 - config.held_out, tell)
             save_target(target, path)
         if group.rank == 0:
             Person(target.shape).save(out / "person.json")
@@ -115,9 +115,11 @@ def _refuse_bad(sources: Sequence[Path], rig: Path | None, model: Path, say: Cal
         raise AdaptError("adapt: " + "; ".join(reasons))
 
 
-def _target(sources: Sequence[Path], rig: Path | None, base: Path, model: Path, say: Callable[[str], None]) -> Target:
+def _target(
+    sources: Sequence[Path], rig: Path | None, base: Path, model: Path, share: float, say: Callable[[str], None]
+) -> Target:
     cameras = {camera.serial: camera for camera in usable_rig(rig).cameras} if rig else None
-    footage = read_footage(sources, open_engine("onnxruntime", model), cameras, say=say)
+    footage = read_footage(sources, open_engine("onnxruntime", model), cameras, share=share, say=say)
     say(f"{len(footage.moments)} moments with a hand in {footage.frames} frames of {footage.cameras} camera(s)")
     return prepare(footage, load_net(base)[0], say)
 

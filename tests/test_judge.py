@@ -11,7 +11,8 @@ from edge_hand.edge.finder import open_finder
 from edge_hand.edge.look import Eye, belief, evidence
 from edge_hand.edge.tracker import Tracker
 from edge_hand.trainer.evaluate_steadiness import bone_std_mm, clip, follow, jitter_mm, still, swing
-from edge_hand.trainer.judge import cases, fit
+from edge_hand.trainer.judge import cases
+from edge_hand.trainer.logistic import fit
 from edge_hand.trainer.synth.rooms import SceneGenerator
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ..edge.engines import open_engine
 from ..edge.finder import open_finder
 from ..edge.look import Eye, Look, evidence
+from .logistic import fit
 from .synth.room_crops import SEEN, away
 from .synth.rooms import Scene, SceneGenerator
 
@@ -51,16 +52,6 @@ def _is_hand(scene: Scene, look: Look) -> bool | None:
     if any(gap < NEAR_M and seen >= SEEN for gap, seen in gaps):
         return True
     return False if away(scene, look.centre_m) else None
-
-
-def fit(x: Array, y: Array, prior: float = 1e-2) -> Array:
-    """Weights (K,) of a logistic curve over evidence (N, K) for y (N,) in {0, 1}; Newton's method, ridge `prior`."""
-    weights = np.zeros(x.shape[1])
-    for _ in range(30):
-        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        normal = (x * (p * (1 - p))[:, None]).T @ x + prior * np.eye(x.shape[1])
-        weights = weights + np.linalg.solve(normal, x.T @ (y - p) - prior * weights)
-    return weights
 
 
 @click.command()

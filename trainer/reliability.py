@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ..edge.confidence import RADIUS_M, Calibration, features, joint_confidence
 from ..edge.draw import save_png
+from .logistic import fit
 from .metrics import COLOURS, rounded
 
 Array = NDArray[Any]
 BINS = 10
-STEPS = 20
 RIDGE = 1e-3  # keeps a constant that no sample tells apart at 0
 
 
@@ -30,18 +30,13 @@ class ReliabilityError(Exception):
 
 
 def fit_calibration(expected_m: Array, visible: Array, within: Array) -> Calibration:
-    """The constants under which what was seen is most likely: logistic regression by Newton's method.
+    """The constants under which what was seen is most likely: logistic regression.
 
     expected_m (N, 21) m by the network, visible (N, 21) in -1, 0, 1, within (N, 21) bool.
     """
     x = features(expected_m, visible).reshape(-1, 3)
     y = np.asarray(within, np.float64).ravel()
-    w = np.zeros(3)
-    for _ in range(STEPS):
-        p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(3)
-        w += np.linalg.solve(hessian, x.T @ (y - p) - RIDGE * w)
-    return Calibration(*(rounded(c) for c in w))
+    return Calibration(*(rounded(c) for c in fit(x, y, RIDGE)))
 
 
 def reliability(confidence: Array, within: Array) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ...hand import se3
 from ...hand.body import hand_with_arm
-from ...hand.kinematics import Shape, clamp_angles, forward_kinematics, skin
+from ...hand.kinematics import Shape, clamp_angles
 from ...hand.template import template
 from ..synth import scene
 from ..synth.labeller import labelled
@@ -87,14 +87,5 @@ class UserHands:
 
     def _posed(self, rng: np.random.Generator, angles: Array) -> tuple[Array, Array]:
         """Joints (21, 3) and body vertices (B, 3) m in the hand's frame, the wrist bent and dressed as in training."""
-        theta = np.zeros((1, 26))
-        theta[0, 6:] = angles
         alpha = self.shape.alpha * (1 + SHAPE_STRAY * rng.standard_normal(6))
-        skeleton = forward_kinematics(self.template, theta, alpha[None], self.shape.beta[None])
-        arm = np.zeros((1, 1, 3, 4))
-        bend = np.radians([rng.normal(0, 25), rng.normal(0, 15), rng.normal(0, 12)]).clip(-0.9, 0.9)
-        arm[..., :3] = alpha[0] * se3.so3_exp(bend)
-        rest = self.body.vertices_m + np.tensordot(self.shape.beta, self.body.morphs_m, 1)
-        rest = scene.dress(rng, self.body, rest)
-        parts = np.concatenate([skeleton.parts, arm], 1)
-        return skeleton.joints_m[0], skin(self.body.weights, rest[None], parts)[0]
+        return scene.hand_on_arm(rng, self.body, angles, self.shape._replace(alpha=alpha))

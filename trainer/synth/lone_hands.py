@@ -13,7 +13,7 @@ from ...hand import se3
 from ...hand.body import hand_with_arm
 from ...hand.camera import Intrinsics
 from ...hand.crop import MIRROR
-from ...hand.kinematics import forward_kinematics, skin
+from ...hand.kinematics import Shape
 from ...hand.template import template
 from . import scene
 from .poses import sample_angles, sample_shape, sample_view
@@ -63,16 +63,8 @@ class LoneHands:
     def _hand(self, rng: np.random.Generator, picture: Picture, centre: Array, mark: int) -> SceneHand:
         """Draw a hand whose joints' mean lies at centre (3,) m; its share that is seen is not known yet."""
         t, body = template(), self.body
-        theta = np.zeros((1, 26))
-        theta[0, 6:] = sample_angles(t, rng)
-        alpha, beta = sample_shape(rng)
-        skeleton = forward_kinematics(t, theta, alpha[None], beta[None])
-        bend = np.radians([rng.normal(0, 25), rng.normal(0, 15), rng.normal(0, 12)]).clip(-0.9, 0.9)
-        arm = np.zeros((1, 1, 3, 4))
-        arm[..., :3] = alpha[0] * se3.so3_exp(bend)
-        rest = scene.dress(rng, body, body.vertices_m + np.tensordot(beta, body.morphs_m, 1))
-        vertices = skin(body.weights, rest[None], np.concatenate([skeleton.parts, arm], 1))[0]
-        joints = skeleton.joints_m[0]
+        angles, shape = sample_angles(t, rng), Shape(*sample_shape(rng))
+        joints, vertices = scene.hand_on_arm(rng, body, angles, shape)
         is_right = rng.random() < 0.5
         mirror = np.ones(3) if is_right else MIRROR
         middle, rotation = joints.mean(0), sample_view(rng)
@@ -81,7 +73,7 @@ class LoneHands:
         picture.draw(vertices, body.faces[len(t.faces) :], ARM)
         if rng.random() < 0.15:
             picture.held(scene.held_object(rng, joints))
-        return SceneHand("right" if is_right else "left", joints, vertices[: len(t.vertices_m)], 0.0, alpha, beta)
+        return SceneHand("right" if is_right else "left", joints, vertices[: len(t.vertices_m)], 0.0, *shape)
 
 
 def draw_surroundings(rng: np.random.Generator, picture: Picture, z: float) -> None:

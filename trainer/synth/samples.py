@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ...hand import se3
 from ...hand.body import Body, hand_with_arm
 from ...hand.crop import CROP_SIZE, reduce_2x2, uvd_from_points
-from ...hand.kinematics import forward_kinematics, skin
+from ...hand.kinematics import Shape
 from ...hand.template import HandTemplate, template
 from ..processes import ONE_THREAD, environment
 from . import scene
@@ -156,20 +156,8 @@ class Generator:
         return self._hands[slot][1:]
 
     def _pose(self, rng: np.random.Generator) -> tuple[Array, Array]:
-        t, body = self.template, self.body
-        theta = np.zeros((1, 26))
-        theta[0, 6:] = sample_angles(t, rng)
-        alpha, beta = sample_shape(rng)
-        skeleton = forward_kinematics(t, theta, alpha[None], beta[None])
-        arm = np.zeros((1, 1, 3, 4))
-        arm[..., :3] = alpha[0] * se3.so3_exp(
-            np.radians([rng.normal(0, 25), rng.normal(0, 15), rng.normal(0, 12)]).clip(-0.9, 0.9)
-        )
-        parts = np.concatenate([skeleton.parts, arm], 1)  # (1, 17, 3, 4)
-        rest = body.vertices_m + np.tensordot(beta, body.morphs_m, 1)
-        if self.kind != "clean":
-            rest = scene.dress(rng, body, rest)
-        return skeleton.joints_m[0], skin(body.weights, rest[None], parts)[0]
+        angles, shape = sample_angles(self.template, rng), Shape(*sample_shape(rng))
+        return scene.hand_on_arm(rng, self.body, angles, shape, dressed=self.kind != "clean")
 
     def _hand_scene(self, rng: np.random.Generator, index: int, distance: float) -> tuple[Array, Solid]:
         """Joints and meshes in the crop's frame, the hand's first: some view, the cube's centre near the joints'."""

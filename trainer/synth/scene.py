@@ -1,4 +1,4 @@
-"""What surrounds a hand: sleeves and wristbands, held objects, a second hand, walls, tables and bodies, image borders.
+"""What surrounds a hand: an arm, sleeves, wristbands, held objects, a second hand, walls, tables, bodies, the border.
 
 Lengths are metres in the crop camera's frame unless said otherwise. Every draw comes from the generator given.
 """
@@ -10,8 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hand import se3
 from ...hand.body import Body
+from ...hand.kinematics import Shape, forward_kinematics, skin
 from ...hand.skeleton import JOINT_PARENTS
+from ...hand.template import template
 from .render import draw_ellipsoid, draw_plane
 
 Array = NDArray[Any]
@@ -44,6 +47,22 @@ def _unit_cylinder(n: int = 16) -> Solid:
 
 
 BOX, CYLINDER = _unit_box(), _unit_cylinder()
+
+
+def hand_on_arm(
+    rng: np.random.Generator, body: Body, angles: Array, shape: Shape, *, dressed: bool = True
+) -> tuple[Array, Array]:
+    """Joints (21, 3) and body vertices (B, 3) m in the hand's frame of angles (20,) rad, the wrist bent at random."""
+    theta = np.concatenate([np.zeros(6), angles])[None]  # (1, 26)
+    skeleton = forward_kinematics(template(), theta, shape.alpha[None], shape.beta[None])
+    bend = np.radians([rng.normal(0, 25), rng.normal(0, 15), rng.normal(0, 12)]).clip(-0.9, 0.9)
+    arm = np.zeros((1, 1, 3, 4))
+    arm[..., :3] = shape.alpha[0] * se3.so3_exp(bend)
+    rest = body.vertices_m + np.tensordot(shape.beta, body.morphs_m, 1)
+    if dressed:
+        rest = dress(rng, body, rest)
+    parts = np.concatenate([skeleton.parts, arm], 1)  # (1, 17, 3, 4)
+    return skeleton.joints_m[0], skin(body.weights, rest[None], parts)[0]
 
 
 def dress(rng: np.random.Generator, body: Body, rest: Array) -> Array:

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 pytest.importorskip("numba")
 
 from edge_hand.hand.camera import Intrinsics
-from edge_hand.trainer.adapt.fit import Sight, Teacher, moved
+from edge_hand.trainer.adapt.fit import Sight, Teacher
 from edge_hand.trainer.adapt.shape import beta_slopes, estimate_shape, shape_derivatives, trustworthy
 from edge_hand.trainer.synth.poses import hand_length_m, sample_angles
 
@@ -32,13 +32,13 @@ def theta_of(seed: int) -> np.ndarray:
 def sight(vertices: np.ndarray, T: np.ndarray, says: np.ndarray) -> Sight:
     """What a camera at T sees of a mesh, and a network there that says so; all in the reference frame."""
     back = se3.inverse(T)
-    seen = moved(back, vertices)
+    seen = se3.apply(back, vertices)
     depth = render(seen, template().faces, CAMERA).depth_m
     rows, columns = np.nonzero(depth > 0)
     keep = np.linspace(0, len(rows) - 1, 250).astype(int)
     points = CAMERA.deproject(np.stack([columns, rows], 1)[keep], depth[rows, columns][keep])
     far = np.where(depth > 0, depth, np.inf)
-    return Sight(moved(back, says), np.ones(21), points, T, far, CUBE_M / 2 / AWAY_M)
+    return Sight(se3.apply(back, says), np.ones(21), points, T, far, CUBE_M / 2 / AWAY_M)
 
 
 def placed(turn: float) -> np.ndarray:

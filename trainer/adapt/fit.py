@@ -76,7 +76,7 @@ class Teacher:
 
     def start(self, sight: Sight) -> tuple[Array, Array, Array]:
         """Joints (21, 3) and angles (20,) that one view's network sees, and a wrist (4, 4), in the reference frame."""
-        vertices = moved(sight.T_ref_view, sight.vertices_m)
+        vertices = se3.apply(sight.T_ref_view, sight.vertices_m)
         fit = self.refit.solve(vertices, shape=self.shape, weights=sight.trust)
         return fit.joints_free_m, fit.angles, fit.T_wrist
 
@@ -131,7 +131,7 @@ class Teacher:
         if not len(sight.points_m):
             return np.zeros((26, 26)), np.zeros(26)
         eye = sight.T_ref_view[:3, 3]
-        points = moved(sight.T_ref_view, sight.points_m) - eye  # as if the camera stood at the origin
+        points = se3.apply(sight.T_ref_view, sight.points_m) - eye  # as if the camera stood at the origin
         meet = self.refit.meet(posed, self.rest, at - eye, points)
         rows = self.refit.chain.rows(screws, meet.place_m, meet.normal, self.refit.chain.moved[meet.part])
         weighted = rows * (meet.weight * (96 / len(points)))[:, None]
@@ -180,7 +180,7 @@ class Teacher:
         for sight in sights:
             eye = sight.T_ref_view[:3, 3]
             if len(sight.points_m):
-                meet = self.refit.meet(posed, self.rest, at - eye, moved(sight.T_ref_view, sight.points_m) - eye)
+                meet = self.refit.meet(posed, self.rest, at - eye, se3.apply(sight.T_ref_view, sight.points_m) - eye)
                 gaps.append(np.abs(meet.gap_m))
             through.append(len(self._through(posed, at, sight)[0]) / self.skin.shape[1])
         joints = posed.joints_m + at
@@ -203,8 +203,3 @@ def advance(root: Array, at: Array, angles: Array, normal: Array, gradient: Arra
     step = np.linalg.solve(normal, gradient)
     turn = step[3:6] * min(1.0, 0.5 / max(float(np.linalg.norm(step[3:6])), 1e-9))
     return se3.so3_exp(turn) @ root, at + step[:3], clamp_angles(angles + step[6:].clip(-0.5, 0.5))
-
-
-def moved(T: Array, points: Array) -> Array:
-    """Points (N, 3) m through a transform (4, 4)."""
-    return points @ T[:3, :3].T + T[:3, 3]

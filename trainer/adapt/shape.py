@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from ...edge.chain import Posed
 from ...edge.refit import THRICE, Refit
 from ...edge.schur import eliminated
+from ...hand import se3
 from ...hand.kinematics import AVERAGE, Shape
-from .fit import Fitted, Sight, Teacher, moved
+from .fit import Fitted, Sight, Teacher
 
 Array = NDArray[Any]
 ROUNDS = 5
@@ -100,7 +101,7 @@ def evidence(teacher: Teacher, sights: Sequence[Sight], fitted: Fitted, slopes: 
         if not len(sight.points_m):
             continue
         eye = sight.T_ref_view[:3, 3]
-        meet = refit.meet(posed, rest, at - eye, moved(sight.T_ref_view, sight.points_m) - eye)
+        meet = refit.meet(posed, rest, at - eye, se3.apply(sight.T_ref_view, sight.points_m) - eye)
         vertex = nearest(meet.place_m, surface)
         rows = np.zeros((len(vertex), unknown + 13))
         rows[:, :26] = chain.rows(screws, meet.place_m, meet.normal, chain.moved[meet.part])

@@ -29,8 +29,8 @@ class Labels(NamedTuple):
     joint_mix: Tensor | None = None
 
 
-def rows(labels: Labels, which: slice) -> Labels:
-    """Some of a batch's samples."""
+def rows(labels: Labels, which: slice | Tensor) -> Labels:
+    """Some of a batch's samples: those of a slice, an index or a mask."""
     return Labels(*(None if x is None else x[which] for x in labels))  # type: ignore[arg-type]
 
 

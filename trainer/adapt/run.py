@@ -24,14 +24,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ...hand.crop import CROP_SIZE
 from ...hand.whole import write_json
 from .. import parallel
+from ..batches import to_labels
 from ..checkpoint import CHECKPOINT_VERSION, TrainConfig, load_checkpoint, load_net, load_weights, save
-from ..losses import Labels
+from ..losses import Labels, rows
 from ..nets import net_module
 from ..optimizers import build_optimizers
 from ..parallel import Group
 from ..synth.labeller import Labeller, shown_left
 from ..synth.room_crops import RoomCrops
-from ..synth.samples import Generator, Sample
+from ..synth.samples import Generator, Sample, stacked
 from ..train import images, joint_error_mm, set_threads, unsaved, update_average
 from .augment import JITTER_M, UserHands
 from .dgn import TargetBatch, some_of
@@ -185,7 +186,7 @@ def blend(base: nn.Module, adapted: nn.Module, seed: int = 0) -> float:
     worse; the share that is left of the change (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models": between
     the two, more is kept of both than a straight line would have)."""
     generator = Generator("val", 900 + seed)
-    labels = Labels(*(torch.as_tensor(x) for x in generator.batch(0, PROBES)))
+    labels = to_labels(generator.batch(0, PROBES))
     old, new = base.state_dict(), {k: v.clone() for k, v in adapted.state_dict().items()}
     most = (1 + MOST_FORGOTTEN) * joint_error_mm(base, "dgn-nano", labels, Group())
     for share in SHARES:
@@ -234,7 +235,7 @@ class _Run:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.base.bf16):
             output = self.net(images(labels))
         taught = _taught(labels, n, counts, self.config.teacher > 0)
-        supervised = self.criterion(type(output)(*(x[taught] for x in output)), _pick(labels, taught))
+        supervised = self.criterion(type(output)(*(x[taught] for x in output)), rows(labels, taught))
         found = {f"label {k}": v for k, v in supervised.items() if k != "loss"}
         loss = supervised["loss"]
         if n and self.config.terms:
@@ -329,7 +330,7 @@ class _Batches:
         samples += [self.everybody.sample(step * self.n_everybody + k) for k in range(self.n_everybody)]
         if self.rooms:
             samples += [self.rooms.sample(step * self.n_rooms + k) for k in range(self.n_rooms)]
-        labels = Labels(*(torch.as_tensor(np.stack(column)) for column in zip(*samples, strict=True)))
+        labels = to_labels(stacked(samples))
         n = self.n_target
         batch = TargetBatch(
             labels.image[:n],
@@ -353,10 +354,6 @@ def _taught(labels: Labels, n: int, good: Tensor, teacher: bool) -> Tensor:
     """Indices of the samples whose labels count: all that were drawn, and the target's where the teacher is sure."""
     index = torch.arange(len(labels.image))
     return index[torch.cat([good if teacher else torch.zeros_like(good), torch.ones(len(index) - n, dtype=torch.bool)])]
-
-
-def _pick(labels: Labels, index: Tensor) -> Labels:
-    return Labels(*(None if x is None else x[index] for x in labels))  # type: ignore[arg-type]
 
 
 def progress(step: int, steps: int, seconds: float, minutes: float | None, means: dict[str, float]) -> str:

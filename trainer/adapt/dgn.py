@@ -37,10 +37,10 @@ def some_of(batch: TargetBatch, which: Tensor) -> TargetBatch:
 class Terms:
     """Calls give the weighted terms by name, each a scalar; a weight of 0 leaves its term out."""
 
-    def __init__(self, shape: Shape, weights: Weights | None = None, device: str = "cpu") -> None:
+    def __init__(self, shape: Shape, weights: Weights | None = None) -> None:
         self.weights = weights or Weights()
         self.hand = terms.user_hand(shape)
-        self.refit = terms.UserRefit(self.hand, device)
+        self.refit = terms.UserRefit(self.hand)
 
     def parameters(self) -> list[Tensor]:
         """What is learned beside the network: nothing."""

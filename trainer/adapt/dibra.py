@@ -51,10 +51,10 @@ class Terms:
     """The method for `adapt`: calls give the weighted terms by name, each a scalar. A Dual Grid Net's pose is what its
     parts' similarities say (its eq. 3)."""
 
-    def __init__(self, shape: Shape, weights: Weights | None = None, device: str = "cpu") -> None:
+    def __init__(self, shape: Shape, weights: Weights | None = None) -> None:
         self.weights = weights or Weights()
-        self.cloud = Cloud(beta=shape.beta).to(device)
-        self.refit = Refit(device=device)
+        self.cloud = Cloud(beta=shape.beta)
+        self.refit = Refit()
 
     def parameters(self) -> list[Tensor]:
         """What is learned beside the network: the points of P."""

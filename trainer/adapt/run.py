@@ -40,7 +40,7 @@ from .fit import Fitted, Teacher
 from .frames import HELD_OUT, AdaptError, cut_crop
 from .target import Target
 
-METHODS = {"dgn": "dgn", "dibra": "dibra"}  # a name, and the module of this folder whose `Terms` it is
+METHODS = ("dgn", "dibra")  # modules of this folder that have `Terms`
 SAY_S, SAVE_S = 10.0, 60.0
 MOST_FORGOTTEN, PROBES = 0.013, 1600  # of the joint error on so many rendered hands; the gate allows 2 %
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)  # of the change that may be kept
@@ -87,11 +87,11 @@ def without_terms(config: AdaptConfig, left_out: Sequence[str]) -> AdaptConfig:
 def _method(name: str) -> Any:
     if name not in METHODS:
         raise AdaptError(f"--method {name}: possible are {', '.join(METHODS)}")
-    return importlib.import_module(f".{METHODS[name]}", __package__)
+    return importlib.import_module(f".{name}", __package__)
 
 
 class Method(Protocol):
-    """What a module of METHODS has as `Terms(shape, weights, device)`, beside its `Weights`, a NamedTuple of floats."""
+    """What a module of METHODS has as `Terms(shape, weights)`, beside its `Weights`, a NamedTuple of floats."""
 
     def __call__(self, output: Any, batch: TargetBatch) -> dict[str, Tensor]: ...
     def parameters(self) -> list[Tensor]: ...

@@ -21,10 +21,10 @@ from ..checkpoint import load_net
 from .agreement import usable_rig
 from .frames import HELD_OUT, AdaptError, read_footage
 from .report import draw_fits, summary
-from .run import METHODS, AdaptConfig, Adapted, adapt_net
+from .run import AdaptConfig, Adapted, adapt_net
 from .target import Target, load_target, prepare, save_target
 
-__all__ = ["METHODS", "AdaptConfig", "AdaptError", "adapt"]
+__all__ = ["AdaptConfig", "AdaptError", "adapt"]
 
 Array = NDArray[Any]
 NICE = 10  # below the daemon

@@ -139,8 +139,8 @@ def user_hand(shape: Shape) -> HandTemplate:
 class UserRefit(Refit):
     """The closed-form refit (section 3.4) to the user's own hand, whose parts have no scale left to find."""
 
-    def __init__(self, hand: HandTemplate, device: str = "cpu") -> None:
-        super().__init__(hand, device)
+    def __init__(self, hand: HandTemplate) -> None:
+        super().__init__(hand)
         self.hand = hand
 
     def rigid(self, vertices_m: Tensor) -> Tensor:

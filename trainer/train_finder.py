@@ -13,7 +13,7 @@ import multiprocessing as mp
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -246,25 +246,25 @@ def write(path: Path, entry: dict[str, float]) -> None:
         file.write(json.dumps(entry) + "\n")
 
 
-def scenes_of(stream: str, seed: int = 0) -> Callable[[int], Any]:
+def scenes_of(stream: str) -> Callable[[int], Any]:
     """The scenes to learn from by index: people, and every sixth time hands on bare forearms."""
     from .synth.lone_hands import LoneHands
     from .synth.rooms import SceneGenerator
 
-    rooms, lone = SceneGenerator(stream, seed, width=WIDTH), LoneHands(stream, seed, width=WIDTH)
+    rooms, lone = SceneGenerator(stream, width=WIDTH), LoneHands(stream, width=WIDTH)
     return lambda index: lone.scene(index) if index % 6 == 5 else rooms.scene(index)
 
 
-def _render(cache: Path, numbers: range, validation: range, seed: int) -> None:
-    render_shards(cache, "val", validation, scenes_of("val", seed))
-    render_shards(cache, "train", numbers, scenes_of("train", seed))
+def _render(cache: Path, numbers: range, validation: range) -> None:
+    render_shards(cache, "val", validation, scenes_of("val"))
+    render_shards(cache, "train", numbers, scenes_of("train"))
 
 
 @contextmanager
-def rendering(cache: Path, scenes: int, first_shard: int, seed: int = 0) -> Iterator[None]:
+def rendering(cache: Path, scenes: int, first_shard: int) -> Iterator[None]:
     """Render in a process of its own, for as long as the caller works."""
     numbers = range(first_shard, first_shard + math.ceil(scenes / SHARD))
-    process = mp.get_context("spawn").Process(target=_render, args=(cache, numbers, range(4), seed), daemon=True)
+    process = mp.get_context("spawn").Process(target=_render, args=(cache, numbers, range(4)), daemon=True)
     process.start()
     try:
         yield
@@ -291,11 +291,7 @@ def main(
     torch.set_num_threads(threads)
     config = TrainConfig(net="finder", samples=samples, warmup=4000, coarse=0, negative_share=0.0)
     try:
-        if scenes:
-            with rendering(cache, scenes, first_shard):
-                train(config, out, cache, first_shard=first_shard, resume=resume, minutes=minutes,
-                      validate_every=validate_every)  # fmt: skip
-        else:
+        with rendering(cache, scenes, first_shard) if scenes else nullcontext():
             train(config, out, cache, first_shard=first_shard, resume=resume, minutes=minutes,
                   validate_every=validate_every)  # fmt: skip
     except TrainError as error:

@@ -10,27 +10,18 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from .fp16 import finish, trunk, widen
+from .quantize import Inputs
 
 Image = NDArray[np.float32]
 Error = Callable[[onnx.ModelProto], float]
-
-
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    def __init__(self, name: str, images: Iterable[Image]) -> None:
-        self._name, self._images = name, iter(images)
-
-    def get_next(self) -> dict[str, Any] | None:
-        image = next(self._images, None)
-        return None if image is None else {self._name: image}
 
 
 class QdqError(Exception):
@@ -97,7 +88,7 @@ def _quantised(model: onnx.ModelProto, names: list[str], images: list[Image]) ->
         logger.setLevel(logging.ERROR)  # it advises steps that were done at export
         try:
             quantize_static(
-                plain, out, _Reader(model.graph.input[0].name, images), quant_format=QuantFormat.QDQ, per_channel=True,
+                plain, out, Inputs(model.graph.input[0].name, images), quant_format=QuantFormat.QDQ, per_channel=True,
                 activation_type=QuantType.QInt8, weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"],
                 nodes_to_quantize=names, calibrate_method=CalibrationMethod.MinMax,
                 extra_options={

@@ -29,7 +29,7 @@ class QuantizeError(Exception):
     """A network that cannot be had in 8 bits, in one line."""
 
 
-class _Inputs(CalibrationDataReader):  # type: ignore[misc]
+class Inputs(CalibrationDataReader):  # type: ignore[misc]
     """What the network sees, one input at a time."""
 
     def __init__(self, name: str, arrays: Iterable[Any]) -> None:
@@ -66,7 +66,7 @@ def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wan
             raise QuantizeError(f"quantize {model}: none of its layers is one that 8 bits are for")
         logger.setLevel(logging.ERROR)  # it advises what was done above
         quantize_static(
-            plain, out, _Inputs(name, arrays), quant_format=QuantFormat.QDQ, per_channel=True,
+            plain, out, Inputs(name, arrays), quant_format=QuantFormat.QDQ, per_channel=True,
             activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, nodes_to_quantize=names,
             op_types_to_quantize=sorted(QUANTIZED), calibrate_method=CalibrationMethod.MinMax,
         )  # fmt: skip

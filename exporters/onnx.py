@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,22 +44,13 @@ class Deployed(nn.Module):
     def __init__(self, net: nn.Module, config: TrainConfig) -> None:
         super().__init__()
         self.net = net
-        self.config, self.module = config, net_module(config.net)
-        self.names: tuple[str, ...] = self.module.OUTPUTS
+        self.config = config
+        self.names: tuple[str, ...] = net_module(config.net).OUTPUTS
         self.priors = {"right_logit": prior(config.left_share), "presence_logit": prior(share_without(config))}
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         out = self.net(image)
         return tuple(getattr(out, name) - self.priors.get(name, 0.0) for name in self.names)
-
-    def vertices_m(self, outputs: tuple[Tensor, ...], sample: Sample) -> Tensor:
-        """The vertices (V, 3) m that the outputs mean for a sample's crop, before any refit."""
-        distance, cube = torch.tensor([sample.distance_m]), torch.tensor([sample.cube_m])
-        if self.names[0] == "vertices_uvd":
-            return metres(outputs[0], distance, cube)[0]
-        output = output_of(self.module, dict(zip(self.names, outputs, strict=True)))
-        vertices: Tensor = self.module.estimate(output, distance, cube)[1]
-        return vertices[0]
 
 
 def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, precision: str = "fp32") -> ModelCard:
@@ -157,13 +149,25 @@ def compare(deployed: Deployed, model: Path) -> dict[str, Any]:
         with torch.no_grad():
             expected = deployed(torch.from_numpy(image))
         got = tuple(torch.from_numpy(o) for o in engine.run(image))
-        off = (deployed.vertices_m(expected, sample) - deployed.vertices_m(got, sample)).norm(dim=-1) * 1e3
+        expected_m, got_m = (vertices_m(deployed.config.net, deployed.names, o, sample) for o in (expected, got))
+        off = (expected_m - got_m).norm(dim=-1) * 1e3
         worst, total = max(worst, float(off.max())), total + float(off.mean())
         logits = [
             float((a - b).abs().max()) for n, a, b in zip(deployed.names, expected, got, strict=True) if "log" in n
         ]
         worst_logit = max(worst_logit, *logits, 0.0)
     return {"max_mm": worst, "mean_mm": total / PROBES, "max_logit": worst_logit, "probes": PROBES}
+
+
+def vertices_m(net: str, names: Iterable[str], outputs: Iterable[Tensor], sample: Sample) -> Tensor:
+    """The vertices (V, 3) m that a network's outputs mean for a sample's crop, before any refit."""
+    distance, cube = torch.tensor([sample.distance_m]), torch.tensor([sample.cube_m])
+    named = dict(zip(names, outputs, strict=True))
+    if "vertices_uvd" in named:
+        return metres(named["vertices_uvd"], distance, cube)[0]
+    module = net_module(net)
+    vertices: Tensor = module.estimate(output_of(module, named), distance, cube)[1]
+    return vertices[0]
 
 
 def command(config: TrainConfig) -> str:

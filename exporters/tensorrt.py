@@ -20,10 +20,9 @@ from torch import Tensor
 from ..edge.engines import open_engine
 from ..edge.engines.tensorrt import artefact
 from ..edge.model_card import ModelCard, ModelError, load_card, sha256
-from ..trainer.losses import metres
-from ..trainer.nets import net_module, output_of
 from ..trainer.synth.samples import Generator, Sample
 from .fp16 import Fp16Error, to_half
+from .onnx import vertices_m
 from .qdq import QdqError, to_int8
 
 PROBES = 64  # crops of the validation stream, those of `onnx.py`
@@ -110,15 +109,7 @@ def _probes(model: Path, card: ModelCard) -> list[Probe]:
 
 
 def _vertices_m(card: ModelCard, outputs: list[Any], sample: Sample) -> Tensor:
-    distance, cube = torch.tensor([sample.distance_m]), torch.tensor([sample.cube_m])
-    tensors = [torch.from_numpy(np.ascontiguousarray(output)) for output in outputs]
-    if next(iter(card.outputs)) == "vertices_uvd":
-        return metres(tensors[0], distance, cube)[0]
-    module = net_module(card.training["net"])
-    vertices: Tensor = module.estimate(
-        output_of(module, dict(zip(card.outputs, tensors, strict=True))), distance, cube
-    )[1]
-    return vertices[0]
+    return vertices_m(card.training["net"], card.outputs, map(torch.from_numpy, outputs), sample)
 
 
 def _to_int8(proto: onnx.ModelProto, card: ModelCard, probes: list[Probe]) -> onnx.ModelProto:

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def export(checkpoint: Path, out: Path, cache: Path, precision: str = "int8") ->
         engine = open_engine("onnxruntime", temporary, net="finder")
         found = [proposals(maps, THRESHOLD, 6) for maps in map(engine_maps(engine), pictures(measured))]
         metrics = {"data": f"rooms:val, {MEASURED} scenes", **score(found, hands_of(measured["hands"]))}
-        card = ModelCard(**{**asdict(card), "parity": parity, "metrics": metrics})
+        card = replace(card, parity=parity, metrics=metrics)
         os.replace(temporary, out)
         card.write(out)
         return card

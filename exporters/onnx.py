@@ -10,7 +10,7 @@ import os
 import subprocess
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
             )
         if metrics and metrics.get("model", card.sha256) != card.sha256:
             raise ExportError(f"export {out}: the metrics are of another model ({metrics['model'][:12]})")
-        card = ModelCard(**{**asdict(card), "parity": parity})
+        card = replace(card, parity=parity)
         os.replace(temporary, out)
         card.write(out)
         return card

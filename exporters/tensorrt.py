@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +77,7 @@ def export_tensorrt(model: Path, precision: str, folder: Path | None = None) -> 
                 f"export {out}: it is {parity['mean_mm']:.3f} mm from {model.name} on {len(probes)} crops (at most "
                 f"{parity['max_mm']:.1f}); allowed are {LIMITS_MM[precision]} mm"
             )
-        made_card = ModelCard(**{**asdict(made_card), "parity": {**parity, "from": card.sha256}})
+        made_card = replace(made_card, parity={**parity, "from": card.sha256})
         os.replace(part, out)
         made_card.write(out)
     return out

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +23,12 @@ from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.finder import CUBE_M, INPUT, OUTPUTS, PICTURE, THRESHOLD, Maps, network_input, proposals
-from ..edge.model_card import ModelCard, card_path, sha256
+from ..edge.model_card import ModelCard, sha256
 from ..hand.frames import HandRoi
 from ..trainer.checkpoint import TrainConfig, TrainError
 from ..trainer.synth.pictures import SHARD, Hands, depth_m, hands_of, open_shards
 from ..trainer.train_finder import load_finder, matches, score
-from .onnx import OPSET, ExportError, commit, store_as_half
+from .onnx import ExportError, commit, part_of, store_as_half, to_onnx
 from .quantize import QuantizeError, quantize_where
 
 Array = NDArray[Any]
@@ -64,17 +63,8 @@ def export(checkpoint: Path, out: Path, cache: Path, precision: str = "int8") ->
     net, config, seen = load_finder(checkpoint)
     plain = Deployed(net).eval()
     deployed = Deployed(net, *believable(plain, others)).eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.stem + ".part.onnx")
-    example = torch.zeros(INPUT)
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                deployed, (example,), str(temporary), input_names=["picture"], output_names=list(OUTPUTS),
-                opset_version=OPSET, dynamo=False,
-            )  # fmt: skip
-            shapes = [list(o.shape) for o in deployed(example)]
+    with part_of(out) as temporary:
+        outputs = to_onnx(deployed, "picture", torch.zeros(INPUT), OUTPUTS, temporary)
         if precision == "int8":
             inputs = (network_input(depth_m(row["picture"])) for row in others[:CALIBRATION])
             quantize_where(temporary, temporary, "picture", inputs, lambda node: not any(f in node for f in FLOAT))
@@ -88,7 +78,7 @@ def export(checkpoint: Path, out: Path, cache: Path, precision: str = "int8") ->
             crop_size=PICTURE.width,
             cube_m=CUBE_M,
             inputs={"picture": list(INPUT)},
-            outputs=dict(zip(OUTPUTS, shapes, strict=True)),
+            outputs=outputs,
             training={**training(config), "seen": seen, "parameters": sum(p.numel() for p in net.parameters()),
                       "mmac": round(mmac(net), 1), "commit": commit()},
         )  # fmt: skip
@@ -107,9 +97,6 @@ def export(checkpoint: Path, out: Path, cache: Path, precision: str = "int8") ->
         os.replace(temporary, out)
         card.write(out)
         return card
-    finally:
-        for leftover in (temporary, card_path(temporary)):
-            leftover.unlink(missing_ok=True)
 
 
 def training(config: TrainConfig) -> dict[str, Any]:

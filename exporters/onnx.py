@@ -9,7 +9,8 @@ import math
 import os
 import subprocess
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -66,17 +67,8 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
     deployed = Deployed(net, config).eval()
     module = net_module(config.net)
     image = torch.ones(1, 1, module.IMAGE_PX, module.IMAGE_PX)
-    names = list(module.OUTPUTS)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.stem + ".part.onnx")
-    try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                deployed, (image,), str(temporary), input_names=["image"], output_names=names, opset_version=OPSET,
-                dynamo=False,
-            )  # fmt: skip
-            shapes = [list(o.shape) for o in deployed(image)]
+    with part_of(out) as temporary:
+        outputs = to_onnx(deployed, "image", image, module.OUTPUTS, temporary)
         if precision == "int8":
             try:
                 quantize(temporary, temporary)
@@ -92,7 +84,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
             crop_size=module.IMAGE_PX,
             cube_m=CUBE_M,
             inputs={"image": list(image.shape)},
-            outputs=dict(zip(names, shapes, strict=True)),
+            outputs=outputs,
             training={
                 **asdict(config),
                 "seen": seen,
@@ -116,9 +108,29 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
         os.replace(temporary, out)
         card.write(out)
         return card
+
+
+@contextmanager
+def part_of(out: Path) -> Iterator[Path]:
+    """Where to write what becomes out if nothing is amiss; what is left there in the end is removed, its card too."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.stem + ".part.onnx")
+    try:
+        yield temporary
     finally:
         for leftover in (temporary, card_path(temporary)):
             leftover.unlink(missing_ok=True)
+
+
+def to_onnx(net: nn.Module, name: str, example: Tensor, outputs: Sequence[str], file: Path) -> dict[str, list[int]]:
+    """Write a network whose input of that name is like the example; the shapes of its outputs by name."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            net, (example,), str(file), input_names=[name], output_names=list(outputs), opset_version=OPSET,
+            dynamo=False,
+        )  # fmt: skip
+        return {o: list(tensor.shape) for o, tensor in zip(outputs, net(example), strict=True)}
 
 
 def store_as_half(model: Path) -> None:

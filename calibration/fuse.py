@@ -18,12 +18,11 @@ from numpy.typing import NDArray
 from ..edge.confidence import Calibration, joint_confidence
 from ..edge.refit import theta_of
 from ..edge.smooth import Channel, Smoother, rotation_matrix, rotation_vector
-from ..edge.track import TrackedHand
 from ..hand import se3
 from ..hand.crop import MIRROR, mirror_pose
 from ..hand.frames import HandPose, Side
 from ..hand.kinematics import clamp_angles
-from ..hand.messages import Motion
+from ..hand.messages import Motion, WireHand
 from .fused_shape import FusedShape
 from .many_views import Guess, Pose, Surface, agree, guess_of, refit, robust_weights
 from .rig import Rig, RigCamera
@@ -97,10 +96,10 @@ class Fuser:
         self._lost: list[FusedHand] = []
         self._next_id = 1
 
-    def step(self, t_ns: int, sightings: Sequence[Sighting]) -> list[TrackedHand]:
+    def step(self, t_ns: int, sightings: Sequence[Sighting]) -> list[WireHand]:
         """The hands at t_ns of the reference clock, from what the cameras say of that moment."""
         seen = [self._seen(sighting) for sighting in sightings]
-        found: list[TrackedHand] = []
+        found: list[WireHand] = []
         for hand, its in self._assigned(t_ns, seen):
             self._vote(hand, its)
             mine = [s for s in its if s.sighting.is_left == hand.is_left and s.sighting.age_ms * 1e6 <= PREDICTED_NS]
@@ -193,7 +192,7 @@ class Fuser:
         guess = guess._replace(joints_m=joints * mirror, sigma_m=sigma_m(sighting, camera, joints))
         return Seen(sighting, joints, guess)
 
-    def _measured(self, hand: FusedHand, t_ns: int, mine: list[Seen], others: list[Guess]) -> TrackedHand:
+    def _measured(self, hand: FusedHand, t_ns: int, mine: list[Seen], others: list[Guess]) -> WireHand:
         """others are the guesses of cameras that take it for the other side's: their depth points are its own all the
         same."""
         guesses = [s.guess for s in mine]
@@ -231,13 +230,13 @@ class Fuser:
         raw = raw * MIRROR if hand.is_left else raw
         motion = smoothed.motion
         age_ms = (t_ns - hand.measured_ns) * 1e-6
-        return TrackedHand(
+        return WireHand(
             hand.id,
+            age_ms,
             hand.pose,
             raw if tracked else None,
-            age_ms,
-            _motion_in_mirror(motion) if hand.is_left else motion,
             visible,
+            _motion_in_mirror(motion) if hand.is_left else motion,
         )
 
     def _weights(self, hand: FusedHand, t_ns: int, mine: list[Seen]) -> Array:
@@ -277,7 +276,7 @@ class Fuser:
             clamp_angles(pose.angles + share * step.angles),
         )
 
-    def _predicted(self, hand: FusedHand, t_ns: int) -> TrackedHand | None:
+    def _predicted(self, hand: FusedHand, t_ns: int) -> WireHand | None:
         """The hand where it should be by now; None if it was not seen for too long."""
         age_ns = t_ns - hand.measured_ns
         ahead = hand.smoother.predict(t_ns) if 0 <= age_ns <= PREDICTED_NS else None
@@ -292,8 +291,8 @@ class Fuser:
             hand.pose.joint_conf * fading,
             hand.pose.score * fading,
         )
-        motion = ahead.motion
-        return TrackedHand(hand.id, pose, None, age_ns * 1e-6, _motion_in_mirror(motion) if hand.is_left else motion)
+        motion = _motion_in_mirror(ahead.motion) if hand.is_left else ahead.motion
+        return WireHand(hand.id, age_ns * 1e-6, pose, None, motion=motion)
 
     def _pose(self, hand: FusedHand, pose: Pose, state: Any, conf: Array, score: float) -> HandPose:
         assert hand.shape is not None

@@ -9,7 +9,7 @@ from typing import get_args
 
 from ..edge.publish import Publisher
 from ..hand.messages import StatusState
-from ..hand.wire import Header, WireHand, encode_joints, encode_mesh, encode_status
+from ..hand.wire import Header, encode_joints, encode_mesh, encode_status
 from .fuse import Fuser
 from .listen import Heard, Listener
 from .rig import Rig
@@ -72,11 +72,11 @@ class FuseLoop:
         unix_ns, captured_ns = self.views.capture(t_ns)
         self._header = Header(CAMERA, self.frames, captured_ns, unix_ns, time.monotonic_ns())
         self.stages_us["wait"], self.stages_us["fuse"] = (begun - captured_ns) * 1e-3, (fused - begun) * 1e-3
-        wire = [WireHand(h.id, h.age_ms, h.pose, h.joints_raw_m, h.visible, h.motion) for h in hands]
         if self.publisher.wants(f"joints.{CAMERA}"):
-            self.publisher.publish(encode_joints(self._header, wire, stages_us=self.stages_us, dropped=self.views.late))
+            parts = encode_joints(self._header, hands, stages_us=self.stages_us, dropped=self.views.late)
+            self.publisher.publish(parts)
         if self.publisher.wants(f"mesh.{CAMERA}"):
-            self.publisher.publish(encode_mesh(self._header, wire))
+            self.publisher.publish(encode_mesh(self._header, hands))
         self.stages_us["publish"] = (time.monotonic_ns() - fused) * 1e-3
         self.frames += 1
         states = {hand.pose.state for hand in hands}

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 from ..edge.cloud import points_near
 from ..edge.engines import Engine, open_engine
 from ..edge.refit import Refit
-from ..edge.track import TrackedHand
 from ..edge.tracker import Tracker
 from ..hand.camera import Intrinsics
 from ..hand.crop import MIRROR, mirror_pose
 from ..hand.frames import DepthFrame
 from ..hand.kinematics import Shape
-from ..hand.messages import CloudMessage, HandJoints, JointsMessage, Message
+from ..hand.messages import CloudMessage, HandJoints, JointsMessage, Message, WireHand
 from .listen import Listener
 from .observe import JOINTS, Cloud, ObserveError, Sight, different
 from .sight import shows_left
@@ -76,7 +75,7 @@ class Looker:
         self.collected = Collected()
         self._id: int | None = None
 
-    def look(self, frame: DepthFrame) -> TrackedHand | None:
+    def look(self, frame: DepthFrame) -> WireHand | None:
         """Track one frame; the hand that was measured, of several the one that was followed before."""
         self.collected.serial, self.collected.intrinsics = frame.camera, frame.intrinsics
         hands = [hand for hand in self.tracker.process(frame) if hand.joints_raw_m is not None]

@@ -11,7 +11,7 @@ from typing import Protocol
 from ..hand.frames import DepthFrame
 from ..hand.messages import StatusState
 from ..hand.template import template
-from ..hand.wire import Header, WireHand, encode_joints, encode_mesh, encode_status, encode_topology
+from ..hand.wire import Header, encode_joints, encode_mesh, encode_status, encode_topology
 from .cameras import BadFrame, Camera, EndOfStream, FrameTimeout
 from .clock import HOST, Clock
 from .cloud import Clouds
@@ -172,18 +172,17 @@ class Loop:
         self.totals.frames += 1
         self.totals.tracked += any(h.pose.state == "tracked" for h in hands)
         self.totals.recent_ns.append(frame.t_ns)
-        wire_hands = [WireHand(h.id, h.age_ms, h.pose, h.joints_raw_m, h.visible, h.motion) for h in hands]
         now_ns = self.clock.monotonic_ns()
         header = Header(frame.camera, frame.seq, frame.t_ns, frame.t_ns + self._wall_offset_ns, now_ns)
         if self.publisher.wants(self._joints_topic) or self.watcher or self.sink:
-            parts = encode_joints(header, wire_hands, stages_us=stages, dropped=self.totals.dropped)
+            parts = encode_joints(header, hands, stages_us=stages, dropped=self.totals.dropped)
             self._publish(parts, now_ns)
             if self.watcher:
                 self.watcher(frame, parts)
         if self.publisher.wants(self._mesh_topic) or self.sink:
-            self._publish(encode_mesh(header, wire_hands), now_ns)
+            self._publish(encode_mesh(header, hands), now_ns)
         if self.publisher.wants(self._cloud_topic):
-            self.publisher.publish(self.clouds.message(header, frame, wire_hands))
+            self.publisher.publish(self.clouds.message(header, frame, hands))
         over_ns = self.clock.monotonic_ns()
         self.publish_us, self.total_us = (over_ns - begun_ns) * 1e-3, (over_ns - frame.t_ns) * 1e-3
         states = {h.pose.state for h in hands}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..hand.crop import camera_from_crop, mirror_pose
 from ..hand.frames import DepthFrame, HandPose, Side
 from ..hand.kinematics import Shape
-from ..hand.messages import Motion
+from ..hand.messages import WireHand
 from .arithmetic import PLAIN, Arithmetic
 from .confidence import Calibration
 from .look import Look, trust
@@ -27,19 +27,6 @@ SIDE_LIMIT = 20.0
 SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand
 SIDE_SURE = 0.9  # confidence below which a side is published as unknown
 MOST_M_S = 3.0  # hands keep below this, or so
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TrackedHand:
-    """A hand as published in one frame. pose is smoothed; joints_raw_m (21, 3) m as measured, None if the hand was not
-    measured but predicted, age_ms after its last measurement; visible (21,) as in `visibility.py`."""
-
-    id: int
-    pose: HandPose
-    joints_raw_m: Array | None = None
-    age_ms: float = 0.0
-    motion: Motion | None = None
-    visible: NDArray[np.int8] | None = None
 
 
 @dataclass(eq=False)
@@ -110,7 +97,7 @@ class Poser:
             arithmetic.visible, arithmetic.joint_confidence, arithmetic.fit_mm,
         )  # fmt: skip
 
-    def measured(self, track: Track, frame: DepthFrame, look: Look) -> TrackedHand:
+    def measured(self, track: Track, frame: DepthFrame, look: Look) -> WireHand:
         """Refit the hand of a look, smooth it, remember it in the track."""
         vertices, points = look.prediction.vertices_m, look.prediction.points_m
         weights = trust(look.prediction.joint_error_m)
@@ -144,9 +131,9 @@ class Poser:
             fit_mm=self._fit_mm(camera_from_crop(look.crop, points), vertices),
         )
         track.measured += 1
-        return TrackedHand(track.id, track.pose, raw, 0.0, smoothed.motion, seen)
+        return WireHand(track.id, 0.0, track.pose, raw, seen, smoothed.motion)
 
-    def predicted(self, track: Track, frame: DepthFrame) -> TrackedHand | None:
+    def predicted(self, track: Track, frame: DepthFrame) -> WireHand | None:
         """The hand where it should be by now, less certain the longer ago it was measured; None if too long ago."""
         age_ns = frame.t_ns - track.t_ns
         ahead = track.smoother.predict(frame.t_ns) if age_ns <= PREDICTED_NS else None
@@ -167,7 +154,7 @@ class Poser:
             joint_conf=was.joint_conf * fading,
             fit_mm=float("nan"),
         )
-        return TrackedHand(track.id, pose, None, age_ns * 1e-6, ahead.motion, self._visible(frame, joints))
+        return WireHand(track.id, age_ns * 1e-6, pose, None, self._visible(frame, joints), ahead.motion)
 
     def _hand(self, t: Array, angles: Array, shape: Shape, left: bool) -> tuple[Array, Array]:
         """Joints (21, 3) and vertices (V, 3) m, in the camera frame, of a wrist (4, 4) and angles (20,)."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.frames import DepthFrame, HandRoi
+from ..hand.messages import WireHand
 from .arithmetic import PLAIN, Arithmetic
 from .confidence import calibration_of
 from .engines import Engine
@@ -24,9 +25,9 @@ from .finder import NEAR_M, Finder, open_finder
 from .look import Eye, Look, belief
 from .person import Person
 from .refit import Refit
-from .track import MOST_M_S, SIDE_DECIDED, Poser, Track, TrackedHand
+from .track import MOST_M_S, SIDE_DECIDED, Poser, Track
 
-__all__ = ["STAGES", "Track", "TrackedHand", "Tracker"]
+__all__ = ["STAGES", "Track", "Tracker"]
 
 Array = NDArray[Any]
 MAX_HANDS = 2
@@ -77,7 +78,7 @@ class Tracker:
         calibration = calibration_of(self.engine.card.confidence)
         self._poser = Poser(self.refit, calibration, self.smooth, self.arithmetic)
 
-    def process(self, frame: DepthFrame) -> list[TrackedHand]:
+    def process(self, frame: DepthFrame) -> list[WireHand]:
         """The hands of this frame, those measured and those predicted; none if none is there."""
         for stage in STAGES:
             self.stages_us[stage] = 0.0
@@ -273,9 +274,9 @@ class Tracker:
 
     # --- publish
 
-    def _publish(self, frame: DepthFrame, looks: dict[Track, Look]) -> list[TrackedHand]:
+    def _publish(self, frame: DepthFrame, looks: dict[Track, Look]) -> list[WireHand]:
         begun = time.perf_counter()
-        hands: list[TrackedHand] = []
+        hands: list[WireHand] = []
         for track in looks:
             track.published = track.published or (track.measured > 0 and track.belief > PUBLISH)
             if track.published and not track.id:

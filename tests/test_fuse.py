@@ -13,7 +13,6 @@ from edge_hand.calibration.many_views import Guess, Pose, Surface, agree, refit,
 from edge_hand.calibration.rig import DepthCorrection, Quality, Rig, RigCamera, TimeOffset
 from edge_hand.calibration.sight import View
 from edge_hand.calibration.views import Views
-from edge_hand.edge.track import TrackedHand
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.crop import MIRROR
@@ -82,7 +81,7 @@ def told(rig: Rig, k: int, i: int, off_m: np.ndarray | None = None, *, is_left: 
 
 
 def run(rig: Rig, frames: range, noise: Noise, cameras: Callable[[int], Sequence[int]] = lambda i: range(3),
-        **how: object) -> list[tuple[float, list[TrackedHand]]]:  # fmt: skip
+        **how: object) -> list[tuple[float, list[WireHand]]]:  # fmt: skip
     """(t_s, hands) of each step."""
     fuser, views = Fuser(rig), [View(k, camera) for k, camera in enumerate(rig.cameras)]
     out = []
@@ -94,7 +93,7 @@ def run(rig: Rig, frames: range, noise: Noise, cameras: Callable[[int], Sequence
     return out
 
 
-def errors_mm(steps: list[tuple[float, list[TrackedHand]]], is_left: bool = False) -> np.ndarray:
+def errors_mm(steps: list[tuple[float, list[WireHand]]], is_left: bool = False) -> np.ndarray:
     """(N, 21, 3)"""
     return 1e3 * np.array([hands[0].pose.joints_m - truth_at(t, is_left)[0] for t, hands in steps if hands])
 

@@ -12,10 +12,11 @@ from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.look import Look
 from edge_hand.edge.track import MOST_M_S, PREDICTED_NS
-from edge_hand.edge.tracker import REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, TrackedHand, Tracker
+from edge_hand.edge.tracker import REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
 from edge_hand.hand.crop import MIRROR
 from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.hand.kinematics import pose_hand
+from edge_hand.hand.messages import WireHand
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
 from edge_hand.hand.template import template
@@ -47,15 +48,13 @@ def frames(camera: SyntheticCamera) -> list[DepthFrame]:
 
 
 @pytest.fixture(scope="module")
-def followed(engine: Engine, frames: list[DepthFrame]) -> list[list[TrackedHand]]:
+def followed(engine: Engine, frames: list[DepthFrame]) -> list[list[WireHand]]:
     tracker = Tracker(engine)
     return [tracker.process(f) for f in frames]
 
 
 @pytest.fixture(scope="module")
-def followed_mirrored(
-    engine: Engine, frames: list[DepthFrame], followed: list[list[TrackedHand]]
-) -> list[list[TrackedHand]]:
+def followed_mirrored(engine: Engine, frames: list[DepthFrame], followed: list[list[WireHand]]) -> list[list[WireHand]]:
     """The mirror images, from a track that takes the hand for a left one."""
     tracker = Tracker(engine)
     centre = followed[0][0].pose.joints_m.mean(0) * MIRROR
@@ -73,11 +72,11 @@ def blank(frame: DepthFrame, counts: int = 0) -> DepthFrame:
     return replace(frame, depth=np.full_like(frame.depth, counts))
 
 
-def error_mm(hand: TrackedHand, joints_m: Array) -> float:
+def error_mm(hand: WireHand, joints_m: Array) -> float:
     return float(np.linalg.norm(hand.pose.joints_m - joints_m, axis=1).mean() * 1e3)
 
 
-def test_a_right_hand_is_followed(followed: list[list[TrackedHand]], camera: SyntheticCamera) -> None:
+def test_a_right_hand_is_followed(followed: list[list[WireHand]], camera: SyntheticCamera) -> None:
     found = [(seq, hands[0]) for seq, hands in enumerate(followed) if hands]
     assert len(found) >= 0.9 * FRAMES and all(len(hands) <= 1 for hands in followed)
     assert np.mean([error_mm(hand, camera.truth(seq)) for seq, hand in found]) < 30
@@ -94,7 +93,7 @@ def test_the_mirror_image_of_a_right_hand_is_found_as_a_left_one(engine: Engine,
 
 
 def test_a_left_hand_s_joints_are_the_mirror_image_of_a_right_one_s(
-    followed: list[list[TrackedHand]], followed_mirrored: list[list[TrackedHand]]
+    followed: list[list[WireHand]], followed_mirrored: list[list[WireHand]]
 ) -> None:
     both = [(r[0].pose, m[0].pose) for r, m in zip(followed[5:], followed_mirrored[5:], strict=True) if r and m]
     assert len(both) >= 0.8 * FRAMES
@@ -107,7 +106,7 @@ def test_a_left_hand_s_joints_are_the_mirror_image_of_a_right_one_s(
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_every_field_of_a_pose_says_the_same(
-    side: str, followed: list[list[TrackedHand]], followed_mirrored: list[list[TrackedHand]]
+    side: str, followed: list[list[WireHand]], followed_mirrored: list[list[WireHand]]
 ) -> None:
     mirror = MIRROR if side == "left" else np.ones(3)
     for hands in (followed if side == "right" else followed_mirrored)[::8]:
@@ -261,7 +260,7 @@ def test_a_hand_that_is_outvoted_after_it_was_looked_at_is_looked_at_as_the_othe
     shown: list[bool] = []
     measured = tracker._poser.measured
 
-    def spy(track: Track, frame: DepthFrame, look: Look) -> TrackedHand:
+    def spy(track: Track, frame: DepthFrame, look: Look) -> WireHand:
         shown.append(look.crop.mirrored)
         return measured(track, frame, look)
 

@@ -27,7 +27,7 @@ from ..edge.tracker import Tracker
 from ..hand import se3
 from ..hand.messages import CloudMessage, JointsMessage
 from ..hand.whole import write_json
-from ..hand.wire import Header, WireHand, decode, encode_joints
+from ..hand.wire import Header, decode, encode_joints
 from .synth.rig_views import START_NS, RigClip, rig_clip
 
 Array = NDArray[Any]
@@ -76,7 +76,7 @@ def listen(clip: RigClip, camera: int, *, clouds: bool = True) -> list[Told]:
     """What the daemon of a camera would publish of the clip."""
     tracker, maker, told = Tracker(open_engine()), Clouds(scene_hz=1e-3), []
     for frame in clip.frames(camera):
-        hands = [WireHand(h.id, h.age_ms, h.pose, h.joints_raw_m, h.visible, h.motion) for h in tracker.process(frame)]
+        hands = tracker.process(frame)
         header = Header(frame.camera, frame.seq, frame.t_ns, frame.t_ns, frame.t_ns + LATENCY_NS)
         joints = decode(encode_joints(header, hands, stages_us={}, dropped=0))
         cloud = decode(maker.message(header, frame, hands if clouds else []))

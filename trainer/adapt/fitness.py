@@ -16,9 +16,10 @@ from ...edge.engines import Engine
 from ...edge.evaluate import hand_points, surface_distance_mm
 from ...edge.finder import Finder
 from ...edge.refit import Fit, Refit
-from ...edge.tracker import TrackedHand, Tracker
+from ...edge.tracker import Tracker
 from ...hand.frames import DepthFrame
 from ...hand.kinematics import angles_from_rotations, clamp_angles
+from ...hand.messages import WireHand
 from ...hand.render import render_depth
 from ...hand.skeleton import JOINT_PARENTS, PART_PARENTS
 from ...hand.template import template
@@ -38,7 +39,7 @@ class Hand(NamedTuple):
     frame; degrees its angles are past their limits and mm its bones are off the held shape's, means; mm its deepest
     overlap of fingers; jitter_mm the joints' second difference, NaN if it was not measured in three frames running."""
 
-    tracked: TrackedHand
+    tracked: WireHand
     own_m: Array
     limits_deg: float
     bones_mm: float
@@ -74,7 +75,7 @@ class Observer:
         self._past = past
         return hands
 
-    def _hand(self, tracked: TrackedHand, joints: Array, vertices: Array, fit: Fit, jitter_mm: float) -> Hand:
+    def _hand(self, tracked: WireHand, joints: Array, vertices: Array, fit: Fit, jitter_mm: float) -> Hand:
         refit = self._refit
         to_camera = np.linalg.lstsq(fit.joints_m, joints, rcond=None)[0]  # (3, 3), a turn, of a left hand a mirror too
         rotation = refit.parts(vertices)[0]

@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..hand.whole import refusal, write_whole
-from .cli_hand import hand, must_write, verify
+from ..edge.shell import CommandError, say
+from ..hand.whole import write_whole
+from .cli_hand import hand, mistake, must_write, verify
 from .watch_cli import watch
 
 if TYPE_CHECKING:
     from .board import BoardResult
-
-
-class CalibrateError(Exception):
-    """A user's mistake, in one line."""
 
 
 @click.group()
@@ -54,7 +51,7 @@ def print_target(out: Path, target: str, paper: str | None) -> None:
         data = print_pdf(found, paper or (target if target in ("a4", "a3") else "a4"))
         write_whole(out, data)
     except (TargetError, OSError) as error:
-        raise CalibrateError(_line(error)) from None
+        raise mistake(error) from None
     click.echo(f"{out}: print at 100 %, measure the ruler, glue it on a flat plate")
 
 
@@ -87,15 +84,15 @@ def board(
     from .target import TargetError, find_target
 
     if len(sources) < 2:
-        raise CalibrateError("calibrate board: a rig needs two or more --source")
+        raise CommandError("calibrate board: a rig needs two or more --source")
     must_write(out, picture)
     try:
         printed = find_target(target)
         with open_sources(sources, mode) as opened:
             serials = [source.serial for source in opened]
             if len(set(serials)) != len(serials):
-                raise CalibrateError(f"two sources are the same camera: {', '.join(serials)}")
-            found = capture(opened, printed, every=every, say=_say)
+                raise CommandError(f"two sources are the same camera: {', '.join(serials)}")
+            found = capture(opened, printed, every=every, say=say)
         cameras = [
             BoardCamera(s.serial, s.stream, s.intrinsics, period_s)
             for s, period_s in zip(opened, found.periods_s, strict=True)
@@ -112,7 +109,7 @@ def board(
 
             draw_result(result, picture)
     except (SourceError, CameraError, TargetError, BundleError, RigError, OSError) as error:
-        raise CalibrateError(_line(error)) from None
+        raise mistake(error) from None
     for line in report(result):
         click.echo(line)
     click.echo(f"{out} is written")
@@ -136,7 +133,7 @@ def convert(rig: Path, kind: str, out: Path) -> None:
     try:
         written = export_rig(load_rig(rig), kind, out)
     except RigError as error:
-        raise CalibrateError(str(error)) from None
+        raise CommandError(str(error)) from None
     for path in written:
         click.echo(f"{path}")
 
@@ -168,14 +165,3 @@ def report(result: BoardResult) -> Sequence[str]:
         lines.append("squares not measured, for there is no depth: is the printed ruler 100 mm? 1 % costs 5 to 8 mm")
     lines += [f"warning: {warning}" for warning in rig.quality.warnings]
     return [*lines, f"verdict: {rig.quality.verdict}"]
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
-
-
-def _line(error: Exception) -> str:
-    """An error in one line, an operating system's with its file."""
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {refusal(error)}"
-    return " ".join(str(error).split())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..edge.shell import CommandError, say
 from ..hand.whole import refusal, try_writing, write_json
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def hand(
     must_write(out, picture, json_path)
     sights = _gather(sources, addresses, keys, seconds, live=True)
     with _one_line():
-        result = calibrate(out.stem, sights, force=force, say=_say)
+        result = calibrate(out.stem, sights, force=force, say=say)
         save_rig(result.rig, out)
         if picture is not None:
             from .draw_hand import draw_hand
@@ -149,13 +150,13 @@ def summary(result: HandResult) -> dict[str, Any]:
 def _gather(
     sources: tuple[str, ...], addresses: tuple[str, ...], keys: Path | None, seconds: float, *, live: bool
 ) -> list[Sight]:
-    """What all cameras saw. Raises CalibrateError."""
+    """What all cameras saw. Raises CommandError."""
     from .gate import lacks, measure
     from .gather import listen
     from .progress import line
 
     if bool(sources) == bool(addresses) or len(sources) + len(addresses) < 2:
-        raise _error("a rig needs two or more --source, or two or more --address")
+        raise CommandError("a rig needs two or more --source, or two or more --address")
     shown = [-10.0]
 
     def watch(sights: list[Sight]) -> bool:
@@ -184,7 +185,7 @@ def _depth_mm(offset_per_m: float, z_m: float) -> float:
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Inside it, what a user may get wrong becomes a CalibrateError."""
+    """Inside it, what a user may get wrong becomes a CommandError."""
     from ..edge.cameras import CameraError
     from ..edge.client import SubscribeError
     from ..edge.keys import KeysError
@@ -194,26 +195,21 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except (CameraError, SubscribeError, KeysError, ObserveError, RigError, OSError) as error:
-        raise _error(error) from None
+        raise mistake(error) from None
 
 
 def must_write(*paths: Path | None) -> None:
-    """Raise CalibrateError for a file that cannot be written, before anybody moves a hand or a board about."""
+    """Raise CommandError for a file that cannot be written, before anybody moves a hand or a board about."""
     for path in paths:
         try:
             if path is not None:
                 try_writing(path)
         except OSError as error:
-            raise _error(f"{path} cannot be written: {refusal(error)}") from None
+            raise mistake(f"{path} cannot be written: {refusal(error)}") from None
 
 
-def _error(error: Exception | str) -> Exception:
-    from .cli import CalibrateError
-
+def mistake(error: Exception | str) -> CommandError:
+    """An error in one line, an operating system's with its file."""
     if isinstance(error, OSError) and error.filename:
-        return CalibrateError(f"{error.filename}: {refusal(error)}")
-    return CalibrateError(" ".join(str(error).split()))
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)
+        return CommandError(f"{error.filename}: {refusal(error)}")
+    return CommandError(" ".join(str(error).split()))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .cli import CalibrateError
+from ..edge.shell import CommandError
 
 BIND = "tcp://127.0.0.1:5600"
 
@@ -43,9 +43,9 @@ def fuse(
     try:
         known = load_rig(rig)
     except RigError as error:
-        raise CalibrateError(str(error)) from None
+        raise CommandError(str(error)) from None
     if known.quality.verdict == "fail" and not force:
-        raise CalibrateError(f"{rig} failed its calibration ({'; '.join(known.quality.warnings)}); --force takes it")
+        raise CommandError(f"{rig} failed its calibration ({'; '.join(known.quality.warnings)}); --force takes it")
     stopping: list[int] = []
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: stopping.append(number))

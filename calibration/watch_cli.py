@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from ..edge.shell import CommandError
+
 SAY_S = 10.0
 
 
@@ -30,7 +32,6 @@ def watch(
     \b
     edge-hand calibrate watch rig.json --from tcp://127.0.0.1:5555 --from tcp://127.0.0.1:5556
     """
-    from .cli import CalibrateError
     from .listen import Listener
     from .rig import RigError, load_rig, save_rig
     from .views import Views
@@ -40,9 +41,9 @@ def watch(
     try:
         known = load_rig(rig)
     except RigError as error:
-        raise CalibrateError(str(error)) from None
+        raise CommandError(str(error)) from None
     if out.resolve() == rig.resolve():
-        raise CalibrateError(f"--propose {out}: the rig file itself is never overwritten")
+        raise CommandError(f"--propose {out}: the rig file itself is never overwritten")
     stopping: list[int] = []
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda number, _: stopping.append(number))
@@ -75,7 +76,7 @@ def watch(
                     utc = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
                     save_rig(watcher.proposal(found.drift, utc), out)
                 except RigError as error:
-                    raise CalibrateError(str(error)) from None
+                    raise CommandError(str(error)) from None
                 drift = found.drift
                 if drift.camera != proposed_of or abs(drift.moved_mm - proposed_mm) > 0.2 * drift.moved_mm:
                     proposed_of, proposed_mm = drift.camera, drift.moved_mm

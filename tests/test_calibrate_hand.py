@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from edge_hand.calibration.cli import CalibrateError
 from edge_hand.calibration.cli import calibrate as command
 from edge_hand.calibration.cli_hand import report, summary
 from edge_hand.calibration.draw_hand import draw_hand
@@ -26,6 +25,7 @@ from edge_hand.calibration.rig import Quality, Rig, RigCamera, RigError, load_ri
 from edge_hand.calibration.uncertainty import pose_difference
 from edge_hand.calibration.verify import Check, as_json, in_order, verify
 from edge_hand.calibration.verify import report as verify_report
+from edge_hand.edge.shell import CommandError
 from edge_hand.hand.se3 import inverse, so3_exp, transform
 from edge_hand.hand.template import template
 from edge_hand.trainer.synth.rig_views import Bump, RigClip, rig_clip
@@ -367,7 +367,7 @@ def test_slopes_follow_a_cubic_exactly() -> None:
 
 def test_the_commands_say_what_they_need(tmp_path: Path) -> None:
     run = CliRunner().invoke(command, ["hand", "--source", "one.mcap", "--out", str(tmp_path / "rig.json")])
-    assert isinstance(run.exception, CalibrateError)
+    assert isinstance(run.exception, CommandError)
     assert str(run.exception) == "a rig needs two or more --source, or two or more --address"
     run = CliRunner().invoke(command, ["hand", "--source", "a", "--source", "b", "--out", "rig.json"])
     assert str(run.exception).startswith("a does not exist; a source is a recording")

@@ -128,13 +128,9 @@ def convert(rig: Path, kind: str, out: Path) -> None:
     edge-hand calibrate convert rig.json --format ros --out launch/
     """
     from .convert import export_rig
-    from .rig import RigError, load_rig
+    from .rig import load_rig
 
-    try:
-        written = export_rig(load_rig(rig), kind, out)
-    except RigError as error:
-        raise CommandError(str(error)) from None
-    for path in written:
+    for path in export_rig(load_rig(rig), kind, out):
         click.echo(f"{path}")
 
 

@@ -38,12 +38,9 @@ def fuse(
     from ..edge.publish import Publisher
     from .fuse_loop import FuseLoop
     from .listen import Listener
-    from .rig import RigError, load_rig
+    from .rig import load_rig
 
-    try:
-        known = load_rig(rig)
-    except RigError as error:
-        raise CommandError(str(error)) from None
+    known = load_rig(rig)
     if known.quality.verdict == "fail" and not force:
         raise CommandError(f"{rig} failed its calibration ({'; '.join(known.quality.warnings)}); --force takes it")
     stopping: list[int] = []

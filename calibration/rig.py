@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -345,6 +344,8 @@ def _array(value: Any, shape: tuple[int, ...], where: str) -> Array:
 
 def tool_name() -> str:
     """What a rig file says it was made by."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
         return f"edge-hand {version('edge-hand')}"
     except PackageNotFoundError:

@@ -33,15 +33,12 @@ def watch(
     edge-hand calibrate watch rig.json --from tcp://127.0.0.1:5555 --from tcp://127.0.0.1:5556
     """
     from .listen import Listener
-    from .rig import RigError, load_rig, save_rig
+    from .rig import load_rig, save_rig
     from .views import Views
     from .watch import Watch
 
     out = propose or rig.with_suffix(".proposed.json")
-    try:
-        known = load_rig(rig)
-    except RigError as error:
-        raise CommandError(str(error)) from None
+    known = load_rig(rig)
     if out.resolve() == rig.resolve():
         raise CommandError(f"--propose {out}: the rig file itself is never overwritten")
     stopping: list[int] = []
@@ -72,11 +69,8 @@ def watch(
                 said = time.monotonic()
             state, moved = found.state, moved or found.state == "moved"
             if found.state == "moved" and found.drift is not None:  # known better every second
-                try:
-                    utc = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-                    save_rig(watcher.proposal(found.drift, utc), out)
-                except RigError as error:
-                    raise CommandError(str(error)) from None
+                utc = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+                save_rig(watcher.proposal(found.drift, utc), out)
                 drift = found.drift
                 if drift.camera != proposed_of or abs(drift.moved_mm - proposed_mm) > 0.2 * drift.moved_mm:
                     proposed_of, proposed_mm = drift.camera, drift.moved_mm

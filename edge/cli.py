@@ -239,6 +239,7 @@ for command in (
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 1 (2 for a wrong option); a bug is a traceback."""
+    from ..calibration.rig import RigError
     from ..hand.messages import WireError
     from ..hand.whole import refusal
     from .bench import BenchError
@@ -256,7 +257,7 @@ def main() -> None:
 
     known = (
         CommandError, CameraError, ModelError, PublishError, SubscribeError, WireError, RecordingError, BenchError,
-        PersonError, KeysError, ServiceError, ConfigError, ControlError, ServeError, StoreError,
+        PersonError, KeysError, ServiceError, ConfigError, ControlError, ServeError, StoreError, RigError,
     )  # fmt: skip
 
     def fail(line: str) -> None:

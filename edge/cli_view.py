@@ -15,7 +15,6 @@ import click
 
 from .cli_options import engine_options, model_note
 from .publish import ADDRESS
-from .shell import CommandError
 
 addresses_option = click.option(
     "--address", "addresses", multiple=True, help=f"Of a daemon, may be given several times.  [default: {ADDRESS}]"
@@ -53,12 +52,9 @@ def view(
     poses: dict[str, Any] = {}
     names: dict[str, str] = {}
     if rig is not None:
-        from ..calibration.rig import RigError, load_rig
+        from ..calibration.rig import load_rig
 
-        try:
-            poses = {camera.serial: camera.T_ref_cam for camera in load_rig(rig).cameras}
-        except RigError as error:
-            raise CommandError(str(error)) from None
+        poses = {camera.serial: camera.T_ref_cam for camera in load_rig(rig).cameras}
     over = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: over.set())

@@ -324,6 +324,16 @@ def test_a_taken_port_is_one_line() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["view --port 0 --rig", "fuse --from tcp://127.0.0.1:1", "calibrate watch --from tcp://127.0.0.1:1",
+     "calibrate convert --format ros --out o"],
+)  # fmt: skip
+def test_a_rig_file_that_is_none_is_one_line(command: str, tmp_path: Path) -> None:
+    (tmp_path / "rig.json").write_text("{}")
+    assert refusal(*command.split(), tmp_path / "rig.json").startswith(f"{tmp_path}/rig.json: not a rig file")
+
+
 def test_a_place_where_nothing_can_be_written_is_one_line(recording: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     said = refusal("eval", "--source", recording, "--n", 1, "--out", tmp_path / "file")

@@ -129,6 +129,14 @@ def check(version: Version) -> None:
     load_card(version.model)
 
 
+def checked(store: Path, number: int) -> Version | None:
+    """The version of this number, after `check`; None for the network that ships. Raises StoreError, ModelError."""
+    found = None if number == SHIPPED else version(store, number)
+    if found is not None:
+        check(found)
+    return found
+
+
 def check_store(store: Path) -> None:
     """Raise StoreError unless a version can be added: asked before work whose result belongs there."""
     with _locked(store):
@@ -191,10 +199,13 @@ def current(store: Path) -> Version | None:
 
 def use(store: Path, number: int) -> Version | None:
     """Put a version in use, SHIPPED for the network that ships. Raises StoreError, ModelError."""
-    found = None if number == SHIPPED else version(store, number)
-    if found is not None:
-        check(found)
-    return _point(store, number, found)
+    found = checked(store, number)
+    with _locked(store):
+        now = _pointer(store)
+        if now.use != number:
+            before = (*now.before, now.use)[-REMEMBERED:]
+            _write(store / "current.json", Pointer(number, before, now.proven)._asdict())
+    return found
 
 
 def step_back(store: Path) -> Version | None:
@@ -202,10 +213,7 @@ def step_back(store: Path) -> Version | None:
     before = _pointer(store).before
     if not before:
         raise StoreError(f"store {store}: nothing was in use before; `edge-hand models use shipped` or a number")
-    found = None if before[-1] == SHIPPED else version(store, before[-1])
-    if found is not None:
-        check(found)
-    return found
+    return checked(store, before[-1])
 
 
 def rollback(store: Path, bad: int | None = None) -> Version | None:
@@ -250,15 +258,6 @@ def _digests(models: Iterable[Path]) -> set[str]:
         return {str(json.loads(card_path(model).read_bytes())["sha256"]) for model in models}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"a card cannot be read ({error})") from None
-
-
-def _point(store: Path, number: int, found: Version | None) -> Version | None:
-    with _locked(store):
-        now = _pointer(store)
-        if now.use != number:
-            before = (*now.before, now.use)[-REMEMBERED:]
-            _write(store / "current.json", Pointer(number, before, now.proven)._asdict())
-    return found
 
 
 def _pointer(store: Path) -> Pointer:

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .control import ControlError, ask, sockets
-from .model_store import SHIPPED, StoreError, Version, check, current, model_of, rollback, step_back, use, version
+from .model_store import StoreError, Version, checked, current, model_of, rollback, step_back, use
 
 
 def put_in_use(store: Path, number: int, say: Callable[[str], None]) -> Version | None:
     """Serve with a version from now on, SHIPPED for the network that ships; None is that one. If a daemon refuses it,
     nothing changes. say hears a line a daemon. Raises StoreError, ModelError."""
-    found = None if number == SHIPPED else version(store, number)
-    if found is not None:
-        check(found)
+    found = checked(store, number)
     _ask_daemons(store, found, say)
     return use(store, number)
 

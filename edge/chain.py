@@ -18,6 +18,7 @@ from ..hand.normals import vertex_normals
 from ..hand.skeleton import (
     ANGLE_PARTS,
     IS_FLEXION,
+    PARENT_OR_PALM,
     PART_JOINTS,
     PART_PARENTS,
     PART_SCALES,
@@ -27,7 +28,7 @@ from ..hand.skeleton import (
 from ..hand.template import HandTemplate
 
 Array = NDArray[Any]
-_PARENTS = np.array([max(p, 0) for p in PART_PARENTS])
+_PARENTS = np.array(PARENT_OR_PALM)
 _JOINTS, _TIPS, _SCALES = list(PART_JOINTS), list(TIPS), list(PART_SCALES)
 JOINT_PARTS = np.array([_JOINTS.index(j) if j in _JOINTS else _TIPS.index(j) * 3 + 3 for j in range(21)])
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..hand import se3
 from ..hand.kinematics import Shape
 from ..hand.parts import part_moments
-from ..hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, PART_JOINTS, PART_PARENTS, TIPS
+from ..hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, PARENT_OR_PALM, PART_JOINTS, TIPS
 from ..hand.template import HandTemplate, template
 from .chain import JOINT_PARTS, Chain, Posed, Rest
 from .smooth import rigid, rotation_matrix, rotation_vector
@@ -37,7 +37,6 @@ DEEP_M = 0.0015  # spheres that overlap this much after the last step are parted
 MOST_PARTINGS = 3
 _LOW, _HIGH = ANGLE_LIMITS_RAD.T.copy()
 _JOINTS, _TIPS = list(PART_JOINTS), list(TIPS)
-_PARENTS = [max(p, 0) for p in PART_PARENTS]
 _DIAGONAL = np.diag_indices(26)
 _ANGLES = tuple(axis[6:] for axis in _DIAGONAL)
 THRICE, EACH_AXIS, _ONES = np.repeat(np.arange(21), 3), np.tile(np.eye(3), (21, 1)), np.ones(21)
@@ -297,7 +296,7 @@ def _joint_skin(t: HandTemplate) -> Array:
     """(64, 21): joints of parts as a skin, see `Chain.skin_of`."""
     rest = np.concatenate([t.joints_m, np.ones((21, 1))], 1)
     skin = np.zeros((16, 4, 21))
-    for part, (joint, parent) in enumerate(zip(_JOINTS, _PARENTS, strict=True)):
+    for part, (joint, parent) in enumerate(zip(_JOINTS, PARENT_OR_PALM, strict=True)):
         skin[part, :, joint] += rest[joint] / 2
         skin[parent, :, joint] += rest[joint] / 2
     for finger, tip in enumerate(_TIPS):

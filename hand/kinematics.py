@@ -17,8 +17,8 @@ from .skeleton import (
     ANGLE_LIMITS_RAD,
     ANGLE_PARTS,
     IS_FLEXION,
+    PARENT_OR_PALM,
     PART_JOINTS,
-    PART_PARENTS,
     PART_SCALES,
     THUMB_TWIST_PER_FLEX,
     TIPS,
@@ -28,7 +28,6 @@ from .template import HandTemplate
 Array = NDArray[Any]
 _FLEX = np.flatnonzero(IS_FLEXION)
 _ABD = np.flatnonzero(~IS_FLEXION)
-_PARENTS = [max(p, 0) for p in PART_PARENTS]
 
 
 class Skeleton(NamedTuple):
@@ -62,7 +61,7 @@ def chain(local: Array, root: Array, translation: Array, alpha: Array, rest: Arr
     n = len(local)
     scale = alpha[:, PART_SCALES]  # (N, 16)
     start = rest[:, PART_JOINTS]  # (N, 16, 3)
-    bone = (start - start[:, _PARENTS]) * scale[:, _PARENTS, None]
+    bone = (start - start[:, PARENT_OR_PALM]) * scale[:, PARENT_OR_PALM, None]
     glob = np.empty((n, 16, 3, 3))
     origin = np.empty((n, 16, 3))
     glob[:, 0], origin[:, 0] = root, translation

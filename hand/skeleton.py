@@ -18,6 +18,7 @@ TIPS = tuple(4 + 4 * f for f in range(5))
 # 16 rigid parts (bones): the palm and three a finger. Part p begins at joint PART_JOINTS[p].
 PART_JOINTS = (0, *(1 + 4 * f + k for f in range(5) for k in range(3)))
 PART_PARENTS = (-1, *(p for f in range(5) for p in (0, 1 + 3 * f, 2 + 3 * f)))
+PARENT_OR_PALM = [max(p, 0) for p in PART_PARENTS]  # to index with: the palm is its own parent
 # alpha = [palm, thumb, index, middle, ring, little]: which scale a part has (DeepHPS, section 4.1).
 PART_SCALES = (0, *(1 + f for f in range(5) for _ in range(3)))
 

@@ -16,8 +16,8 @@ from ..hand.parts import part_moments
 from ..hand.skeleton import (
     ANGLE_PARTS,
     IS_FLEXION,
+    PARENT_OR_PALM,
     PART_JOINTS,
-    PART_PARENTS,
     PART_SCALES,
     THUMB_TWIST_PER_FLEX,
     TIPS,
@@ -26,7 +26,6 @@ from ..hand.template import template
 from .losses import Labels, distance, joint_distance, meshed, metres
 from .refit import procrustes
 
-_PARENTS = [max(p, 0) for p in PART_PARENTS]
 EVERY = 3  # the losses look at every third vertex: skin is smooth
 
 
@@ -82,7 +81,7 @@ class HandLayer:
         joints, vertices = rest[:, :63].view(b, 21, 3), rest[:, 63:].view(b, 1, 3, -1)
         start = joints[:, PART_JOINTS]  # (B, 16, 3)
         scale = alpha[:, PART_SCALES]  # (B, 16)
-        bone = ((start - start[:, _PARENTS]) * scale[:, _PARENTS, None])[:, 1:, :, None]  # (B, 15, 3, 1)
+        bone = ((start - start[:, PARENT_OR_PALM]) * scale[:, PARENT_OR_PALM, None])[:, 1:, :, None]  # (B, 15, 3, 1)
         turn, origin = root[:, None], translation_m[:, None, :, None]
         turns, origins = [], []
         for level in range(3):  # the same bone of all fingers at once, eq. 4

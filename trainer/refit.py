@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..hand.parts import part_moments
-from ..hand.skeleton import PART_JOINTS, PART_PARENTS, TIPS
+from ..hand.skeleton import PARENT_OR_PALM, PART_JOINTS, TIPS
 from ..hand.template import HandTemplate, template
 
 
@@ -57,7 +57,7 @@ class Refit:
             return (p[..., :3] @ self.joints[joint][..., None])[..., 0] + p[..., 3]
 
         own = place(list(range(16)), list(PART_JOINTS))
-        parent = place([max(p, 0) for p in PART_PARENTS], list(PART_JOINTS))
+        parent = place(PARENT_OR_PALM, list(PART_JOINTS))
         joints = parts.new_zeros(len(parts), 21, 3)
         joints[:, list(PART_JOINTS)] = (own + parent) / 2
         joints[:, list(TIPS)] = place(list(range(3, 16, 3)), list(TIPS))

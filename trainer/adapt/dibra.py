@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...hand.kinematics import Shape, rest_vertices
-from ...hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_PARTS, IS_FLEXION, JOINT_PARENTS, PART_PARENTS
+from ...hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_PARTS, IS_FLEXION, JOINT_PARENTS, PARENT_OR_PALM
 from ...hand.template import template
 from ..losses import metres
 from ..nets.dgn import Output
@@ -33,7 +33,6 @@ SIZE, RADIUS_PX = 64, 2.5  # of the pictures drawn
 SEEN_POINTS = 1500  # of the camera's own, at most
 CYLINDER_M = 0.007  # eq. 7: a finger's half thickness, and a little less
 UNIT_M = 0.1  # of what is learned of P, so that a network's learning rate moves it by hundredths of a millimetre
-_PARENTS = [max(p, 0) for p in PART_PARENTS]
 _BONES = [(JOINT_PARENTS[joint], joint) for joint in range(1, 21)]  # C of eq. 7
 
 
@@ -187,7 +186,7 @@ def angles_of(rotations: Tensor) -> Tensor:
     t = template()
     axes = torch.tensor(t.axes, dtype=rotations.dtype, device=rotations.device)
     flat = torch.tensor(t.flat_flex_rad, dtype=rotations.dtype, device=rotations.device)
-    local = axes.mT @ (rotations[:, _PARENTS].mT @ rotations) @ axes
+    local = axes.mT @ (rotations[:, PARENT_OR_PALM].mT @ rotations) @ axes
     flex = torch.atan2(local[..., 2, 1], (local[..., 0, 1].square() + local[..., 1, 1].square() + 1e-12).sqrt())
     abd = torch.atan2(local[..., 0, 1], local[..., 1, 1])
     hinge = torch.atan2(local[..., 2, 1] - local[..., 1, 2], local[..., 1, 1] + local[..., 2, 2])

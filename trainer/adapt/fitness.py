@@ -21,7 +21,7 @@ from ...hand.frames import DepthFrame
 from ...hand.kinematics import angles_from_rotations, clamp_angles
 from ...hand.messages import WireHand
 from ...hand.render import render_depth
-from ...hand.skeleton import JOINT_PARENTS, PART_PARENTS
+from ...hand.skeleton import JOINT_PARENTS, PARENT_OR_PALM
 from ...hand.template import template
 
 Array = NDArray[Any]
@@ -31,7 +31,6 @@ PICTURE_PX = 212  # width at which silhouettes are compared, at most
 SEE_THROUGH_M = 0.03  # a reading this far behind the mesh: there is no hand
 LEAST_POINTS = 30
 _PARENTS = np.array(JOINT_PARENTS[1:])
-_PARENT_PARTS = [max(p, 0) for p in PART_PARENTS]
 
 
 class Hand(NamedTuple):
@@ -79,7 +78,7 @@ class Observer:
         refit = self._refit
         to_camera = np.linalg.lstsq(fit.joints_m, joints, rcond=None)[0]  # (3, 3), a turn, of a left hand a mirror too
         rotation = refit.parts(vertices)[0]
-        local = np.swapaxes(rotation[_PARENT_PARTS], 1, 2) @ rotation
+        local = np.swapaxes(rotation[PARENT_OR_PALM], 1, 2) @ rotation
         angles = angles_from_rotations(refit.template, local)
         allowed = clamp_angles(angles)
         posed = refit.chain.pose(rotation[0], allowed, refit.chain.at_rest(fit.shape))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...hand.kinematics import Shape
-from ...hand.skeleton import PART_JOINTS, PART_PARENTS
+from ...hand.skeleton import PARENT_OR_PALM, PART_JOINTS
 from ...hand.template import HandTemplate, template
 from ..hand_layer import HandLayer
 from ..losses import huber
@@ -79,7 +79,7 @@ def offset(rigid: Tensor, hand: HandTemplate) -> Tensor:
     """
     joint = rigid.new_tensor(hand.joints_m[list(PART_JOINTS)])  # (16, 3)
     own = (rigid[..., :3] @ joint[..., None])[..., 0] + rigid[..., 3]  # (B, 16, 3)
-    parent = rigid[:, [max(p, 0) for p in PART_PARENTS]]
+    parent = rigid[:, PARENT_OR_PALM]
     hung = (parent[..., :3] @ joint[..., None])[..., 0] + parent[..., 3]  # T_p takes the child's joint here
     return huber(UNITS * length(own - hung))[:, 1:].mean(1)  # |t| is the same in the bone's frame as in the camera's
 

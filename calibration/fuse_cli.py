@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 
 import click
 
-from ..edge.shell import CommandError
+from ..edge.shell import CommandError, stop_on_signal
 
 BIND = "tcp://127.0.0.1:5600"
 
@@ -43,9 +42,7 @@ def fuse(
     known = load_rig(rig)
     if known.quality.verdict == "fail" and not force:
         raise CommandError(f"{rig} failed its calibration ({'; '.join(known.quality.warnings)}); --force takes it")
-    stopping: list[int] = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: stopping.append(number))
+    stopping = stop_on_signal()
     topics = ("joints", "cloud") if clouds else ("joints",)
     with (
         Listener(addresses, topics, client_key) as listener,
@@ -53,5 +50,5 @@ def fuse(
     ):
         click.echo(f"{known.name}: {', '.join(c.serial for c in known.cameras)} -> {publisher.address}")
         loop = FuseLoop(known, publisher, smooth, click.echo)
-        loop.run(listener, lambda: bool(stopping))
+        loop.run(listener, stopping)
     click.echo(loop.summary())

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
 
-from ..edge.shell import CommandError
+from ..edge.shell import CommandError, stop_on_signal
 
 SAY_S = 10.0
 
@@ -41,16 +40,14 @@ def watch(
     known = load_rig(rig)
     if out.resolve() == rig.resolve():
         raise CommandError(f"--propose {out}: the rig file itself is never overwritten")
-    stopping: list[int] = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: stopping.append(number))
+    stopping = stop_on_signal()
     views, watcher = Views(known), Watch(known)
     begun = time.monotonic()
     said, asked = begun - SAY_S, begun
     state, moved, proposed_mm, proposed_of = "", False, 0.0, ""
     with Listener(addresses, ("joints",), keys) as listener:
         click.echo(f"{known.name}: watching {', '.join(camera.serial for camera in known.cameras)}")
-        while not stopping and (seconds is None or time.monotonic() - begun < seconds):
+        while not stopping() and (seconds is None or time.monotonic() - begun < seconds):
             for now_ns, message in listener.take(0.05):
                 views.take(message, now_ns)
             now_ns = time.monotonic_ns()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +13,7 @@ from .cameras import Camera
 from .cli_options import camera_options
 from .clock import HOST, Clock
 from .publish import ADDRESS
-from .shell import CommandError, say
+from .shell import CommandError, say, stop_on_signal
 
 if TYPE_CHECKING:
     from .recorder import Recorder
@@ -94,9 +93,7 @@ def record(
     from .recorder import Recorder
     from .recording import RecordingError, RecordingWriter
 
-    stopping: list[int] = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: stopping.append(number))
+    stopping = stop_on_signal()
     n = skipped = 0
     last_seq: int | None = None
     settings = {"camera": camera, "mode": mode or "", "far_m": str(far_m or "")}
@@ -104,7 +101,7 @@ def record(
         open_camera(camera, source, mode=mode) as opened,
         Recorder(RecordingWriter(out, sensor=camera, settings=settings), lambda _: None, patient=True) as recorder,
     ):
-        while not stopping and not recorder.trouble and (frames is None or n < frames):
+        while not stopping() and not recorder.trouble and (frames is None or n < frames):
             try:
                 frame = opened.read()
             except EndOfStream:
@@ -148,14 +145,12 @@ def play(file: Path, speed: float, loop: bool, keep_stamps: bool, bind: str, ins
     from .publish import Publisher
     from .recording import Recording
 
-    stopping: list[int] = []
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda number, _: stopping.append(number))
+    stopping = stop_on_signal()
     topology = encode_topology(template().faces)
     with Recording(file) as recording, Publisher(bind, topology=topology, insecure=insecure, keys=keys) as publisher:
         player = Player(recording, publisher, speed=speed, keep_stamps=keep_stamps)
         click.echo(f"{recording.camera} from {file} -> {publisher.address}")
         if not recording.whole:
             say(f"{file} was cut: it is played up to its last whole part")
-        player.run(lambda: bool(stopping), loop)
+        player.run(stopping, loop)
     click.echo(f"{player.count} messages in {player.laps} laps" if loop else f"{player.count} messages")

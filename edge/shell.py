@@ -1,8 +1,10 @@
-"""What the commands share: a mistake in one line, results as JSON, folders that exist before the work begins."""
+"""What the commands share: mistakes in one line, results as JSON, folders made before the work, an end by signal."""
 
 from __future__ import annotations
 
 import importlib
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,14 @@ def write_result(result: Any, path: Path | None) -> None:
             write_json(path, result)
         except OSError as error:
             raise CommandError(f"{path} cannot be written: {refusal(error)}") from None
+
+
+def stop_on_signal() -> Callable[[], bool]:
+    """From now on Ctrl-C and SIGTERM are noted and end nothing by themselves; whether one came."""
+    came: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: came.append(number))
+    return lambda: bool(came)
 
 
 def say(text: str) -> None:

@@ -237,7 +237,7 @@ def test_the_proposal_on_disk_is_the_newest_one(
             return Judgement("moved", "one of them moved", seen[-1])
 
     monkeypatch.setattr(watch_module, "Watch", Surer)
-    monkeypatch.setattr(watch_cli.signal, "signal", lambda *_: None)  # Ctrl-C stays pytest's
+    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)  # Ctrl-C stays pytest's
     said = watched(a_rig(2), tmp_path, 1.0)
     assert said.exit_code == 3 and len(seen) == 3 and said.output.count("proposes where cam") == times
     proposed = load_rig(tmp_path / "rig.proposed.json")
@@ -250,7 +250,7 @@ def test_cameras_that_the_rig_does_not_know_and_silent_ones_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):  # fmt: skip
     monkeypatch.setattr(watch_cli, "SAY_S", 0.3)
-    monkeypatch.setattr(watch_cli.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)
     said = watched(a_rig(2), tmp_path, 1.2, camera="other")
     assert "0 of 2 cameras: cam0 not heard yet, cam1 not heard yet; not in the rig file: other" in said.output
     assert "edge-hand run" not in said.output
@@ -258,7 +258,7 @@ def test_cameras_that_the_rig_does_not_know_and_silent_ones_are_named(
 
 def test_a_daemon_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watch_cli, "SAY_S", 0.3)
-    monkeypatch.setattr(watch_cli.signal, "signal", lambda *_: None)  # Ctrl-C stays pytest's
+    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)  # Ctrl-C stays pytest's
     save_rig(a_rig(2), tmp_path / "rig.json")
     stop = threading.Event()
     with Publisher("tcp://127.0.0.1:*") as daemon:

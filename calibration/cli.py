@@ -78,6 +78,7 @@ def board(
     from .board import calibrate as solve
     from .bundle import BundleError, Options
     from .capture import capture, views_to_solve
+    from .observe import ObserveError, different
     from .rig import RigError, save_rig
     from .sources import SourceError, open_sources
     from .square import board_scale
@@ -89,9 +90,7 @@ def board(
     try:
         printed = find_target(target)
         with open_sources(sources, mode) as opened:
-            serials = [source.serial for source in opened]
-            if len(set(serials)) != len(serials):
-                raise CommandError(f"two sources are the same camera: {', '.join(serials)}")
+            different([source.serial for source in opened])
             found = capture(opened, printed, every=every, say=say)
         cameras = [
             BoardCamera(s.serial, s.stream, s.intrinsics, period_s)
@@ -108,7 +107,7 @@ def board(
             from .draw import draw_result
 
             draw_result(result, picture)
-    except (SourceError, CameraError, TargetError, BundleError, RigError, OSError) as error:
+    except (SourceError, CameraError, TargetError, BundleError, ObserveError, RigError, OSError) as error:
         raise mistake(error) from None
     for line in report(result):
         click.echo(line)

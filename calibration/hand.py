@@ -78,8 +78,6 @@ def calibrate(
         raise ObserveError("; ".join(missing))
     say("depth points: refining")
     chosen = icp.choose_moments(sights, joints.path, joints.T_ref_cam, joints.offsets_s, moments)
-    if len(chosen) < 4:
-        raise ObserveError(f"the cameras share only {len(chosen)} moments with enough of the hand's depth points")
     fit = icp.fit_clouds(chosen, joints.T_ref_cam, joints.offsets_s)
     say("checking: halves, pairs, blocks of time")
     halves = solve_halves(fit)

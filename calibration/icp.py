@@ -88,7 +88,7 @@ class IcpFit:
 def choose_moments(
     sights: Sequence[Sight], path: Path, T_ref_cam: Array, offsets_s: Array, most: int = MOMENTS
 ) -> tuple[Moment, ...]:
-    """Moments at which two cameras or more have a cloud, spread over the motion."""
+    """Moments at which two cameras or more have a cloud, spread over the motion. Raises ObserveError for too few."""
     times = [np.array([cloud.t_s for cloud in s.clouds]) + o for s, o in zip(sights, offsets_s, strict=True)]
     # Cameras that run freely are half a frame apart at worst.
     slowest_s = max((float(np.median(np.diff(s.times_s))) for s in sights if len(s.times_s) > 1), default=0.0)
@@ -116,6 +116,8 @@ def choose_moments(
         views = tuple(view for view in made if view is not None)
         if len(views) > 1:
             moments.append(Moment(middle, views, velocities))
+    if len(moments) < 4:
+        raise ObserveError(f"the cameras share only {len(moments)} moments with enough of the hand's depth points")
     return tuple(moments)
 
 

@@ -113,8 +113,6 @@ def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, see
     far = [pose_difference(a, b, volume).volume_mm for a, b in zip(joints.T_ref_cam, T_rig, strict=True)]
     lost = max(far) > LOST_MM
     chosen = icp.choose_moments(sights, joints.path, joints.T_ref_cam, joints.offsets_s, moments)
-    if len(chosen) < 4:
-        raise ObserveError(f"the cameras share only {len(chosen)} moments with enough of the hand's depth points")
     fresh = icp.fit_clouds(chosen, joints.T_ref_cam, joints.offsets_s, depth_per_m=bends)
     under = T_rig, fresh.offsets_s, bends  # the clocks' change is another matter
     cloud, mesh = distances(chosen, *under), distances(chosen, *under, mesh=True)

@@ -175,7 +175,7 @@ def run(
             minders.append(served_metrics := Metrics(metrics, lambda: the_loop, insecure=insecure))
             tell(f"metrics at {served_metrics.url}")
 
-        the_loop = Loop(opened, tracker, publisher, None, minders, sink=sink, clock=clock_of(opened, deterministic))
+        the_loop = Loop(opened, tracker, publisher, minders, sink=sink, clock=clock_of(opened, deterministic))
 
         def done() -> bool:
             return desk.between() or (frames is not None and the_loop.totals.frames >= frames)

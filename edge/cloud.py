@@ -27,10 +27,7 @@ _TRIED = 4  # pixels of its picture looked at for each point wanted: a hand fill
 class Clouds:
     """Makes the cloud messages of one camera: the hands' points in each, the scene's at scene_hz at most."""
 
-    def __init__(
-        self, scene_points: int = SCENE_POINTS, hand_points: int = HAND_POINTS, scene_hz: float = SCENE_HZ
-    ) -> None:
-        self.scene_points, self.hand_points = scene_points, hand_points
+    def __init__(self, scene_hz: float = SCENE_HZ) -> None:
         self._scene_every_ns = int(1e9 / scene_hz)
         self._scene_slot = -1
         self._rays: tuple[Intrinsics, int, Float32] | None = None
@@ -46,14 +43,11 @@ class Clouds:
         scene = self._scene(frame) if slot != self._scene_slot else None
         self._scene_slot = slot
         none = np.empty((0, 3), np.float32)
-        hands = [
-            HandCloud(number, none if mesh is None else points_near(frame, mesh, self.hand_points))
-            for number, mesh in meshes
-        ]
+        hands = [HandCloud(number, none if mesh is None else points_near(frame, mesh)) for number, mesh in meshes]
         return encode_cloud(header, scene, hands, None if scene is None else frame.intrinsics)
 
     def _scene(self, frame: DepthFrame) -> Float32:
-        step = scene_step(frame.intrinsics, self.scene_points)
+        step = scene_step(frame.intrinsics, SCENE_POINTS)
         if self._rays is None or self._rays[:2] != (frame.intrinsics, step):
             self._rays = (frame.intrinsics, step, scene_rays(frame.intrinsics, step))
         return scene_points(frame, step, self._rays[2])

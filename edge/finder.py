@@ -35,6 +35,7 @@ STRIDE = 4  # px of the picture a cell
 NEAREST_M, FARTHEST_M = 0.15, 2.0  # depth is clipped to this
 OUTPUTS = ("heat", "offset", "log_z", "right")
 LEAST_SCORE = 0.1  # proposals below this are none
+MOST = 6  # proposals of a frame
 THRESHOLD = 0.4  # from this score on a proposal is a hand rather than not
 SIDE_SURE = 0.85  # probability below which a proposal's side is unknown
 APART_M = 0.05  # of two proposals nearer to each other than this the better one is kept
@@ -68,14 +69,15 @@ class NetworkFinder:
     """A network's proposals. centre_m is the mean of a hand's 21 joints, score about the probability that a hand is
     there, side unknown where the network does not decide; cube_m is that of every hand."""
 
+    threshold = THRESHOLD
     judges = True
 
-    def __init__(self, engine: Engine, threshold: float = THRESHOLD, limit: int = 6) -> None:
-        self.engine, self.threshold, self.limit = engine, threshold, limit
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
     def __call__(self, frame: DepthFrame) -> list[HandRoi]:
         heat, offset, log_z, right = self.engine.run(network_input_of(frame))
-        return proposals(Maps(heat[0, 0], offset[0], log_z[0, 0], right[0, 0]), LEAST_SCORE, self.limit)
+        return proposals(Maps(heat[0, 0], offset[0], log_z[0, 0], right[0, 0]), LEAST_SCORE, MOST)
 
 
 class SurfaceFinder:

@@ -83,13 +83,13 @@ class Loop:
         camera: Camera,
         tracker: Tracker,
         publisher: Publisher,
-        watcher: Watcher | None = None,
         minders: Sequence[Minder] = (),
         *,
         sink: Sink | None = None,
         clock: Clock = HOST,
     ) -> None:
-        self.camera, self.tracker, self.publisher, self.watcher = camera, tracker, publisher, watcher
+        self.camera, self.tracker, self.publisher = camera, tracker, publisher
+        self.watcher: Watcher | None = None
         self.minders, self.sink, self.clock = minders, sink, clock
         self.stall_s = max(STALL_S, 3 / camera.fps)  # a slow recording is no stall
         self.totals = Totals()

@@ -57,12 +57,12 @@ class ChunkWriter:
     Only `cut` and `finish` touch the file, and raise OSError.
     """
 
-    def __init__(self, file: BinaryIO, library: str, level: int = 1) -> None:
+    def __init__(self, file: BinaryIO, library: str) -> None:
         import zstandard
         from mcap import records
 
         self._file, self._end, self._records = file, 0, records
-        self._compressor = zstandard.ZstdCompressor(level=level, write_content_size=True)
+        self._compressor = zstandard.ZstdCompressor(level=1, write_content_size=True)
         self._head = [MAGIC, _packed(records.Header(profile="", library=library))]
         self._chunk: list[bytes] = []
         self._times: dict[int, list[tuple[int, int]]] = {}  # of the chunk's messages: log time, offset

@@ -56,8 +56,8 @@ class RecordingWriter:
 
     The file has its own name from the start and grows by whole chunks, of at most half a second or 8 MiB: one whose
     writer was killed is read up to the last of them. Without frames no file is left. sensor names the depth sensor,
-    settings is what a reader may want to know; compress_level is Zstandard's, 1 to 22. wall_offset_ns is what to add to
-    the times for wall-clock time, the host's own by default. One thread only. Raises RecordingError.
+    settings is what a reader may want to know. wall_offset_ns is what to add to the times for wall-clock time, the
+    host's own by default. One thread only. Raises RecordingError.
     """
 
     def __init__(
@@ -66,7 +66,6 @@ class RecordingWriter:
         *,
         sensor: str = "",
         settings: dict[str, str] | None = None,
-        compress_level: int = 1,
         wall_offset_ns: int | None = None,
     ) -> None:
         self.path = Path(path)
@@ -85,7 +84,7 @@ class RecordingWriter:
         except OSError as error:
             raise RecordingError(f"cannot write in {self.path.parent}: {error.strerror}") from error
         self._file = os.fdopen(descriptor, "wb", buffering=0)
-        self._writer = ChunkWriter(self._file, "edge-hand", compress_level)
+        self._writer = ChunkWriter(self._file, "edge-hand")
 
     def write(self, frame: DepthFrame) -> None:
         """Append one frame. Raises RecordingError for another camera's frame, an impossible time or a full disk."""

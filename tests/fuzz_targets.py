@@ -228,7 +228,7 @@ def recording_seeds(folder: Path) -> list[bytes]:
     path = folder / "seed.mcap"
     path.unlink(missing_ok=True)
     golden = [seed.partition(b"\0") for seed in wire_seeds() if not seed.startswith(b"cloud")]
-    with SyntheticCamera(0, "48x48@30", fps=0) as camera, RecordingWriter(path, compress_level=1) as writer:
+    with SyntheticCamera(0, "48x48@30", fps=0) as camera, RecordingWriter(path) as writer:
         frames = [camera.frame(seq) for seq in range(3)]
         for frame in frames:
             writer.write(replace(frame, camera="front"))

@@ -351,7 +351,7 @@ def test_footage_of_a_rig_has_the_hand_in_every_camera(clip: RigClip, tmp_path: 
     sources = []
     for c in range(3):
         sources.append(tmp_path / f"{c}.mcap")
-        with RecordingWriter(sources[-1], compress_level=1) as writer:
+        with RecordingWriter(sources[-1]) as writer:
             for frame in clip.frames(c):
                 writer.write(frame)
     cameras = {

@@ -74,7 +74,7 @@ def running(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 frames of a hand in 2 s."""
     path = tmp_path_factory.mktemp("cli") / "hand.mcap"
-    with SyntheticCamera(0, "424x240@30", fps=0) as camera, RecordingWriter(path, compress_level=1) as writer:
+    with SyntheticCamera(0, "424x240@30", fps=0) as camera, RecordingWriter(path) as writer:
         for seq in range(60):
             writer.write(camera.frame(seq))
     return path

@@ -105,7 +105,7 @@ def write_msra(folder: Path) -> tuple[Path, Scene]:
 
 def write_recording(folder: Path) -> tuple[Path, Scene]:
     frames, path = scene(CAMERA), folder / "hand.mcap"
-    with RecordingWriter(path, compress_level=1) as writer:
+    with RecordingWriter(path) as writer:
         for i in range(5):  # the first and last are not labelled
             depth = np.rint(frames[min(max(i - 1, 0), 2)][1] * 4).astype(np.uint16)
             writer.write(DepthFrame("cam", 10 + i, i * 33_000_000, depth, 0.00025, CAMERA))

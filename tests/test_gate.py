@@ -38,7 +38,7 @@ Change = Callable[[list[DepthFrame]], list[DepthFrame]]
 
 
 def write(path: Path, frames: list[DepthFrame], sensor: str = "synthetic") -> Path:
-    with RecordingWriter(path, sensor=sensor, compress_level=1) as writer:
+    with RecordingWriter(path, sensor=sensor) as writer:
         for frame in frames:
             writer.write(frame)
     return path

@@ -61,7 +61,7 @@ class Daemon:
     def __init__(self, tmp_path: Path, store: Path, model: Path = FLOAT, fps: float = 0.0) -> None:
         second = tmp_path / "second.mcap"
         if not second.exists():
-            with Recording(DEMO) as recording, RecordingWriter(second, compress_level=1) as writer:
+            with Recording(DEMO) as recording, RecordingWriter(second) as writer:
                 for frame in islice(recording, 30):
                     writer.write(frame)
         self.said: list[str] = []
@@ -72,7 +72,7 @@ class Daemon:
         self.camera = open_camera("replay", str(second), fps=fps, loop=True)
         self.publisher = Publisher(f"ipc://{tmp_path}/s", topology=topology()).__enter__()
         self.health = watch_health(self.tracker, self.engine, self.reloader, self.said.append, store)
-        self.loop = Loop(self.camera, self.tracker, self.publisher, None, [self.health])
+        self.loop = Loop(self.camera, self.tracker, self.publisher, [self.health])
 
     def run(self, frames: int, until: str = "\0") -> None:
         most = self.loop.totals.frames + frames

@@ -143,7 +143,7 @@ def test_without_a_manager_or_for_another_process_it_says_nothing(tmp_path: Path
 def test_a_running_daemon_is_alive_only_while_frames_come(tmp_path: Path) -> None:
     """The camera is a recording with a hole of many watchdog times: the loop turns on, and nothing is said."""
     recording, address = tmp_path / "hole.mcap", str(tmp_path / "notify")
-    with SyntheticCamera(0, "424x240@30", fps=0) as camera, RecordingWriter(recording, compress_level=1) as writer:
+    with SyntheticCamera(0, "424x240@30", fps=0) as camera, RecordingWriter(recording) as writer:
         for seq in range(30):
             frame = camera.frame(seq)
             hole_ns = 3_000_000_000 if seq >= 20 else 0

@@ -64,7 +64,7 @@ def hands(n: int, seed: int = 0, scale: float = 1.0, left: bool = False) -> list
 def record(folder: Path, n: int = 6, left: bool = False, **options: Any) -> Path:
     """A labelled recording of such hands."""
     path, frames = folder / "hand.mcap", hands(n, left=left, **options)
-    with RecordingWriter(path, compress_level=1) as writer:
+    with RecordingWriter(path) as writer:
         for i, (_, depth) in enumerate(frames):
             writer.write(DepthFrame("cam", i, i * 33_000_000, np.rint(depth * 4).astype(np.uint16), 0.00025, CAMERA))
     side: Any = "left" if left else "right"

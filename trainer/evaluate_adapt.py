@@ -99,7 +99,7 @@ def target_clip(part: str, seconds: float, fps: float) -> RigClip:
 def record(clip: RigClip, camera: int, path: Path) -> None:
     """The clip of one camera as a user records it."""
     if not path.exists():
-        with RecordingWriter(path, sensor="synthetic", settings={}, compress_level=1) as writer:
+        with RecordingWriter(path, sensor="synthetic", settings={}) as writer:
             for frame in clip.frames(camera):
                 writer.write(frame)
 

@@ -92,7 +92,7 @@ def from_cache(trt: Any, model: Path, card: ModelCard, key: PlanKey, job: Job, m
     return TensorRtEngine(trt, plan.data, card, memory, plan.note)
 
 
-def refitted(engine: TensorRtEngine, model: Path, threads: int = 1) -> TensorRtEngine | None:
+def refitted(engine: TensorRtEngine, model: Path) -> TensorRtEngine | None:
     """A second engine with the weights of another training of the network that `engine` runs, in milliseconds; None,
     and a line on why, if plan and files do not allow it or it fails: then a plan must be built."""
     try:
@@ -104,7 +104,7 @@ def refitted(engine: TensorRtEngine, model: Path, threads: int = 1) -> TensorRtE
             raise ModelError(f"{file.name} differs in more than float weights")
         made = TensorRtEngine(_import(), engine.plan, card, CudaMemory(probe().unified), "refitted", data)
         made.structure = engine.structure
-        check(made, file, card, threads)
+        check(made, file, card, 1)
         return made
     except Exception as error:  # of whatever kind: a plan can be built
         _log.warning("%s; building instead", " ".join(str(error).split())[:300])

@@ -97,10 +97,10 @@ def board(
             for s, period_s in zip(opened, found.periods_s, strict=True)
         ]
         corners = printed.corners_m()
-        scale = board_scale(found.with_depth, corners, [source.intrinsics for source in opened])
+        square = board_scale(found.with_depth, corners, [source.intrinsics for source in opened])
         result = solve(
             out.stem, cameras, views_to_solve(found), corners,
-            Options(offsets=offsets, intrinsics=intrinsics), square=scale.scale if scale else None,
+            Options(offsets=offsets, intrinsics=intrinsics), square=square,
         )  # fmt: skip
         save_rig(result.rig, out)
         if picture is not None:

@@ -66,11 +66,10 @@ def _spans_a_plane(ids: Array, target: Target) -> bool:
 
 
 class BoardPose(NamedTuple):
-    """T_camera_board (4, 4), its reprojection RMS in px, and how many times worse the mirrored pose fits."""
+    """T_camera_board (4, 4) and its reprojection RMS in px."""
 
     T_camera_board: Array
     rms_px: float
-    ambiguity: float
 
 
 def board_poses(view: View, corners_m: Array, intrinsics: Intrinsics) -> list[BoardPose]:
@@ -87,10 +86,8 @@ def board_poses(view: View, corners_m: Array, intrinsics: Intrinsics) -> list[Bo
         if not np.isfinite(T).all() or inside[:, 2].min() <= 0:
             continue
         error = intrinsics.project(inside) - view.pixels
-        poses.append((float(np.sqrt((error**2).sum(1).mean())), T))
-    poses.sort(key=lambda pose: pose[0])
-    worse = poses[1][0] / max(poses[0][0], 1e-9) if len(poses) > 1 else np.inf
-    return [BoardPose(T, rms, worse) for rms, T in poses]
+        poses.append(BoardPose(T, float(np.sqrt((error**2).sum(1).mean()))))
+    return sorted(poses, key=lambda pose: pose.rms_px)
 
 
 def camera_matrix(intrinsics: Intrinsics) -> Array:

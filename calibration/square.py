@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +16,11 @@ Array = NDArray[Any]
 FEWEST_VIEWS = 5
 
 
-class BoardScale(NamedTuple):
-    """Measured size over the size said, its standard error, and from how many views."""
-
-    scale: float
-    sigma: float
-    views: int
-
-
 def board_scale(
     views: Sequence[tuple[View, Array]], corners_m: Array, intrinsics: Sequence[Intrinsics]
-) -> BoardScale | None:
-    """Compare the board's plane with depth (H, W) m, registered to the view's picture, 0 = no reading.
+) -> float | None:
+    """The board's measured size over the size said: its plane against depth (H, W) m, registered to the view's picture,
+    0 = no reading.
 
     The pose says where the plane is if the squares are as large as said; depth over that distance is the true scale.
     It also holds the depth's own error, 1 to 2 %, if the camera was not checked. None with too few views.
@@ -51,8 +44,4 @@ def board_scale(
         good = (read > 0) & (expected > 0) & (np.abs(on_board) <= 1).all(1)
         if good.sum() >= 50:
             ratios.append(float(np.median(read[good] / expected[good])))
-    if len(ratios) < FEWEST_VIEWS:
-        return None
-    middle = float(np.median(ratios))
-    spread = 1.4826 * float(np.median(np.abs(np.array(ratios) - middle)))
-    return BoardScale(middle, 1.253 * spread / len(ratios) ** 0.5, len(ratios))
+    return float(np.median(ratios)) if len(ratios) >= FEWEST_VIEWS else None

@@ -39,7 +39,6 @@ class Message(NamedTuple):
     channel: Channel
     sequence: int
     log_ns: int
-    publish_ns: int
     data: bytes
 
 
@@ -194,9 +193,9 @@ class Contents:
     def messages(self) -> Iterator[Message]:
         """All of them in the order of the file; those of a channel that the file does not describe are left out."""
         for chunk in self.chunks:
-            for number, sequence, log_ns, publish_ns, data in self._messages(chunk):
+            for number, sequence, log_ns, data in self._messages(chunk):
                 if number in self.channels:
-                    yield Message(self.channels[number], sequence, log_ns, publish_ns, data)
+                    yield Message(self.channels[number], sequence, log_ns, data)
 
     def _walk(self) -> None:
         self._file.seek(0)
@@ -241,12 +240,12 @@ class Contents:
     def _counted(self, chunk: Chunk) -> Chunk:
         """The chunk with its messages counted one by one."""
         times: dict[int, array[int]] = {}
-        for number, _, log_ns, _, _ in self._messages(chunk):
+        for number, _, log_ns, _ in self._messages(chunk):
             times.setdefault(number, array("Q")).append(log_ns)
         return chunk._replace(times=times)
 
-    def _messages(self, chunk: Chunk) -> Iterator[tuple[int, int, int, int, bytes]]:
-        """Channel, sequence, log and publish time, and data of each; channels are learnt on the way."""
+    def _messages(self, chunk: Chunk) -> Iterator[tuple[int, int, int, bytes]]:
+        """Channel, sequence, log time and data of each; channels are learnt on the way."""
         if chunk.length > MAX_CHUNK:
             raise McapError(f"a chunk of {chunk.length} bytes, expected at most {MAX_CHUNK}")
         self._file.seek(chunk.offset)
@@ -266,8 +265,8 @@ class Contents:
                 number, _ = record.numbers("<HH")
                 self.channels[number] = Channel(record.text(), record.text(), record.texts())
             elif kind == MESSAGE:
-                number, sequence, log_ns, publish_ns = record.numbers("<HIQQ")
-                yield number, sequence, log_ns, publish_ns, record.take(record.left)
+                number, sequence, log_ns, _ = record.numbers("<HIQQ")
+                yield number, sequence, log_ns, record.take(record.left)
         raise McapError(f"a chunk has more than {MAX_RECORDS} records")
 
 

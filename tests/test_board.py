@@ -187,7 +187,7 @@ def test_a_board_printed_one_percent_too_large_is_noticed_by_depth(tmp_path: Pat
         assert picture.depth_m is not None
         views.append((View(0, picture.t_s, found.ids, found.pixels), picture.depth_m))
     measured = board_scale(views, A4.corners_m(), [LENS])
-    assert measured is not None and measured.scale == pytest.approx(1.01, abs=0.002)
+    assert measured == pytest.approx(1.01, abs=0.002)
     sources = ["--source", str(tmp_path / "left"), "--source", str(tmp_path / "right")]
     result = run("board", *sources, "--out", str(tmp_path / "rig.json"), "--no-offsets")
     assert "1.0 % larger than said" in result.output and "verdict: fail" in result.output

@@ -188,7 +188,7 @@ def solve(clip: BoardClip, *, lens_off: float = 0.0) -> BoardResult:
     square = board_scale(found.with_depth, corners, given)
     cameras = [BoardCamera(s.serial, s.stream, lens, 1 / s.fps) for s, lens in zip(sources, given, strict=True)]
     name = f"seed {clip.rig.seed}"
-    return calibrate(name, cameras, views_to_solve(found), corners, square=square.scale if square else None)
+    return calibrate(name, cameras, views_to_solve(found), corners, square=square)
 
 
 def judge(clip: BoardClip, rig: Rig) -> list[Row]:

@@ -32,11 +32,11 @@ def published(
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-hand-view-"))
         address = f"ipc://{folder}/recording"
-        played = _has_messages(Path(source))
-        if not played:
+        if _has_messages(Path(source)):
+            run = _played(stack, source, address)
+        else:
             tracks()
-        open_run = _played if played else _tracked
-        run = open_run(stack, source, address, model, engine, threads)
+            run = _tracked(stack, source, address, model, engine, threads)
         thread = threading.Thread(target=run, args=(over.is_set,), name="recording", daemon=True)
         thread.start()
         stack.callback(thread.join)
@@ -57,9 +57,7 @@ def _tracked(
     return Loop(camera, tracker, stack.enter_context(Publisher(address, topology=topology()))).run
 
 
-def _played(
-    stack: ExitStack, source: str, address: str, model: Path, engine: str, threads: int
-) -> Callable[[Callable[[], bool]], object]:
+def _played(stack: ExitStack, source: str, address: str) -> Callable[[Callable[[], bool]], object]:
     from .play import Player
 
     recording, depth = (stack.enter_context(Recording(Path(source))) for _ in range(2))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import get_args
 
+from ..edge.loop import Totals
 from ..edge.publish import Publisher
 from ..hand.messages import StatusState
 from ..hand.wire import Header, encode_joints, encode_mesh, encode_status
@@ -27,18 +26,17 @@ class FuseLoop:
     def __init__(self, rig: Rig, publisher: Publisher, smooth: bool = True, say: Callable[[str], None] = print) -> None:
         self.rig, self.publisher, self.say = rig, publisher, say
         self.views, self.fuser = Views(rig), Fuser(rig, smooth)
-        self.frames = self.tracked = self.lost = 0
+        self.totals, self.lost = Totals(), 0
         self.trouble: dict[str, str] = {}  # as the listener has it, like lost
         self.stages_us = {"wait": 0.0, "fuse": 0.0, "publish": 0.0}
-        self._begun_ns = time.monotonic_ns()
-        self._recent: deque[int] = deque(maxlen=60)
-        self._header = Header(CAMERA, -1, self._begun_ns, time.time_ns(), self._begun_ns)
+        begun_ns = self.totals.begun_ns
+        self._header = Header(CAMERA, -1, begun_ns, time.time_ns(), begun_ns)
         self._state: StatusState = "starting"
         self._told: tuple[str, frozenset[str], frozenset[str], frozenset[str]] | None = None
-        self._status_ns = self._frame_ns = self._begun_ns
+        self._status_ns = self._frame_ns = begun_ns
 
     def run(self, listener: Listener, stop: Callable[[], bool]) -> None:
-        self._publish_status("starting", self._begun_ns)
+        self._publish_status("starting", self.totals.begun_ns)
         try:
             while not stop():
                 waiting = self.views.wait_ns * 1e-9 / 3
@@ -62,15 +60,15 @@ class FuseLoop:
         self._heartbeat(state, now_ns)
 
     def summary(self) -> str:
-        seconds = (time.monotonic_ns() - self._begun_ns) * 1e-9
-        return f"{self.frames} moments in {seconds:.1f} s, a hand in {self.tracked}"
+        seconds = (time.monotonic_ns() - self.totals.begun_ns) * 1e-9
+        return f"{self.totals.frames} moments in {seconds:.1f} s, a hand in {self.totals.tracked}"
 
     def _step(self, t_ns: int, now_ns: int) -> None:
         begun = time.monotonic_ns()
         hands = self.fuser.step(t_ns, self.views.at(t_ns))
         fused = time.monotonic_ns()
         unix_ns, captured_ns = self.views.capture(t_ns)
-        self._header = Header(CAMERA, self.frames, captured_ns, unix_ns, time.monotonic_ns())
+        self._header = Header(CAMERA, self.totals.frames, captured_ns, unix_ns, time.monotonic_ns())
         self.stages_us["wait"], self.stages_us["fuse"] = (begun - captured_ns) * 1e-3, (fused - begun) * 1e-3
         if self.publisher.wants(f"joints.{CAMERA}"):
             parts = encode_joints(self._header, hands, stages_us=self.stages_us, dropped=self.views.late)
@@ -78,10 +76,10 @@ class FuseLoop:
         if self.publisher.wants(f"mesh.{CAMERA}"):
             self.publisher.publish(encode_mesh(self._header, hands))
         self.stages_us["publish"] = (time.monotonic_ns() - fused) * 1e-3
-        self.frames += 1
+        self.totals.frames += 1
         states = {hand.pose.state for hand in hands}
-        self.tracked += "tracked" in states
-        self._recent.append(now_ns)
+        self.totals.tracked += "tracked" in states
+        self.totals.recent_ns.append(now_ns)
         self._frame_ns = now_ns
         self._state = "tracked" if "tracked" in states else "predicted" if states else "lost"
 
@@ -103,16 +101,13 @@ class FuseLoop:
         return text
 
     def _publish_status(self, state: StatusState, now_ns: int) -> None:
-        assert state in get_args(StatusState)
         self._status_ns = now_ns
         h = self._header
         header = Header(CAMERA, h.seq, h.t_capture_ns, h.t_capture_unix_ns, now_ns)
-        recent = [t for t in self._recent if t > now_ns - 2_000_000_000]
-        fps = (len(recent) - 1) * 1e9 / max(recent[-1] - recent[0], 1) if len(recent) > 1 else 0.0
         self.publisher.publish(
             encode_status(
-                header, state=state, fps=fps, frames=self.frames, dropped=self.views.late, bad_frames=0,
-                engine="fusion", model=self.rig.name, uptime_s=(now_ns - self._begun_ns) * 1e-9,
+                header, state=state, fps=self.totals.fps_at(now_ns), frames=self.totals.frames, dropped=self.views.late,
+                bad_frames=0, engine="fusion", model=self.rig.name, uptime_s=(now_ns - self.totals.begun_ns) * 1e-9,
                 message=self._words(now_ns),
             )
         )  # fmt: skip

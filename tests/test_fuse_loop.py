@@ -76,7 +76,7 @@ def test_the_loop_says_which_camera_is_silent_and_goes_on():
             loop.handle([heard(rig, k, seq) for k in range(2) if both or k == 0], time.monotonic_ns())
             seq += 1
             time.sleep(0.02)
-        while len(got) < 2 * loop.frames:
+        while len(got) < 2 * loop.totals.frames:
             got.append(next(inbox))
     joints = [m for m in got if isinstance(m, JointsMessage)]
     truth = pose_hand(template(), np.concatenate([WRIST, POSES["open"]])[None], *(x[None] for x in AVERAGE))[0][0]
@@ -98,7 +98,7 @@ def test_without_any_camera_it_is_stalled():
         loop = FuseLoop(a_rig(), publisher, say=said.append)
         loop.handle([heard(a_rig(), 0, 0)], time.monotonic_ns())
         loop.handle([], time.monotonic_ns() + 50_000_000)
-        assert loop.frames == 1
+        assert loop.totals.frames == 1
         loop.handle([], time.monotonic_ns() + 2_000_000_000)
     assert said[-1].startswith("0 of 2 cameras")
 

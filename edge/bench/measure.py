@@ -22,7 +22,7 @@ from ..finder import open_finder
 from ..loop import Loop, topology
 from ..publish import Publisher
 from ..swap import PROBATION
-from ..tracker import Tracker
+from ..tracker import STAGES, Tracker
 from . import BenchError
 from .compare import Peer, judge
 from .frames import Memory, take_in
@@ -30,7 +30,6 @@ from .startup import startup_s
 from .subscriber import Subscriber
 from .usage import Usage, load
 
-STAGES = ("capture", "find", "crop", "engine", "refit", "publish", "total")
 WARM_UP = 20
 AT_RATE_S = 5.0
 SILENT_S = 10.0  # without a frame, before the first of them: then none will come
@@ -60,7 +59,7 @@ class Course:
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
-        self.taken = {stage: array("f") for stage in STAGES}  # us
+        self.taken = {stage: array("f") for stage in (*STAGES, "total")}  # us
         self.cpu_ms = array("f")
         self.at_s = array("d")
         self.seconds = self.silent_s = 0.0
@@ -96,7 +95,7 @@ class Course:
             last = now
             self.cpu_ms.append((time.process_time() - cpu) * 1e3)
             stages = loop.tracker.stages_us
-            for stage in STAGES[:-2]:
+            for stage in STAGES[:-1]:
                 taken[stage].append(stages[stage])
             taken["publish"].append(loop.publish_us)
             taken["total"].append(loop.total_us)

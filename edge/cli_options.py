@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from .cameras import camera_kinds
+from .engines import engine_kinds
 from .model_card import find_model
 
 OWN = "own"
@@ -40,7 +41,7 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "or an .onnx file with its card beside it.",
         ),
         click.option(
-            "--engine", default="auto", metavar="KIND", show_default=True, help="auto, onnxruntime, openvino, tensorrt."
+            "--engine", default="auto", metavar="KIND", show_default=True, help=f"auto, {', '.join(engine_kinds())}."
         ),
     ):
         command = option(command)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -201,7 +200,7 @@ def bench(
         "finder": getattr(finder, "engine", opened).name,
         "arithmetic": arithmetic.name,
         "model": {"name": card.name, "sha256": card.sha256, "precision": card.precision},
-        "threads": threads_of(opened),
+        "threads": getattr(getattr(opened, "serving", opened), "threads", None),  # on a GPU there are none
         "versions": {name: version(name) for name in ("edge-hand", "onnxruntime", "numpy", "pyzmq")},
         "device": device(),
         "load": load(),
@@ -219,12 +218,6 @@ def ready(engine: Engine) -> Engine:
         for _ in range(PROBATION + 1):
             engine.run(blank)
     return engine
-
-
-def threads_of(engine: Engine) -> int | None:
-    """Those that the engine which serves really has, as its name says; None for one on a GPU."""
-    found = re.search(r"\b(\d+) threads?\b", engine.name)
-    return int(found[1]) if found else None
 
 
 def _flat_out(memory: Memory, tracker: Callable[[], Tracker], frames: int | None, peer: Peer | None) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class OnnxRuntimeEngine:
             o.type not in DTYPES for o in (*inputs, *outputs)
         ) or {o.name: list(o.shape) for o in outputs} != card.outputs:  # fmt: skip
             raise ModelError(f"model {model}: its inputs and outputs are not those of its card")
-        self.card = card
+        self.card, self.threads = card, threads
         asleep = "" if spin or threads == 1 else " that sleep"
         self.name = f"onnxruntime {ort.__version__}, {threads} thread{'s' if threads > 1 else ''}{asleep}"
         self._image = np.zeros(inputs[0].shape, DTYPES[inputs[0].type])

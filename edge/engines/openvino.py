@@ -46,7 +46,7 @@ class OpenVinoEngine:
             raise ModelError(f"model {model}: openvino cannot load it ({why[-150:]})") from None
         if not (_are(compiled.inputs, card.inputs) and _are(compiled.outputs, card.outputs) and len(card.inputs) == 1):
             raise ModelError(f"model {model}: its inputs and outputs are not those of its card")
-        self.card = card
+        self.card, self.threads = card, threads
         self.name = f"openvino {version()}, {threads} thread{'s' if threads > 1 else ''}{', bf16' if bf16 else ''}"
         self._request = compiled.create_infer_request()
         self._image: NDArray[Any] = self._request.get_input_tensor(0).data

@@ -140,11 +140,12 @@ def _export_tensorrt(checkpoint: Path | None, model: Path | None, out: Path | No
     if model is None or checkpoint is not None:
         raise click.UsageError("--target tensorrt: give --model, the float .onnx that `export --checkpoint` wrote")
     need_trainer("train")
-    from ..exporters.tensorrt import TensorRtExportError, export_tensorrt
+    from ..exporters.onnx import ExportError
+    from ..exporters.tensorrt import export_tensorrt
 
     make_folders(out)
     try:
         written = export_tensorrt(model, precision, out)
-    except TensorRtExportError as error:
+    except ExportError as error:
         raise CommandError(str(error)) from None
     click.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB; the device builds its plan from it when it starts")

@@ -22,7 +22,7 @@ from ..edge.engines.tensorrt import artefact
 from ..edge.model_card import ModelCard, ModelError, load_card, sha256
 from ..trainer.synth.samples import Generator, Sample
 from .fp16 import Fp16Error, to_half
-from .onnx import vertices_m
+from .onnx import ExportError, vertices_m
 from .qdq import QdqError, to_int8
 
 PROBES = 64  # crops of the validation stream, those of `onnx.py`
@@ -34,10 +34,6 @@ SENSITIVE_MM = 0.7
 Run = Callable[[Any], list[Any]]
 
 
-class TensorRtExportError(Exception):
-    """An export that was refused, in one line."""
-
-
 class Probe(NamedTuple):
     """A crop and the vertices (V, 3) m that the float model gives for it."""
 
@@ -47,16 +43,16 @@ class Probe(NamedTuple):
 
 
 def export_tensorrt(model: Path, precision: str, folder: Path | None = None) -> Path:
-    """Write the TensorRT form of a float model beside it, or into folder. Raises ModelError, TensorRtExportError;
+    """Write the TensorRT form of a float model beside it, or into folder. Raises ModelError, ExportError;
     nothing is left behind then."""
     if precision not in LIMITS_MM:
-        raise TensorRtExportError(
+        raise ExportError(
             f"--target tensorrt --precision {precision}: possible are {', '.join(LIMITS_MM)}; in 32 bits TensorRT "
             "takes the float model itself"
         )
     card = load_card(model)
     if card.precision != "fp32":
-        raise TensorRtExportError(f"model {model}: it is in {card.precision}; TensorRT's is made from the fp32 one")
+        raise ExportError(f"model {model}: it is in {card.precision}; TensorRT's is made from the fp32 one")
     out = artefact(model, precision)
     out = out if folder is None else folder / out.name
     probes = _probes(model, card)
@@ -64,7 +60,7 @@ def export_tensorrt(model: Path, precision: str, folder: Path | None = None) -> 
     try:
         made = to_half(proto) if precision == "fp16" else _to_int8(proto, card, probes)
     except (Fp16Error, QdqError) as error:
-        raise TensorRtExportError(f"export {out}: {error}") from None
+        raise ExportError(f"export {out}: {error}") from None
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         part = Path(temporary) / out.name
@@ -73,7 +69,7 @@ def export_tensorrt(model: Path, precision: str, folder: Path | None = None) -> 
         made_card.write(part)
         parity = compare(part, card, probes)
         if not parity["mean_mm"] <= LIMITS_MM[precision]:
-            raise TensorRtExportError(
+            raise ExportError(
                 f"export {out}: it is {parity['mean_mm']:.3f} mm from {model.name} on {len(probes)} crops (at most "
                 f"{parity['max_mm']:.1f}); allowed are {LIMITS_MM[precision]} mm"
             )

@@ -22,9 +22,9 @@ from edge_hand.edge.probe import compare, crops
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import tensorrt as target
 from edge_hand.exporters.fp16 import Fp16Error, to_half, trunk, widen
-from edge_hand.exporters.onnx import export
+from edge_hand.exporters.onnx import ExportError, export
 from edge_hand.exporters.qdq import QdqError, only, to_int8
-from edge_hand.exporters.tensorrt import TensorRtExportError, export_tensorrt
+from edge_hand.exporters.tensorrt import export_tensorrt
 from edge_hand.trainer.checkpoint import TrainConfig
 from edge_hand.trainer.train import train
 from onnx import TensorProto, helper, numpy_helper
@@ -179,16 +179,16 @@ def test_a_mismatch_is_refused_and_leaves_nothing_behind(
 ) -> None:
     monkeypatch.setattr(target, "PROBES", 3)
     monkeypatch.setitem(target.LIMITS_MM, "fp16", 1e-6)
-    with pytest.raises(TensorRtExportError) as caught:
+    with pytest.raises(ExportError) as caught:
         export_tensorrt(model, "fp16")
     assert str(caught.value).startswith(f"export {artefact(model, 'fp16')}: it is 0.0")
     assert str(caught.value).endswith("; allowed are 1e-06 mm") and len(list(tmp_path.iterdir())) == 2
 
 
 def test_bad_orders_are_one_line(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(TensorRtExportError, match=r"^--target tensorrt --precision fp32: possible are fp16, int8; "):
+    with pytest.raises(ExportError, match=r"^--target tensorrt --precision fp32: possible are fp16, int8; "):
         export_tensorrt(model, "fp32")
-    with pytest.raises(TensorRtExportError, match=r"dgn-nano-int8\.onnx: it is in int8; TensorRT's is made from "):
+    with pytest.raises(ExportError, match=r"dgn-nano-int8\.onnx: it is in int8; TensorRT's is made from "):
         export_tensorrt(DEFAULT_MODEL, "fp16", tmp_path)
     with pytest.raises(ModelError, match="no such file"):
         export_tensorrt(tmp_path / "none.onnx", "fp16")

@@ -8,13 +8,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.camera import Intrinsics
-from ..hand.frames import DepthFrame, HandPose
+from ..hand.frames import DepthFrame
 from ..hand.render import NEAREST_M, render
 from ..hand.skeleton import JOINT_PARENTS
 from ..hand.whole import write_whole
@@ -38,9 +38,18 @@ SMOOTH = 3  # lines are drawn this much larger and reduced
 DEEP_M = 0.16  # a hand's own depth range around its middle
 
 
+class Drawn(Protocol):
+    """What is drawn of a hand: joints_m (21, 3) and vertices_m (V, 3) m in the camera's frame."""
+
+    @property
+    def joints_m(self) -> Array: ...
+    @property
+    def vertices_m(self) -> Array: ...
+
+
 def overlay(
     frame: DepthFrame,
-    poses: Sequence[HandPose],
+    poses: Sequence[Drawn],
     faces: Array,
     *,
     crop_to_hand: bool = True,
@@ -57,7 +66,7 @@ def overlay(
     return np.concatenate([grey, joints, mesh], 1)
 
 
-def view_of(intrinsics: Intrinsics, poses: Sequence[HandPose], size: tuple[int, int]) -> Intrinsics:
+def view_of(intrinsics: Intrinsics, poses: Sequence[Drawn], size: tuple[int, int]) -> Intrinsics:
     """The camera as a picture of size (w, h) px that shows all the hands, or the whole frame if there are none."""
     low, high = np.array([-0.5, -0.5]), np.array([intrinsics.width - 0.5, intrinsics.height - 0.5])
     points = np.concatenate([np.zeros((0, 3)), *(np.concatenate([p.joints_m, p.vertices_m]) for p in poses)])
@@ -79,7 +88,7 @@ def view_of(intrinsics: Intrinsics, poses: Sequence[HandPose], size: tuple[int, 
     )
 
 
-def depth_picture(frame: DepthFrame, poses: Sequence[HandPose], view: Intrinsics) -> Picture:
+def depth_picture(frame: DepthFrame, poses: Sequence[Drawn], view: Intrinsics) -> Picture:
     """The frame's depth in grey, as the view shows it: the hands' range if there are any, else what lies in it."""
     camera = frame.intrinsics
     column = np.rint((np.arange(view.width) - view.cx) * camera.fx / view.fx + camera.cx).astype(int)  # (W,)

@@ -65,8 +65,8 @@ def draw_fits(path: Path, target: Target, before: nn.Module, after: nn.Module, m
 def _row(view: View, old: Seen, new: Seen) -> Array:
     counts = np.where(view.window == FAR, 0, view.window).astype(np.uint16)
     frame = DepthFrame("window", 0, 0, counts, UNIT_M, window_camera(view.distance_m))
-    picture_camera = view_of(frame.intrinsics, [], (PANEL_PX, PANEL_PX))
-    grey, faces = depth_picture(frame, [], picture_camera), template().faces
+    picture_camera = view_of(frame.intrinsics, [old, new], (PANEL_PX, PANEL_PX))
+    grey, faces = depth_picture(frame, [old, new], picture_camera), template().faces
     panels = [grey]
     for seen in (old, new):
         panels.append(draw_joints(grey, [seen.joints_m], picture_camera))

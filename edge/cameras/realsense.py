@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -34,6 +35,9 @@ from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout
 # What a D400 offers on USB 3: the first is ours, 480x270@90 costs the least, 1280x720@30 reaches furthest.
 DEFAULT_MODE = MODES[0]
 POLL_S = 0.1  # how often a wait looks whether the camera is still there or the file has ended
+# The recording closed last. librealsense (2.59.1) may destroy one while a thread of its own is about to read on in it,
+# and the process with it; by the time that the next is closed, that thread has ended.
+_CLOSED: deque[Any] = deque(maxlen=1)
 
 
 def open_camera(
@@ -158,6 +162,8 @@ class RealSenseCamera:
         self._light()
         with contextlib.suppress(RuntimeError):  # it was stopped already, or the camera is gone
             self._pipeline.stop()
+        if self._playback is not None:
+            _CLOSED.append((self._pipeline, self._device, self._playback))
 
     def __enter__(self) -> RealSenseCamera:
         return self

@@ -13,8 +13,8 @@ test: lint  ## everything that must hold before a commit
 	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/test_train.py
 	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest tests/test_train.py  # compares runs bit by bit: by itself
 
-quick: $(TEST_VENV)/.installed  ## the tests that take no more than a few seconds each
-	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+quick: $(TEST_VENV)/.installed  ## the tests that are not slow; a third process, since many of them wait
+	OMP_NUM_THREADS=1 $(TEST_VENV)/bin/python -m pytest -n 3 --dist loadfile -m "not slow"
 
 lint: $(TEST_VENV)/.installed
 	$(TEST_VENV)/bin/ruff check .

@@ -257,6 +257,7 @@ def test_an_unchanged_rig_passes_on_another_motion() -> None:
     assert json.loads(json.dumps(as_json(found)))["verdict"] == "pass"
 
 
+@pytest.mark.slow
 def test_a_camera_bumped_by_half_a_degree_is_named() -> None:
     found = check(0.5)
     assert found.verdict == "fail"

@@ -178,6 +178,7 @@ def test_watch_prints_what_a_daemon_publishes(recording: Path) -> None:
 # --- bench, record, eval
 
 
+@pytest.mark.slow
 def test_bench_writes_every_figure(recording: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "bench.json"
     done = edge_hand("bench", "--camera", "replay", "--source", recording, "--json", out)

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ..edge.shell import CommandError
 from ..hand.camera import Intrinsics
 from ..hand.fields import one_line
 from ..hand.whole import refusal, write_json
@@ -46,7 +47,7 @@ NOT_NEGATIVE = {
 }  # fmt: skip
 
 
-class RigError(Exception):
+class RigError(CommandError):
     """A rig file cannot be used; one printable line, whatever stands in the file."""
 
     def __init__(self, text: str) -> None:

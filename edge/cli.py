@@ -239,7 +239,6 @@ for command in (
 
 def main() -> None:
     """Entry point: a user's mistake is one line and exit code 1 (2 for a wrong option); a bug is a traceback."""
-    from ..calibration.rig import RigError
     from ..hand.messages import WireError
     from ..hand.whole import refusal
     from .bench import BenchError
@@ -257,7 +256,7 @@ def main() -> None:
 
     known = (
         CommandError, CameraError, ModelError, PublishError, SubscribeError, WireError, RecordingError, BenchError,
-        PersonError, KeysError, ServiceError, ConfigError, ControlError, ServeError, StoreError, RigError,
+        PersonError, KeysError, ServiceError, ConfigError, ControlError, ServeError, StoreError,
     )  # fmt: skip
 
     def fail(line: str) -> None:

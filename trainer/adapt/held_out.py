@@ -11,9 +11,10 @@ from typing import NamedTuple
 from ...edge.cameras import CameraError
 from ...edge.cameras.replay import PngFolder
 from ...edge.recording import Recording, RecordingError
+from . import frames
 from .suspicion import loose
 
-HELD_OUT = (0.75, 1.0)  # the part of each recording that is judged by
+HELD_OUT = (1 - frames.HELD_OUT, 1.0)  # the part of each recording that is judged by
 MOST_S = 15.0  # of all recordings together, whatever their rate; from the beginning of what is held out
 MOST_SINGLE = 450  # frames of all recordings of single ones together
 BLOCK_S = 1.0  # of the bootstrap: neighbouring frames are wrong alike

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,13 @@ def test_frames_of_two_cameras_are_those_of_one_moment(hz: float) -> None:
     assert shots(hosts, [a_camera("a"), a_camera("b")]) == together
     gone = Frames("b", hz, 0, count=10)
     assert shots([Frames("a", hz, 0), gone], [a_camera("a"), a_camera("b")])[-1] == [19, None]
+
+
+def test_a_camera_is_seen_through_the_intrinsics_that_the_board_refined() -> None:
+    own, better = Intrinsics(2, 2, 1, 1, 0, 0), Intrinsics(2, 2, 1.01, 1.02, 0.1, 0)
+    cameras = [a_camera("a"), replace(a_camera("b"), intrinsics=better, own_intrinsics=own)]
+    for a, b in frames.in_step([Frames("a", 30, 0), Frames("b", 30, 0)], cameras, frames.APART_NS):  # type: ignore[list-item]
+        assert a is not None and a.intrinsics == own and b is not None and b.intrinsics == better
 
 
 def test_a_rig_that_failed_its_calibration_teaches_nothing(tmp_path: Path) -> None:

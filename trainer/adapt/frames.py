@@ -7,7 +7,7 @@ the others too. A window is wide enough that the crops of training can be cut fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,12 +228,13 @@ def in_step(
     sources: Sequence[FrameSource], cameras: Sequence[RigCamera], most_ns: int
 ) -> Iterator[list[DepthFrame | None]]:
     """The first source's frames, and of the others those nearest in time, None if none is within most_ns. Hosts' clocks
-    and the rig's offsets are taken into account. Raises CameraError, RecordingError."""
+    and the rig's offsets are taken into account, and frames have the intrinsics that the rig has for their camera.
+    Raises CameraError, RecordingError."""
     offsets = [
         wall_ns + round(camera.time.offset_s * 1e9)
         for wall_ns, camera in zip(clock_offsets_ns([s.wall_offset_ns for s in sources]), cameras, strict=True)
     ]
-    streams = [(f for f in s.frames() if isinstance(f, DepthFrame)) for s in sources]
+    streams = [_seen_through(c, s) for s, c in zip(sources, cameras, strict=True)]
     ahead: list[list[DepthFrame]] = [[] for _ in sources[1:]]
     for frame in streams[0]:
         t_ns = frame.t_ns + offsets[0]
@@ -249,6 +250,12 @@ def in_step(
             near = nearest is not None and abs(nearest.t_ns + offset_ns - t_ns) <= most_ns
             shot.append(nearest if near else None)
         yield shot
+
+
+def _seen_through(camera: RigCamera, source: FrameSource) -> Iterator[DepthFrame]:
+    for frame in source.frames():
+        if isinstance(frame, DepthFrame):
+            yield frame if camera.own_intrinsics is None else replace(frame, intrinsics=camera.intrinsics)
 
 
 def _hands(trackers: list[Tracker], shot: list[DepthFrame | None], poses: list[Array]) -> list[_Seen]:

@@ -57,6 +57,11 @@ def find_model(name: str) -> Path:
     return shipped if os.path.isfile(shipped) and not os.path.exists(name) else Path(name)  # Path's own may raise
 
 
+def same_training(one: ModelCard, other: ModelCard) -> bool:
+    """Whether two files are forms of one network; the commit is that of their exports."""
+    return one.training | {"commit": ""} == other.training | {"commit": ""}
+
+
 def card_path(model: Path) -> Path:
     return model.with_suffix(".json")
 

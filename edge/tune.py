@@ -26,7 +26,7 @@ from . import probe
 from .board import cpu_name
 from .engines import ANYWHERE, SWAP_LIMIT_MM, TUNED_LIMIT_MM, Engine, engine_kinds
 from .engines.tensorrt.plan import cache_folder
-from .model_card import ModelError, load_card
+from .model_card import ModelError, load_card, same_training
 
 FORMAT = 2  # one more when what is tried, or how it is judged, changes
 BUDGET_S = 1.0  # for the timing; opening the engines comes on top
@@ -132,11 +132,12 @@ def settings(model: Path, threads: int) -> list[Setting]:
 
 
 def files(model: Path) -> list[Path]:
-    """The model, and for one in 8 bits the float form beside it, which is more precise."""
+    """The model, and for one in 8 bits the float form of the same training beside it, which is more precise."""
     plain = model.with_name(model.stem.removesuffix("-int8") + ".onnx")
     if plain != model and plain.is_file():
         with contextlib.suppress(ModelError):
-            if load_card(plain).outputs == load_card(model).outputs:
+            card, asked = load_card(plain), load_card(model)
+            if card.outputs == asked.outputs and same_training(card, asked):
                 return [model, plain]
     return [model]
 

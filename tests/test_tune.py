@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -71,6 +72,20 @@ def test_the_model_in_8_bits_may_give_way_to_its_float_form_but_not_the_other_wa
     assert tune.files(DEFAULT_MODEL) == [DEFAULT_MODEL, FLOAT]
     assert tune.files(FLOAT) == [FLOAT]
     assert tune.settings(DEFAULT_MODEL, 1) == [START, PLAIN]
+
+
+def test_a_float_form_of_another_training_is_another_network(tmp_path: Path) -> None:
+    for model in (FLOAT, DEFAULT_MODEL):
+        for file in (model, model.with_suffix(".json")):
+            shutil.copy(file, tmp_path / file.name)
+    small, plain = tmp_path / DEFAULT_MODEL.name, tmp_path / FLOAT.name
+    card = json.loads(plain.with_suffix(".json").read_text())
+    card["training"]["commit"] = "another export"
+    plain.with_suffix(".json").write_text(json.dumps(card))
+    assert tune.files(small) == [small, plain]
+    card["training"]["seed"] = 77
+    plain.with_suffix(".json").write_text(json.dumps(card))
+    assert tune.files(small) == [small]
 
 
 def test_several_threads_are_tried_with_and_without_spinning() -> None:

@@ -10,7 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ...model_card import ModelCard, ModelError, load_card
+from ...model_card import ModelCard, ModelError, load_card, same_training
 from ...probe import compare, crops
 from ..onnxruntime import OnnxRuntimeEngine
 from .build import Job, version
@@ -37,9 +37,9 @@ def suited(model: Path) -> Path:
     if "-tensorrt-" in model.stem:
         return model
     plain = model.with_name(f"{stem}.onnx")
-    training = _training(load_card(model))
+    asked = load_card(model)
     for file in (artefact(plain, "fp16"), plain):
-        if file.is_file() and (card := load_card(file)).precision != "int8" and _training(card) == training:
+        if file.is_file() and (card := load_card(file)).precision != "int8" and same_training(card, asked):
             return file
     raise ModelError(f"model {model.name} has no form for TensorRT beside it; `edge-hand export --target tensorrt`")
 
@@ -114,9 +114,9 @@ def refitted(engine: TensorRtEngine, model: Path) -> TensorRtEngine | None:
 def _form(model: Path, precision: str) -> Path:
     """Of the files of a network, that in this precision. Raises ModelError."""
     plain = model.with_name(f"{model.stem.split('-tensorrt-')[0].removesuffix('-int8')}.onnx")
-    training = _training(load_card(model))
+    asked = load_card(model)
     for file in (plain, artefact(plain, precision)):
-        if file.is_file() and (card := load_card(file)).precision == precision and _training(card) == training:
+        if file.is_file() and (card := load_card(file)).precision == precision and same_training(card, asked):
             return file
     raise ModelError(f"{model.name} has no {precision} form beside it")
 
@@ -146,7 +146,3 @@ def _import() -> Any:
 
 def _tell(line: str) -> None:
     _log.info("%s", line)
-
-
-def _training(card: ModelCard) -> dict[str, Any]:
-    return {name: value for name, value in card.training.items() if name != "commit"}

@@ -41,7 +41,9 @@ def open_lasting_engine(
     if isinstance(engine, SwapEngine):
         engine.openers = openers
         return engine
-    return SwapEngine(engine, say, openers=openers)
+    serving = SwapEngine(engine, say, openers=openers)
+    serving.asked = load_card(model)  # the engine may run another form of it
+    return serving
 
 
 class Reloader:

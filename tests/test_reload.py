@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.config import ConfigError
-from edge_hand.edge.engines import open_engine
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, load_card, sha256
+from edge_hand.edge.engines import open_engine, tensorrt
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.plausible import implausible
 from edge_hand.edge.probe import crops
 from edge_hand.edge.reload import Reloader, ReloadError, open_lasting_engine
@@ -54,7 +54,7 @@ class Daemon:
     def __init__(self, **settings: Any) -> None:
         self.new = SETTINGS | settings
         self.said: list[str] = []
-        self.engine = open_lasting_engine("onnxruntime", self.new["model"], 1, self.said.append)
+        self.engine = open_lasting_engine(self.new["engine"], self.new["model"], 1, self.said.append)
         self.tracker = Tracker(self.engine, max_hands=2)
         self.reloader = Reloader(dict(self.new), lambda: self.new, self.engine, self.said.append)
 
@@ -105,6 +105,24 @@ def test_a_model_file_that_was_replaced_by_a_good_one_is_taken(model: Path, fram
     placed(FLOAT, model)
     assert daemon.reload() == f"now {model} as it is now"
     assert daemon.track(frames[0]) >= 0 and daemon.engine.card == load_card(FLOAT)
+
+
+def test_a_gpu_is_given_the_float_form_of_a_model_in_a_cpu_s_8_bits(
+    model: Path, frames: list[DepthFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt, "open_engine", lambda model, card, threads: open_engine("onnxruntime", model))
+    daemon = Daemon(engine="tensorrt")
+    assert daemon.engine.card == load_card(FLOAT)
+    assert daemon.reload() == "nothing to change"
+    assert daemon.reloader.use(DEFAULT_MODEL).endswith("serves already")
+    assert daemon.reloader.use(FLOAT).endswith("serves from the next frame on")
+    daemon.track(frames[0])
+    assert daemon.reloader.use(DEFAULT_MODEL).endswith("serves from the next frame on")
+    daemon.track(frames[1])
+    assert daemon.engine.card == load_card(FLOAT) and daemon.engine.asked == load_card(DEFAULT_MODEL)
+    alone = model.with_name("net-int8.onnx")
+    with pytest.raises(ModelError, match="has no form for TensorRT beside it"):
+        open_engine("tensorrt", placed(DEFAULT_MODEL, alone))
 
 
 def test_a_model_that_self_tuning_serves_in_another_form_is_left_alone(frames: list[DepthFrame]) -> None:

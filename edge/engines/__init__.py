@@ -187,5 +187,7 @@ def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], Non
 def _open(kind: str, model: Path, threads: int, refit: bool = False) -> Engine:
     options = {"refit": True} if refit and kind in PREFERRED else {}
     backend = importlib.import_module("." + kind, __name__)
+    if kind in PREFERRED and model.stem.endswith("-int8") and "-tensorrt-" not in model.stem:
+        model = backend.suited(model)  # 8 bits as a CPU takes them
     engine: Engine = backend.open_engine(model, load_card(model), threads, **options)
     return engine

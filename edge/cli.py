@@ -146,7 +146,7 @@ def run(
     tuned = tune and not deterministic
     try:
         with notifier.alive_while(building), desk.at_once():
-            serving = open_lasting_engine(engine, model, threads, tell, tuned, refit_plans)
+            serving = open_lasting_engine(engine, model, threads, tell, tuned, refit_plans, not deterministic)
     except KeyboardInterrupt:
         tell("stopped before there was an engine")
         return

@@ -31,11 +31,12 @@ class ReloadError(Exception):
 
 
 def open_lasting_engine(
-    kind: str, model: Path, threads: int, say: Callable[[str], None], tune: bool = False, refit: bool = False
-) -> SwapEngine:
+    kind: str, model: Path, threads: int, say: Callable[[str], None], tune: bool = False, refit: bool = False,
+    at_once: bool = True,
+) -> SwapEngine:  # fmt: skip
     """An engine that can be changed while it runs and is opened anew when it fails; where auto chose a better one that
     failed, by the one that runs anywhere. Raises ModelError."""
-    engine = open_engine(kind, model, threads, say=say, tune=tune, refit=refit)
+    engine = open_engine(kind, model, threads, say=say, tune=tune, refit=refit, at_once=at_once)
     again = ANYWHERE if kind == "auto" else kind
     openers = [lambda: open_engine(again, model, threads, refit=refit)]
     if isinstance(engine, SwapEngine):
@@ -127,7 +128,9 @@ class Reloader:
         def opened() -> Engine:
             retrained = getattr(self._engine.serving, "retrained", None)  # weights into a copy of what serves
             engine: Engine | None = retrained(model) if refit and same and retrained else None
-            return engine or open_engine(kind, model, threads, say=self._say, tune=self._tune, refit=refit)
+            return engine or open_engine(
+                kind, model, threads, say=self._say, tune=self._tune, refit=refit, at_once=True
+            )
 
         asked, end_s = load_card(model), time.monotonic() + PATIENCE_S
         while self._engine.busy and time.monotonic() < end_s:  # a better engine for the same model, at the start

@@ -30,6 +30,21 @@ sys.argv[0] = "edge-hand"
 cli.main()
 """
 
+# A machine with a GPU, whose engine takes a while to build.
+WITH_GPU = """
+import sys, time
+from edge_hand.edge import cli
+from edge_hand.edge.engines import onnxruntime, tensorrt
+def open_engine(model, card, threads):
+    time.sleep(0.2)
+    engine = onnxruntime.OnnxRuntimeEngine(model, card, 1)
+    engine.name = "stand-in"
+    return engine
+tensorrt.unavailable, tensorrt.open_engine = str, open_engine
+sys.argv[0] = "edge-hand"
+cli.main()
+"""
+
 
 def replayed(out: Path, frames: int, *, elsewhen: bool = False) -> bytes:
     start = ["-c", ELSEWHEN] if elsewhen else ["-m", "edge_hand.edge.cli"]
@@ -56,6 +71,17 @@ def test_two_replays_give_the_same_bytes_also_on_another_day_and_with_hiccups(tm
     status = [m for m in messages if isinstance(m, StatusMessage)]
     assert status[0].state == "starting" and status[-1].state == "stopping"
     assert status[-1].uptime_s == pytest.approx((times[-1] - times[0]) * 1e-9)
+
+
+def test_where_auto_has_a_gpu_it_waits_for_it_and_one_engine_sees_all_frames(tmp_path: Path) -> None:
+    run = ["run", "--camera", "replay", "--source", DEMO, "--frames", 2, "--deterministic", "--no-view"]
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_GPU, *map(str, run), "--bind", f"ipc://{tmp_path}/s"],
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=True,
+    )  # fmt: skip
+    changed, began, _ = done.stdout.splitlines()[1:]
+    assert changed.startswith("engine: dgn-nano on stand-in now, dgn-nano-int8 on onnxruntime ")
+    assert began.endswith("(stand-in, dgn-nano-int8.onnx)")
 
 
 @pytest.mark.slow

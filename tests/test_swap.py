@@ -244,8 +244,9 @@ def test_auto_says_in_one_line_what_it_passed_over() -> None:
     assert Choice("tensorrt", FLOAT, ()).explain("tensorrt 10.3") == "tensorrt 10.3"
 
 
-def test_auto_serves_on_the_cpu_until_the_better_engine_is_ready(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("at_once", [True, False])
+def test_auto_serves_on_the_cpu_until_the_better_engine_is_ready_or_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, at_once: bool
 ) -> None:
     from edge_hand.edge.engines import tensorrt
 
@@ -255,12 +256,15 @@ def test_auto_serves_on_the_cpu_until_the_better_engine_is_ready(
     release = threading.Event()
 
     def fake_open(model: Path, card: Any, threads: int) -> Any:
-        release.wait(10)
+        release.wait(10 if at_once else 0.1)
         return open_engine("onnxruntime", model)
 
     monkeypatch.setattr(tensorrt, "unavailable", lambda: "")
     monkeypatch.setattr(tensorrt, "open_engine", fake_open)
-    engine: Any = open_engine("auto", tmp_path / DEFAULT_MODEL.name)
+    engine: Any = open_engine("auto", tmp_path / DEFAULT_MODEL.name, at_once=at_once)
+    if not at_once:
+        assert not isinstance(engine, SwapEngine) and engine.card.precision == "fp32"
+        return
     engine.run(crops(64)[0])
     assert engine.card.precision == "int8"
     release.set()

@@ -153,7 +153,7 @@ def bench(
         held = take_in(camera, (frames or FRAMES) + WARM_UP if endless or frames else None)
     if len(held) <= WARM_UP:
         raise too_few(len(held))
-    opened = ready(open_engine(engine, model, threads, tune=tune))
+    opened = ready(open_engine(engine, model, threads, tune=tune, at_once=True))
     finder = open_finder(threads=threads, tune=tune and engine == "auto")
     ready(getattr(finder, "engine", opened))
 

@@ -82,16 +82,17 @@ def choose(model: Path) -> Choice:
 
 def open_engine(
     kind: str = "auto", model: Path = DEFAULT_MODEL, threads: int = 1, *, net: str | None = "dgn",
-    say: Callable[[str], None] | None = None, tune: bool = False, refit: bool = False,
+    say: Callable[[str], None] | None = None, tune: bool = False, refit: bool = False, at_once: bool = False,
 ) -> Engine:  # fmt: skip
     """Open a model with one kind of engine. Raises ModelError.
 
-    auto is onnxruntime, which runs anywhere; where there is a better one, a `swap.SwapEngine` serves with onnxruntime
-    until the better one is built and proven. With tune, for those that run for long, a machine without a GPU may change
-    to what its self-tuning found (`..tune`). say hears in one line what was chosen and why, and later of changes, from
-    whatever thread. threads 0 leaves their number to the tuning, else it is 1. net is the kind of network that the
-    caller can use, None any. refit asks for an engine that takes other weights without being built anew, where there is
-    one: its `retrained(model)` gives it, or None.
+    auto is onnxruntime, which runs anywhere; where there is a better one, it is built and proven first, and one engine
+    serves from the first frame to the last. With at_once a `swap.SwapEngine` serves with onnxruntime until then. With
+    tune, for those that run for long, a machine without a GPU may change to what its self-tuning found (`..tune`).
+    say hears in one line what was chosen and why, and later of changes, from whatever thread. threads 0 leaves their
+    number to the tuning, else it is 1. net is the kind of network that the caller can use, None any. refit asks for an
+    engine that takes other weights without being built anew, where there is one: its `retrained(model)` gives it, or
+    None.
     """
     check_engine(kind, model, net)
     if kind != "auto":
@@ -110,7 +111,11 @@ def open_engine(
     file = chosen.model
     better, plain = (lambda: _open(chosen.kind, file, threads, refit)), (lambda: _open(ANYWHERE, file, threads))
     serving.offer(better, plain, SWAP_LIMIT_MM)
-    return serving
+    if at_once:
+        return serving
+    serving.wait(threading.TIMEOUT_MAX)
+    serving.settle()
+    return serving.serving
 
 
 def check_engine(kind: str, model: Path, net: str | None = "dgn") -> None:

@@ -19,7 +19,7 @@ from .engines import ANYWHERE, Engine, open_engine
 from .finder import open_finder, retire
 from .model_card import load_card
 from .plausible import implausible
-from .swap import SwapEngine
+from .swap import SwapEngine, waited_for
 from .tracker import Tracker
 
 LIVE = ("model", "engine", "threads", "finder", "hands", "smooth")
@@ -79,7 +79,8 @@ class Reloader:
             }
             if differ & {"finder", "threads", "engine"}:
                 tuned = self._tune and new["engine"] == "auto"
-                change["finder"] = open_finder(new["finder"], new["threads"], say=self._say, tune=tuned)
+                with waited_for():
+                    change["finder"] = open_finder(new["finder"], new["threads"], say=self._say, tune=tuned)
             model = new["model"] if "model" in differ else self.model
             try:
                 another = load_card(model).sha256 != self._engine.asked.sha256

@@ -4,24 +4,27 @@ that fails later is opened anew."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .engines import Engine
+from .engines.tensorrt.plan import building
 from .model_card import ModelCard, ModelError
 from .probe import compare, images
 
 PROBATION = 300  # runs after a change in which every output is looked at, and the old engine is kept
 MOST_FAILURES = 5  # of an engine that is opened anew each time, without `probation` good runs between them
 FORGOTTEN_S = 0.5  # after its closing nobody holds an engine any more
+LEAVE_S = 10.0  # that a process which ends waits for a candidate
 FIRST_DELAY_S = 0.2  # from one round of opening to the next, doubling
 _log = logging.getLogger(__name__)
 
@@ -30,6 +33,26 @@ Open = Callable[[], Engine]
 
 class EngineDown(ModelError):
     """The engine failed and could not be opened at once: this frame is lost, a later one may not be."""
+
+
+@contextlib.contextmanager
+def waited_for(hurry: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """A process that ends waits for this block, which it hurries: a thread that is inside an engine while the
+    interpreter ends would abort it. One that waits for a plan is in none."""
+    done = threading.Event()
+
+    def leave() -> None:
+        hurry()
+        end_s = time.monotonic() + LEAVE_S
+        while not (building() or done.wait(0.05) or time.monotonic() > end_s):
+            pass
+
+    atexit.register(leave)
+    try:
+        yield
+    finally:
+        done.set()
+        atexit.unregister(leave)
 
 
 class SwapEngine:
@@ -66,6 +89,7 @@ class SwapEngine:
         self._changed = changed or (lambda line: _log.info("%s", line))
         self.note = ""  # the last line
         self.at_close: Callable[[], None] | None = None
+        self.at_exit: Callable[[], None] = lambda: None  # of the process, while a candidate is in the making
 
     @property
     def card(self) -> ModelCard:
@@ -175,6 +199,10 @@ class SwapEngine:
 
     def _prepare(self, candidate: Open, check: Callable[[Engine], str], asked: ModelCard | None = None) -> str:
         """Make a candidate ready; what is wrong with it otherwise. asked: of another network than before."""
+        with waited_for(self.at_exit):
+            return self._prepared(candidate, check, asked)
+
+    def _prepared(self, candidate: Open, check: Callable[[Engine], str], asked: ModelCard | None) -> str:
         engine: Engine | None = None
         try:
             engine = candidate()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from edge_hand.edge import swap
 from edge_hand.edge.engines import Choice, choose, open_engine
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.probe import compare, crops
@@ -96,6 +101,51 @@ def test_frames_go_on_while_a_candidate_is_made() -> None:
     assert engine.wait(20)
     engine.run(image)
     assert engine.card == load_card(FLOAT)
+
+
+ENDS = """
+import threading, time
+from edge_hand.edge.engines import onnxruntime, open_engine, tensorrt
+from edge_hand.edge.model_card import DEFAULT_MODEL, load_card
+from edge_hand.edge.probe import crops
+from edge_hand.edge.swap import SwapEngine
+began = threading.Event()
+def proven(model, card, threads):
+    engine, image = onnxruntime.OnnxRuntimeEngine(model, card, 1), crops(64, 1)[0]
+    began.set()
+    end_s = time.monotonic() + 0.4
+    while time.monotonic() < end_s:
+        engine.run(image)
+    print("proven")
+    return engine
+tensorrt.unavailable, tensorrt.open_engine = str, proven
+"""
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [
+        "engine = open_engine(at_once=True)",
+        "engine = SwapEngine(open_engine('onnxruntime'))\n"
+        "asked = lambda: engine.propose(lambda: open_engine('tensorrt'), lambda engine: '', load_card(DEFAULT_MODEL))\n"
+        "threading.Thread(target=asked, daemon=True).start()",
+    ],
+)
+def test_a_process_that_ends_waits_for_a_candidate_that_is_being_proven(begin: str) -> None:
+    code = f"{ENDS}\n{begin}\nbegan.wait(10)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "proven\n", "")
+
+
+def test_a_process_that_ends_does_not_wait_for_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    leave: list[Callable[[], None]] = []
+    monkeypatch.setattr("atexit.register", leave.append)
+    monkeypatch.setattr(swap, "building", lambda: True)
+    hurried: list[bool] = []
+    with swap.waited_for(lambda: hurried.append(True)):
+        begun = time.monotonic()
+        leave[0]()
+    assert hurried == [True] and time.monotonic() - begun < 1
 
 
 def test_a_candidate_far_from_its_reference_never_serves(adapted: Path) -> None:

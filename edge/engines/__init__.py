@@ -8,7 +8,6 @@ inside it. One that `auto` may prefer also has `unavailable() -> str`, why this 
 
 from __future__ import annotations
 
-import atexit
 import importlib
 import logging
 import pkgutil
@@ -30,7 +29,6 @@ BUILT = (".plan", ".engine", ".trt", ".blob")  # what other programs call engine
 SWAP_LIMIT_MM = 1.0  # mean distance of vertices between a better engine and onnxruntime on the same file
 TUNED_LIMIT_MM = 2.2  # the same between what the tuning found and the float network: an export in 8 bits may have 2
 SETTLE_S = 3.0  # before the tuning begins: the first frames come first, and what ends at once need not know
-LEAVE_S = 10.0
 _log = logging.getLogger(__name__)
 
 
@@ -173,18 +171,11 @@ def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], Non
         return found.setting.open()
 
     def leave() -> None:
-        """A thread that is inside an engine while the interpreter ends would abort it."""
         over.set()
         tune.stop()
-        serving.wait(LEAVE_S)
-
-    def give_up() -> None:
-        over.set()
-        atexit.unregister(leave)
 
     serving = SwapEngine(first, tell)
-    serving.at_close = give_up
-    atexit.register(leave)
+    serving.at_close, serving.at_exit = over.set, leave
     serving.offer(better, lambda: _open(ANYWHERE, tune.files(model)[-1], 1), TUNED_LIMIT_MM)
     return serving
 

@@ -29,7 +29,7 @@ class Player:
         self, recording: Recording, publisher: Publisher, *, speed: float = 1.0, keep_stamps: bool = False
     ) -> None:
         self.count = self.laps = 0
-        if all(message.parts[0] == b"topology" for message in recording.published()):
+        if not recording.holds_messages():
             raise RecordingError(
                 f"{recording.path} holds depth only; edge-hand run --camera replay --source {recording.path} "
                 "tracks it, and edge-hand run --record keeps what is published"
@@ -40,7 +40,13 @@ class Player:
         self._seq_offset, self._first_seq, self._last_seq = 0, -1, -1
 
     def run(self, stop: Callable[[], bool], loop: bool = False) -> None:
-        """Until the end, or stop() says so; the last message says `stopping`."""
+        """Until the end, or stop() says so; the last message says `stopping`, also where the file is damaged."""
+        try:
+            self._run(stop, loop)
+        finally:
+            self._stopping()
+
+    def _run(self, stop: Callable[[], bool], loop: bool) -> None:
         while True:
             begun_ns: int | None = None
             for message in self._recording.published():
@@ -51,15 +57,12 @@ class Player:
                     begun_ns, first_ns = now_ns, message.t_ns
                 due_ns = begun_ns + round((message.t_ns - first_ns) / self._speed)
                 if not self._wait(due_ns, stop):
-                    break
+                    return
                 self._publish(message)
-            else:
-                self.laps += 1
-                if loop:
-                    self._seq_offset += self._last_seq - self._first_seq + 1
-                    continue
-            break
-        self._stopping()
+            self.laps += 1
+            if not loop:
+                return
+            self._seq_offset += self._last_seq - self._first_seq + 1
 
     def _wait(self, due_ns: int, stop: Callable[[], bool]) -> bool:
         """Until a message is due; False if stop() says so before."""

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame
 from .foxglove import DEPTH_SCHEMA, calibration_json, joints_json, schema_of_wire
-from .mcap_file import ChunkWriter, Contents, Fields, McapError, Message
+from .mcap_file import Channel, ChunkWriter, Contents, Fields, McapError, Message
 
 VERSION = 2
 METADATA = "edge_hand.recording"
@@ -243,9 +243,19 @@ class Recording:
     def published(self) -> Iterator[Published]:
         """The messages that were recorded with the frames, as bytes of the wire; none if only depth was."""
         for message in self._messages():
-            kind, _, camera = message.channel.topic.partition(".")
-            if message.channel.encoding == "msgpack" and kind in WIRE_KINDS and camera in ("", self.camera):
+            if self._kind(message.channel):
                 yield Published(message.log_ns, [message.channel.topic.encode(), message.data])
+
+    def holds_messages(self) -> bool:
+        """Whether there is more to publish than the topology; by the file's index."""
+        numbers = {number for chunk in self._contents.chunks for number in chunk.times}
+        kinds = {self._kind(channel) for number, channel in self._contents.channels.items() if number in numbers}
+        return bool(kinds - {"", "topology"})
+
+    def _kind(self, channel: Channel) -> str:
+        """Which of WIRE_KINDS a channel holds; none if it is not of the wire."""
+        kind, _, camera = channel.topic.partition(".")
+        return kind if channel.encoding == "msgpack" and kind in WIRE_KINDS and camera in ("", self.camera) else ""
 
     def decode_frame(self, message: Message) -> DepthFrame:
         """One stored frame; raises RecordingError if this one cannot be used."""

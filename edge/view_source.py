@@ -11,12 +11,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..hand.frames import DepthFrame
-from ..hand.messages import JointsMessage, MeshMessage
+from ..hand.messages import JointsMessage, MeshMessage, WireError
 from ..hand.wire import Header, decode
+from .cameras import CameraError, open_camera
 from .cloud import Clouds
 from .loop import Loop, topology
+from .model_card import ModelError
 from .publish import Publisher
 from .recording import Recording, RecordingError
+from .shell import say
 
 
 @contextmanager
@@ -37,17 +40,24 @@ def published(
         else:
             tracks()
             run = _tracked(stack, source, address, model, engine, threads)
-        thread = threading.Thread(target=run, args=(over.is_set,), name="recording", daemon=True)
+        thread = threading.Thread(target=_to_the_end, args=(run, over.is_set), name="recording", daemon=True)
         thread.start()
         stack.callback(thread.join)
         stack.callback(over.set)
         yield address
 
 
+def _to_the_end(run: Callable[[Callable[[], bool]], object], stop: Callable[[], bool]) -> None:
+    """What a thread does; of what ends it earlier it says one line."""
+    try:
+        run(stop)
+    except (CameraError, ModelError, RecordingError, WireError) as error:
+        say(f"edge-hand: {error}")
+
+
 def _tracked(
     stack: ExitStack, source: str, address: str, model: Path, engine: str, threads: int
 ) -> Callable[[Callable[[], bool]], object]:
-    from .cameras import open_camera
     from .engines import open_engine
     from .finder import open_finder
     from .tracker import Tracker
@@ -71,7 +81,7 @@ def _has_messages(path: Path) -> bool:
     if path.suffix != ".mcap" or not os.path.isfile(path):
         return False
     with Recording(path) as recording:
-        return any(message.parts[0] != b"topology" for message in recording.published())
+        return recording.holds_messages()
 
 
 class _WithClouds(Publisher):

@@ -15,6 +15,7 @@ import msgpack
 import numpy as np
 import pytest
 from edge_hand.edge.client import subscribe
+from edge_hand.edge.mcap_file import Contents
 from edge_hand.edge.play import NOTE, Player
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.recording import Recording, RecordingError, RecordingWriter
@@ -46,6 +47,23 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 writer.message(message("status", 0, state="tracked", message=""), published_ns)
             writer.message(message("joints", seq), published_ns)
             writer.message(message("mesh", seq), published_ns)
+    return file
+
+
+def damaged(file: Path, messages: bool) -> Path:
+    """Three frames 20 ms apart, each in a chunk of its own; the middle one is damaged."""
+    lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
+    with RecordingWriter(file) as writer:
+        for seq in range(3):
+            t_ns = BEGUN_NS + seq * 20_000_000
+            writer.write(DepthFrame("front", seq, t_ns, np.ones((32, 48), np.uint16), 0.001, lens))
+            if messages:
+                writer.message(message("status", seq, state="tracked", message=""), t_ns)
+            writer.flush()
+    with file.open("r+b") as opened:
+        chunk = Contents(opened).chunks[1]
+        opened.seek(chunk.offset + chunk.length - 4)
+        opened.write(b"oops")
     return file
 
 
@@ -130,6 +148,17 @@ def test_kept_stamps_are_those_of_the_recording(path: Path) -> None:
 def test_frame_numbers_go_on_from_lap_to_lap(path: Path) -> None:
     seqs = [m.seq for _, m in of(played(path, stop_after_s=0.4, loop=True, speed=10.0), JointsMessage)]
     assert len(seqs) > COUNT and seqs == list(range(len(seqs)))
+
+
+def test_a_recording_damaged_in_the_middle_ends_with_stopping_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[list[bytes]] = []
+    with Recording(damaged(tmp_path / "a.mcap", messages=True)) as recording, publisher() as opened:
+        monkeypatch.setattr(opened, "publish", sent.append)
+        with pytest.raises(RecordingError, match=r"a\.mcap is damaged \("):
+            Player(recording, opened).run(lambda: False)
+    assert [getattr(decode(parts), "state", "") for parts in sent] == ["tracked", "stopping"]
 
 
 def test_a_recording_of_depth_alone_cannot_be_played(tmp_path: Path) -> None:

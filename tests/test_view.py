@@ -45,6 +45,7 @@ from edge_hand.hand.wire import (
     encode_mesh,
     encode_status,
 )
+from test_play import damaged
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ADDRESS = "tcp://127.0.0.1:5555"
@@ -233,6 +234,18 @@ def test_a_recording_is_shown_with_or_without_messages_in_it(engine: Engine, tmp
     assert told == ([] if messages else [True])
     says = body["cameras"][0]["message"] or ""
     assert body["cameras"][0]["camera"] == "synthetic-0" and (messages or "played" not in says)
+
+
+@pytest.mark.parametrize("messages", [False, True])
+def test_of_a_recording_damaged_in_the_middle_what_is_before_is_shown_and_one_line_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], messages: bool
+) -> None:
+    path = damaged(tmp_path / "hand.mcap", messages)
+    with published(str(path), DEFAULT_MODEL, "onnxruntime"):
+        (shows,) = [thread for thread in threading.enumerate() if thread.name == "recording"]
+        shows.join(20)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"edge-hand: {path} is damaged (") and err.count("\n") == 1
 
 
 def test_frames_that_a_recording_lacks_do_not_make_it_be_read_again() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,7 @@ else:
 
 MAX_BYTES = 64 << 10
 PREFIX = "EDGE_HAND"
+SYSTEMS = Path("/etc/edge-hand/config.toml")
 TYPED = {"insecure": "it must be typed on the command line", "config": "it names this file", "instance": "it is typed"}
 
 
@@ -38,11 +40,20 @@ class ConfigError(Exception):
 
 
 def default_path() -> Path | None:
-    """~/.config/edge-hand/config.toml, or else /etc/edge-hand/config.toml; None if neither is there."""
-    user = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    for path in (Path(user, "edge-hand", "config.toml"), Path("/etc/edge-hand/config.toml")):
-        if os.path.isfile(path):
-            return path
+    """~/.config/edge-hand/config.toml, or else /etc/edge-hand/config.toml; None if neither is there. Raises ConfigError
+    if that cannot be told; a home that may not be looked into, another's or hidden from a service, has none."""
+    given = os.environ.get("XDG_CONFIG_HOME")
+    users = Path(given or os.path.expanduser("~/.config"), "edge-hand", "config.toml")
+    for path in (users, SYSTEMS):
+        try:
+            if stat.S_ISREG(os.stat(path).st_mode):
+                return path
+        except PermissionError as error:
+            if given or path is not users:
+                mend = f"sudo chmod a+rx {path.parent}, or another with --config"
+                raise ConfigError(f"config {path}: {refusal(error)}; {mend}") from None
+        except OSError:
+            continue
     return None
 
 

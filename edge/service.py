@@ -89,9 +89,12 @@ def _place(file: ServiceFile) -> str:
     if before is not None and (file.own or before == file.text):
         return "kept"
     try:
+        made = [folder for folder in file.path.parents if not folder.exists()]
         file.path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file.path, file.text)
-        file.path.chmod(0o644)
+        file.path.chmod(0o644)  # whatever the umask: the service's user reads them
+        for folder in made:
+            folder.chmod(0o755)
     except OSError as error:
         why = refusal(error)
         raise ServiceError(f"{file.path} cannot be written: {why}; sudo, or another --prefix") from None

@@ -11,6 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from edge_hand.calibration.fuse_cli import fuse
+from edge_hand.edge import config
 from edge_hand.edge.cli import cli
 from edge_hand.edge.config import MAX_BYTES, ConfigError, default_path, read_config, settings_of, shown
 from hypothesis import given, settings
@@ -77,6 +78,29 @@ def test_the_users_file_is_taken_unless_another_is_named(file: Path, tmp_path: P
     assert parsed("--config", file).params["hands"] == 1
     users.write_text("hands = wrong")
     assert parsed("--config", file, "--instance", "left").params["hands"] == 3  # not even read
+
+
+def test_a_file_that_may_not_be_looked_for_is_no_missing_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "etc" / "edge-hand"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/none")
+    monkeypatch.setattr(config, "SYSTEMS", folder / "config.toml")
+    assert default_path() is None
+    config.SYSTEMS.touch()
+    folder.parent.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)  # root may look into every folder
+        with pytest.raises(ConfigError, match=r"^config .*: permission denied; sudo chmod a\+rx .*/etc/edge-hand, or "):
+            default_path()
+        monkeypatch.delenv("XDG_CONFIG_HOME")
+        monkeypatch.setenv("HOME", str(folder.parent))  # that a service does not see
+        monkeypatch.setattr(config, "SYSTEMS", Path("/none/config.toml"))
+        assert default_path() is None
+    finally:
+        os.seteuid(user)
+        folder.parent.chmod(0o755)
 
 
 def test_an_instance_takes_its_table_over_the_rest_in_either_order(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -91,6 +92,17 @@ def test_udev_rules_are_single_lines_of_matches_and_assignments() -> None:
     for line in rules:
         assert re.fullmatch(rf"{pair}(, {pair})*", line), line
         assert "0666" not in line and "RUN" not in line
+
+
+def test_the_service_s_user_can_read_what_a_cautious_root_installs(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir(mode=0o700)
+    before = os.umask(0o077)
+    try:
+        written(tmp_path)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.rglob("*") if path.is_dir() and path.name != "etc"}
+    assert modes == {0o755} and (tmp_path / "etc").stat().st_mode & 0o777 == 0o700
 
 
 def test_installing_twice_changes_nothing_and_an_owners_file_stays(tmp_path: Path) -> None:

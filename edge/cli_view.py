@@ -50,7 +50,7 @@ def view(
     from .view_source import published
 
     poses: dict[str, Any] = {}
-    names: dict[str, str] = {}
+    recordings: dict[str, str] = {}
     if rig is not None:
         from ..calibration.rig import load_rig
 
@@ -64,11 +64,11 @@ def view(
             shown.append(
                 stack.enter_context(published(source, model, engine, threads, lambda: click.echo(model_note(ctx))))
             )
-            names[shown[-1]] = Path(source).name
+            recordings[shown[-1]] = Path(source).name
         server = stack.enter_context(
-            served(shown, host=host, port=port, poses=poses, names=names, keys=keys, insecure=insecure)
+            served(shown, host=host, port=port, poses=poses, recordings=recordings, keys=keys, insecure=insecure)
         )
-        click.echo(f"{server.url} shows {', '.join(names.get(a, a) for a in shown)}; Ctrl-C ends it")
+        click.echo(f"{server.url} shows {', '.join(recordings.get(a, a) for a in shown)}; Ctrl-C ends it")
         over.wait()
 
 

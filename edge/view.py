@@ -35,20 +35,21 @@ def served(
     host: str = "127.0.0.1",
     port: int = 8080,
     poses: Mapping[str, NDArray[Any]] | None = None,
-    names: Mapping[str, str] | None = None,
+    recordings: Mapping[str, str] | None = None,
     keys: Path | None = None,
     insecure: bool = False,
 ) -> Iterator[LocalServer]:
     """Show what is published at the addresses on a page, its `url`, while the context is open; port 0 takes any.
 
     poses: T_ref_cam (4, 4) of cameras by name; those are shown together in the reference's frame, the others apart.
-    names: what to call an address on the page.
+    recordings: what to call the addresses of `view_source.published`, which has no keys.
     Raises ServeError, SubscribeError and KeysError.
     """
-    board = Board(poses)
+    board, ours = Board(poses), recordings or {}
     with ExitStack() as stack:
         for address in addresses:
-            stack.enter_context(_fed(board, address, (names or {}).get(address, address), keys))
+            name = ours.get(address, address)
+            stack.enter_context(_fed(board, address, name, None if address in ours else keys))
         server = LocalServer(local_address("--host", host, port, insecure), port, _handler(board))
         stack.callback(server.server_close)
         server.start()

@@ -24,6 +24,7 @@ from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import main
 from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.keys import add_client, make_server
 from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.model_card import DEFAULT_MODEL
 from edge_hand.edge.publish import Publisher
@@ -213,6 +214,17 @@ def test_the_stream_shows_a_running_daemon_and_meshes_are_asked_for_only_while_i
         while publisher.wants("cloud.synthetic-0") and time.monotonic() < end:
             time.sleep(0.02)
         assert not publisher.wants("mesh.synthetic-0"), "nobody looks any more"
+
+
+def test_keys_are_for_daemons_and_not_for_a_recording_beside_them(engine: Engine, tmp_path: Path) -> None:
+    key = tmp_path / "me.key"
+    make_server(tmp_path / "keys")
+    add_client(tmp_path / "keys", "me", key)
+    with daemon(engine) as publisher:
+        address = publisher.address
+        with served([address], port=0, recordings={address: "hand.mcap"}, keys=key) as server:
+            body = first_packets(server.url, lambda body: bool(body["cameras"]), most=60)
+    assert body["cameras"][0]["address"] == "hand.mcap"
 
 
 @pytest.mark.parametrize("messages", [False, True])

@@ -63,7 +63,7 @@ class Course:
         self.at_s = array("d")
         self.seconds = self.silent_s = 0.0
         self.over = False
-        self.dropped = 0
+        self.dropped = self.tracked = 0
 
     def warm_up(self) -> None:
         """The first frames, which do not count. Raises BenchError if there are no others, or none come."""
@@ -79,7 +79,7 @@ class Course:
     def go(self, frames: float = math.inf, seconds: float = math.inf) -> None:
         """So many frames, or so long whether or not frames come, or to the end of the stream."""
         loop, taken = self.loop, self.taken
-        lost = loop.totals.dropped
+        lost, had = loop.totals.dropped, loop.totals.tracked
         begun = time.perf_counter()
         before, last, now = self.seconds, begun, begun
         until = loop.totals.frames + frames
@@ -101,6 +101,7 @@ class Course:
             self.at_s.append(before + last - begun)
         self.seconds, self.silent_s = before + last - begun, now - last
         self.dropped += loop.totals.dropped - lost
+        self.tracked += loop.totals.tracked - had
 
     def result(self) -> dict[str, Any]:
         """Percentiles per stage, us, and of a frame's processor time in all threads; rate; what was lost; the latency's
@@ -116,6 +117,7 @@ class Course:
             "worst_us": round(float(total.max()), 1),
             "fps": round(n / self.seconds, 2),
             "frames": n,
+            "tracked": self.tracked,
             "dropped": self.dropped,
             "silent_s": round(self.silent_s, 1),
             "cpu_ms": {f"p{p}": round(float(np.percentile(self.cpu_ms, p)), 3) for p in (50, 95, 99)},
@@ -228,7 +230,7 @@ def _flat_out(memory: Memory, tracker: Callable[[], Tracker], frames: int | None
             left -= BLOCK if peer else left
             if peer and not course.over:
                 peer.turn()
-    result = {**course.result(), "tracked": course.loop.totals.tracked, "subscriber": subscriber.seen, **usage.result()}
+    result = {**course.result(), "subscriber": subscriber.seen, **usage.result()}
     if peer:
         del result["cpu_percent"], result["over_time"]  # the peer's turns lie between
         result["compare"] = judge(course.taken["total"], course.cpu_ms, peer)
@@ -238,7 +240,7 @@ def _flat_out(memory: Memory, tracker: Callable[[], Tracker], frames: int | None
 def _at_rate(camera: Camera, tracker: Callable[[], Tracker], seconds: float) -> dict[str, Any]:
     with _course(camera, tracker()) as (course, subscriber), Usage() as usage:
         course.go(seconds=seconds)
-    return {**course.result(), "tracked": course.loop.totals.tracked, "subscriber": subscriber.seen, **usage.result()}
+    return {**course.result(), "subscriber": subscriber.seen, **usage.result()}
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class Tuned(NamedTuple):
 
 def first(model: Path, threads: int) -> Setting:
     """What serves until more is known. threads 0 is 1."""
-    return Setting(ANYWHERE, str(model), max(1, threads))
+    return Setting(ANYWHERE, str(_whole(model)), max(1, threads))
 
 
 def kept(model: Path, threads: int) -> Tuned | None:
@@ -132,7 +132,9 @@ def settings(model: Path, threads: int) -> list[Setting]:
 
 
 def files(model: Path) -> list[Path]:
-    """The model, and for one in 8 bits the float form of the same training beside it, which is more precise."""
+    """The model, and for one in 8 bits the float form of the same training beside it, which is more precise; paths that
+    hold in whatever folder a later start is."""
+    model = _whole(model)
     plain = model.with_name(model.stem.removesuffix("-int8") + ".onnx")
     if plain != model and plain.is_file():
         with contextlib.suppress(ModelError):
@@ -140,6 +142,11 @@ def files(model: Path) -> list[Path]:
             if card.outputs == asked.outputs and same_training(card, asked):
                 return [model, plain]
     return [model]
+
+
+def _whole(model: Path) -> Path:
+    """The path from the root; a file that is a link keeps its name, by which its card is found."""
+    return model.parent.resolve() / model.name
 
 
 def best(model: Path, threads: int, budget_s: float = BUDGET_S) -> Tuned:
@@ -222,7 +229,7 @@ def key(model: Path, threads: int) -> dict[str, Any]:
     versions = {kind: backend.version() for kind, backend in _backends()}
     hashes = {file.name: load_card(file).sha256 for file in files(model)}
     return {"format": FORMAT, "cpu": cpu_name(), "cores": cores(), "threads": threads, "engines": versions,
-            "models": hashes, "folder": str(model.parent.resolve())}  # fmt: skip
+            "models": hashes, "folder": str(_whole(model).parent)}  # fmt: skip
 
 
 def _path(model: Path, threads: int) -> Path:

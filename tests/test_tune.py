@@ -20,7 +20,8 @@ from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_ca
 from edge_hand.edge.swap import SwapEngine
 from edge_hand.edge.tune import Setting, Taken, Tuned
 
-FLOAT = MODELS / "dgn-nano.onnx"
+FLOAT = MODELS.resolve() / "dgn-nano.onnx"
+SMALL = FLOAT.with_name(DEFAULT_MODEL.name)
 START = tune.first(DEFAULT_MODEL, 1)
 PLAIN = Setting(ANYWHERE, str(FLOAT), 1)
 
@@ -69,7 +70,7 @@ def test_all_settings_are_ranked_by_their_time(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_model_in_8_bits_may_give_way_to_its_float_form_but_not_the_other_way_round() -> None:
-    assert tune.files(DEFAULT_MODEL) == [DEFAULT_MODEL, FLOAT]
+    assert tune.files(DEFAULT_MODEL) == [SMALL, FLOAT]
     assert tune.files(FLOAT) == [FLOAT]
     assert tune.settings(DEFAULT_MODEL, 1) == [START, PLAIN]
 
@@ -166,6 +167,15 @@ def test_what_was_found_is_kept(cache: Path) -> None:
     assert tune.kept(DEFAULT_MODEL, 1) == found
     assert tune.kept(DEFAULT_MODEL, 2) is None and tune.kept(FLOAT, 1) is None
     assert [file.suffix for file in cache.iterdir()] == [".tune"]
+
+
+def test_what_was_found_holds_wherever_a_start_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    as_if(monkeypatch, lambda setting: 1.0 if setting == PLAIN else 2.0)
+    monkeypatch.chdir(MODELS)
+    keep(tune.best(Path(SMALL.name), 1), Path(SMALL.name))
+    monkeypatch.chdir(tmp_path)
+    found = tune.kept(Path(os.path.relpath(SMALL)), 1)
+    assert found and found.setting == PLAIN and tune.first(Path(os.path.relpath(SMALL)), 1) == START
 
 
 @pytest.mark.parametrize("what", ["cpu", "cores", "engines", "models"])

@@ -215,7 +215,9 @@ def the_keys(folder: Path | None, config: Path | None = None, root: Path = ROOT)
         owners = {path.stat().st_uid: path for path in (folder, *folder.rglob("*"))}
     except KeysError as error:
         said, _, mend = str(error).rpartition(": ")
-        return [Finding("bad", "keys", said or mend, mend if said else "")]
+        if not mend.startswith(("chmod ", "sudo ", "edge-hand ")):  # no command
+            said, mend = str(error), ""
+        return [Finding("bad", "keys", said, mend)]
     except OSError as error:
         said = f"{folder} cannot be read ({refusal(error)})"
         return [Finding("bad", "keys", said, "run it as the daemon's user, or with sudo")]

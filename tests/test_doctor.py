@@ -325,6 +325,10 @@ def test_keys_that_others_can_read_are_bad(tmp_path: Path) -> None:
     (folder / "server.key_secret").chmod(0o644)
     found = one(doctor.the_keys(folder), "keys")
     assert found.level == "bad" and found.mend == f"chmod 600 {folder / 'server.key_secret'}"
+    (folder / "server.key_secret").chmod(0o600)
+    (folder / "clients" / "robot.key").write_text("junk")
+    said = f"{folder / 'clients' / 'robot.key'} has no public-key: it is no such key file, or is damaged"
+    assert one(doctor.the_keys(folder), "keys") == Finding("bad", "keys", said, "")
 
 
 def test_keys_of_the_service_must_be_its_user_s(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
         )
         card.write(temporary)
         parity = compare(deployed, temporary)
-        if parity["mean_mm"] > LIMITS_MM[precision]:
+        if not parity["mean_mm"] <= LIMITS_MM[precision]:
             raise ExportError(
                 f"export {out}: the engine is {parity['mean_mm']:.3f} mm from torch on {parity['probes']} crops "
                 f"(at most {parity['max_mm']:.1f}); allowed are {LIMITS_MM[precision]} mm"

@@ -115,6 +115,19 @@ def test_a_mismatch_is_refused_and_leaves_nothing_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_that_gives_what_is_not_finite_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, config, seen = load_net(checkpoint)
+    with torch.no_grad():
+        next(p for p in net.parameters() if p.ndim == 4).fill_(torch.nan)
+    monkeypatch.setattr(exporter, "load_net", lambda checkpoint: (net, config, seen))
+    monkeypatch.setattr(exporter, "PROBES", 1)
+    with pytest.raises(ExportError, match=r"x\.onnx: the engine is nan mm from torch"):
+        export(checkpoint, tmp_path / "x.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_refused_export_keeps_the_one_before(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

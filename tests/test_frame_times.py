@@ -75,6 +75,26 @@ def test_clock_map_does_not_believe_a_time_that_cannot_be(off_ns):
         assert t == arrival - 6_000_000
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("late_s", [0.9, 1.1, 2.0, 3600.0])
+def test_clock_map_knows_how_old_frames_are_that_came_late(late_s, told):
+    """As after a process was stopped, however long: first the frames from before, then new ones."""
+    clock, step_ns = ClockMap(), round(1e9 / HZ)
+
+    def age_s(seen_ns, came_ns):
+        t_ns = clock.to_monotonic(seen_ns - 777, came_ns, seen_ns if told else None)
+        assert abs(t_ns - seen_ns) < 7_000_000
+        return (came_ns - t_ns) * 1e-9
+
+    for k in range(2 * HZ):
+        age_s(50_000_000_000 + k * step_ns, 50_006_000_000 + k * step_ns)
+    came_ns = 50_006_000_000 + 2 * HZ * step_ns + round(late_s * 1e9)
+    for k in range(2 * HZ, 2 * HZ + 4):
+        assert age_s(50_000_000_000 + k * step_ns, came_ns) > late_s - 0.05
+    for k in range(4):
+        assert age_s(came_ns - 6_000_000 + k * step_ns, came_ns + k * step_ns) < 0.007
+
+
 class Wall:
     """A wall clock that is set: at_ns of CLOCK_MONOTONIC by step_ns."""
 
@@ -163,7 +183,7 @@ def test_global_time_is_as_good_as_its_readings_and_knows_the_latency():
 
 
 @needs_realsense
-@pytest.mark.parametrize("step_s", [0.5, -0.5])
+@pytest.mark.parametrize("step_s", [0.5, -0.5, 3.0, -3600.0])
 def test_stamps_of_the_host_s_own_clock_follow_it_at_once(step_s):
     """But for the one that was stamped before it was set and came after."""
     error = errors_ms(Wall(62_302_000_000, round(step_s * 1e9)), "system_time")

@@ -105,10 +105,11 @@ class ClockMap:
     late by that latency (transport, a few ms), but free of jitter. If a frame's time is told, by the wall clock,
     that is taken, and says what the latency is: so much earlier are then frames of which nothing is told. A time in the
     future or over a second ago is not believed.
+    A clock whose stamp went back was set or wrapped, and is learned anew; a frame whose stamp went on is late, and old.
     Times never go back and are never later than the arrival.
     """
 
-    JUMP_NS = 1_000_000_000  # a stamp this far off the estimate means that the clock was set or wrapped
+    JUMP_NS = 1_000_000_000  # a stamp this far off the estimate: the clock was set or wrapped, or the frame is late
     AHEAD_NS = 20_000_000  # a time that is told may be this far in the future: librealsense estimates it
 
     def __init__(self, window_s: float = 10.0) -> None:
@@ -116,13 +117,15 @@ class ClockMap:
         self._offsets: deque[tuple[int, int]] = deque()  # (arrival, arrival - stamp), both rising: the front is least
         self._latency_ns = 0
         self._last_ns: int | None = None
+        self._stamp_ns = 0  # of the last frame
 
     def to_monotonic(self, stamp_ns: int, arrival_ns: int, told_ns: int | None = None) -> int:
         """A frame's stamp in ns of CLOCK_MONOTONIC.
 
         arrival_ns is CLOCK_MONOTONIC when the frame came, told_ns what it was at the stamp, if that is told.
         """
-        t_ns = stamp_ns + self._least_offset(arrival_ns, arrival_ns - stamp_ns)
+        back, self._stamp_ns = stamp_ns < self._stamp_ns, stamp_ns
+        t_ns = stamp_ns + self._least_offset(arrival_ns, arrival_ns - stamp_ns, back)
         if told_ns is not None and -self.AHEAD_NS <= arrival_ns - told_ns <= self.JUMP_NS:
             self._latency_ns = t_ns - told_ns
         t_ns -= self._latency_ns
@@ -131,9 +134,11 @@ class ClockMap:
         self._last_ns = min(t_ns, arrival_ns)
         return self._last_ns
 
-    def _least_offset(self, arrival_ns: int, offset_ns: int) -> int:
-        """The smallest offset of the window, with the new one in it."""
+    def _least_offset(self, arrival_ns: int, offset_ns: int, back: bool) -> int:
+        """The smallest offset of the window, with the new one in it; back: the stamp went back."""
         offsets = self._offsets
+        if offsets and offset_ns - offsets[0][1] > self.JUMP_NS and not back:
+            return offsets[0][1]  # as old as it is; no other frame is judged by it
         if offsets and abs(offset_ns - offsets[0][1]) > self.JUMP_NS:
             offsets.clear()
         while offsets and offsets[-1][1] >= offset_ns:

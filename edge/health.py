@@ -197,8 +197,8 @@ def watch_health(
     tracker: Tracker, engine: SwapEngine, reloader: Reloader, say: Callable[[str], None], store: Path | None = None
 ) -> Health:
     """The health of a daemon's network. Where it falls, the network before serves the next frame, or that of the
-    store's version before if this process had none, and the store's pointer goes back with it. Files are read and
-    written in threads of their own."""
+    store's version before if this process had none, and the store's pointer goes back with it, as it does where the
+    network fails. Files are read and written in threads of their own."""
     folder = store or default_store()
     engine.probation = max(engine.probation, PROBATION)
 
@@ -220,12 +220,12 @@ def watch_health(
         if bad is not None and bad == in_use(folder) and bad != SHIPPED:
             model = model_of(rollback(folder, bad))
             say(f"store: version {bad} is no longer in use, {model.stem} is: {why}")
-            if had:
-                reloader.model = model
-            else:
+            if not had:
                 reloader.use(model)
         elif not had:
             say(f"engine: {engine.card.name} stays, there is none to go back to: {why}")
+
+    engine.left = lambda card, why: in_thread(lambda: forget(card.sha256, True, why))
 
     def saved(card: ModelCard) -> Baseline | None:
         try:

@@ -42,9 +42,7 @@ def open_lasting_engine(
     if isinstance(engine, SwapEngine):
         engine.openers = openers
         return engine
-    serving = SwapEngine(engine, say, openers=openers)
-    serving.asked = load_card(model)  # the engine may run another form of it
-    return serving
+    return SwapEngine(engine, say, openers=openers, asked=load_card(model))  # it may run another form of it
 
 
 class Reloader:
@@ -62,12 +60,19 @@ class Reloader:
         say: Callable[[str], None],
         tune: bool = False,
     ) -> None:
-        self.model: Path = settings["model"]  # in use, or about to be
+        self._files = {engine.asked.sha256: settings["model"]}  # of the networks that were asked for, by digest
+        self._given = False  # by `use`, and not by the settings since
         self._settings, self._reread = dict(settings), reread
         self._engine, self._say, self._tune = engine, say, tune
         self._card = engine.card  # that the tracker was made for
         self._change: dict[str, Any] = {}  # of the tracker's fields, to put in place
         self._lock = threading.Lock()
+
+    @property
+    def model(self) -> Path:
+        """The file of the network that was asked for, in use or about to be."""
+        model: Path = self._files.get(self._engine.asked.sha256, self._settings["model"])
+        return model
 
     def reload(self) -> str:
         """Read the settings and the model's file again; one line that says what changed. Raises ReloadError."""
@@ -81,9 +86,11 @@ class Reloader:
                 tuned = self._tune and new["engine"] == "auto"
                 with waited_for():
                     change["finder"] = open_finder(new["finder"], new["threads"], say=self._say, tune=tuned)
-            model = new["model"] if "model" in differ else self.model
+            given = self._given and "model" not in differ
+            model = self.model if given else new["model"]
             try:
-                another = load_card(model).sha256 != self._engine.asked.sha256
+                digest = load_card(model).sha256
+                another = digest != self._engine.asked.sha256
                 if another or differ & {"engine", "threads"}:
                     self._propose(model, new["engine"], new["threads"])
             except Exception:
@@ -91,7 +98,7 @@ class Reloader:
                     retire(change["finder"])
                 raise
             held = sorted(differ - set(LIVE))
-            self._change = self._change | change
+            self._change, self._files[digest], self._given = self._change | change, model, given
             self._settings = new | {name: self._settings[name] for name in held}
             said = [f"{name} = {new[name]}" for name in LIVE if name in differ]
             if another and "model" not in differ:
@@ -103,11 +110,11 @@ class Reloader:
         """Serve with another model; one line that says so. Raises ReloadError."""
         with self._alone():
             card = load_card(model)
-            if card.sha256 == self._engine.asked.sha256:
-                self.model = model
-                return f"{card.name} {card.sha256[:12]} serves already"
-            self._propose(model, self._settings["engine"], self._settings["threads"])
-            return f"{card.name} {card.sha256[:12]} serves from the next frame on"
+            already = card.sha256 == self._engine.asked.sha256
+            if not already:
+                self._propose(model, self._settings["engine"], self._settings["threads"])
+            self._files[card.sha256], self._given = model, True
+            return f"{card.name} {card.sha256[:12]} serves {'already' if already else 'from the next frame on'}"
 
     def apply(self, tracker: Tracker) -> None:
         """Put what changed in place; its hands stay. Costs nothing while nothing did."""
@@ -137,7 +144,6 @@ class Reloader:
         while self._engine.busy and time.monotonic() < end_s:  # a better engine for the same model, at the start
             time.sleep(0.05)
         self._engine.propose(opened, implausible, asked)
-        self.model = model
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

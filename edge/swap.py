@@ -61,8 +61,9 @@ class SwapEngine:
     Candidates are opened and compared with their reference in a thread of their own; run() takes over one that passed.
     An engine that raises, or gives what is not finite, in its first frames hands the same frame to the one before it.
     changed, if given, hears one line about every change and refusal, in whichever thread it happens. The engine before
-    is kept for `probation` frames; until then `rollback` has somewhere to go. openers, if given, open the engine anew
-    when it fails and there is none to go back to: the first of them that works.
+    is kept for `probation` frames; until then `rollback` has somewhere to go. left, if set, hears which network failed
+    and was left for another, and why. openers, if given, open the engine anew when it fails and there is none to go
+    back to: the first of them that works.
     """
 
     def __init__(
@@ -71,10 +72,10 @@ class SwapEngine:
         changed: Callable[[str], None] | None = None,
         probation: int = PROBATION,
         openers: Sequence[Open] = (),
+        asked: ModelCard | None = None,
     ) -> None:
         self._now = engine
-        self.asked = engine.card  # of the network that was asked for; what serves may be another form of it
-        self._asked_before = self._asked_ready = self.asked
+        self._asked = self._asked_before = self._asked_ready = asked or engine.card
         self.openers = list(openers)
         self._openers_before: list[Open] = []
         self._opener: Open | None = None  # of the one that is ready
@@ -90,10 +91,16 @@ class SwapEngine:
         self.note = ""  # the last line
         self.at_close: Callable[[], None] | None = None
         self.at_exit: Callable[[], None] = lambda: None  # of the process, while a candidate is in the making
+        self.left: Callable[[ModelCard, str], None] | None = None
 
     @property
     def card(self) -> ModelCard:
         return self._now.card
+
+    @property
+    def asked(self) -> ModelCard:
+        """Of the network that was asked for, in use or about to be; what serves may be another form of it."""
+        return self._asked if self._ready is None else self._asked_ready
 
     @property
     def name(self) -> str:
@@ -126,7 +133,10 @@ class SwapEngine:
             self._say(f"engine: {_of(self)} failed: {wrong}")
             return self._mend(image)
         if wrong:
+            bad, asked = self._now.card, self._asked
             self.rollback(wrong)
+            if self.left is not None and self._asked != asked:
+                self.left(bad, wrong)
             return self.run(image)  # which may fail as well
         self._frames += 1
         if self._frames >= self.probation:
@@ -172,7 +182,7 @@ class SwapEngine:
         if self._before is None:
             return False
         bad, self._now, self._before = self._now, self._before, None
-        self.asked = self._asked_before
+        self._asked = self._asked_before
         self.openers, self._down = self._openers_before or self.openers, ""
         self._say(f"engine: back to {_of(self._now)}: {why} ({_of(bad)})")
         _close(bad)
@@ -217,7 +227,7 @@ class SwapEngine:
         if self._closed:
             _close(engine)
             return ""
-        self._opener, self._asked_ready, self._ready = candidate, asked or self.asked, engine
+        self._opener, self._asked_ready, self._ready = candidate, asked or self._asked, engine
         return ""
 
     def _mend(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
@@ -248,9 +258,9 @@ class SwapEngine:
     def _take_over(self, ready: Engine) -> None:
         if self._before is not None:
             _close(self._before)
+        self._asked_before, self._asked = self._asked, self._asked_ready
         before, self._now, self._ready, self._frames = self._now, ready, None, 0
         self._before, self._down = before, ""
-        self._asked_before, self.asked = self.asked, self._asked_ready
         if self.openers and self._opener is not None:
             self._openers_before = self.openers
             self.openers = [self._opener, self.openers[0]]

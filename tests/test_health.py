@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from itertools import islice
@@ -53,6 +54,16 @@ class Blind:
     def run(self, image: Any) -> list[Any]:
         *others, presence = self.inner.run(image)
         return [*others, presence - 30]
+
+
+class Broken:
+    """A network that fails at its first frame."""
+
+    def __init__(self, model: Path) -> None:
+        self.card, self.name = load_card(model), "broken engine"
+
+    def run(self, image: Any) -> list[Any]:
+        raise RuntimeError("a fault")
 
 
 class Daemon:
@@ -123,6 +134,27 @@ def test_a_network_made_worse_on_purpose_is_taken_back_with_the_stores_pointer(t
         assert daemon.said[2].startswith("store: version 1 is no longer in use, dgn-nano-int8 is: its health fell")
         daemon.run(35)
         assert len(daemon.said) == 3, "what was gone back to is not judged again"
+
+
+def test_a_network_that_fails_is_left_with_the_stores_pointer_and_one_whose_engine_fails_is_not(tmp_path: Path) -> None:
+    store = tmp_path / "models"
+    version = add(store, [worsened(tmp_path / "good.onnx", 0.005)], "somewhere", {})
+    with Daemon(tmp_path, store) as daemon:
+        daemon.engine.propose(lambda: Broken(version.model), lambda engine: "", load_card(version.model))
+        use(store, version.number)
+        daemon.run(2)
+        assert daemon.engine.card == load_card(FLOAT)
+        wait_for(lambda: in_use(store) == SHIPPED)
+        wait_for(lambda: daemon.said[-1].startswith("store: version 1 is no longer in use, dgn-nano-int8 is: a fault"))
+    use(store, version.number)
+    with Daemon(tmp_path, store, version.model) as daemon:  # another engine of the same network
+        daemon.engine.propose(lambda: Broken(version.model), lambda engine: "", load_card(version.model))
+        daemon.run(2)
+        assert daemon.said[-1].startswith("engine: back to ") and threads("store") == [] and in_use(store) == 1
+
+
+def threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == name]
 
 
 @pytest.mark.usefixtures("quick")

@@ -294,6 +294,23 @@ def test_what_was_asked_for_comes_back_with_what_is_taken_back(frames: list[Dept
     assert daemon.reload() == f"now {FLOAT} as it is now"
 
 
+def test_a_network_given_by_file_that_was_taken_back_does_not_return_with_the_next_reload(
+    model: Path, frames: list[DepthFrame]
+) -> None:
+    daemon = Daemon()
+    for given, file in ((DEFAULT_MODEL, FLOAT), (model, placed(FLOAT, model.with_name("other.onnx")))):
+        daemon.reloader.use(given)
+        daemon.reloader.use(file)
+        assert daemon.reloader.model == file  # though no frame has come yet
+        daemon.track(frames[0])
+        assert daemon.engine.card == load_card(FLOAT) and daemon.engine.rollback()
+        assert daemon.reloader.model == given
+        daemon.track(frames[1])
+        daemon.reload(hands=daemon.new["hands"] - 1)
+        daemon.track(frames[2])
+        assert daemon.engine.card == load_card(DEFAULT_MODEL) and daemon.reloader.model == given
+
+
 def test_an_engine_that_stays_broken_is_told_and_ends_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_hand.edge.swap.FIRST_DELAY_S", 0.0)
 

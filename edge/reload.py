@@ -66,7 +66,7 @@ class Reloader:
         self._engine, self._say, self._tune = engine, say, tune
         self._card = engine.card  # that the tracker was made for
         self._change: dict[str, Any] = {}  # of the tracker's fields, to put in place
-        self._lock = threading.Lock()
+        self._lock, self._merging = threading.Lock(), threading.Lock()
 
     @property
     def model(self) -> Path:
@@ -98,7 +98,11 @@ class Reloader:
                     retire(change["finder"])
                 raise
             held = sorted(differ - set(LIVE))
-            self._change, self._files[digest], self._given = self._change | change, model, given
+            with self._merging:
+                waits, self._change = self._change, self._change | change
+            if "finder" in change and "finder" in waits:
+                retire(waits["finder"])
+            self._files[digest], self._given = model, given
             self._settings = new | {name: self._settings[name] for name in held}
             said = [f"{name} = {new[name]}" for name in LIVE if name in differ]
             if another and "model" not in differ:
@@ -122,7 +126,8 @@ class Reloader:
         card = self._engine.card
         if card is self._card and not self._change:
             return
-        change, self._change, self._card = self._change, {}, card
+        with self._merging:
+            change, self._change, self._card = self._change, {}, card
         if "finder" in change:
             retire(tracker.finder)
         for field, value in change.items():

@@ -339,6 +339,19 @@ def test_a_reload_that_is_refused_leaves_no_finder_open(tmp_path: Path) -> None:
     assert [finder.engine.closed for finder in opened] == [True] and daemon.tracker.finder is before
 
 
+def test_a_finder_that_another_reload_replaces_before_it_was_in_place_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    daemon, opened = Daemon(), list[Any]()
+    monkeypatch.setattr("edge_hand.edge.reload.open_finder", lambda *a, **k: opened.append(Closing()) or opened[-1])
+    for name in ("finder", "geometry"):
+        daemon.reload(finder=name)
+    daemon.reload(hands=1)
+    daemon.reloader.apply(daemon.tracker)
+    assert [finder.closed for finder in opened] == [True, False]
+    assert daemon.tracker.finder is opened[1] and daemon.tracker.max_hands == 1
+
+
 class Closing:
     """A finder that knows whether it was closed."""
 

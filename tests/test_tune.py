@@ -17,6 +17,7 @@ from edge_hand.edge import probe, tune
 from edge_hand.edge.engines import ANYWHERE, open_engine
 from edge_hand.edge.finder import INPUT, NetworkFinder, open_finder, retire
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
+from edge_hand.edge.reload import open_lasting_engine
 from edge_hand.edge.swap import SwapEngine
 from edge_hand.edge.tune import Setting, Taken, Tuned
 
@@ -226,6 +227,23 @@ def test_a_better_setting_takes_over_behind_the_first_frames() -> None:
     engine.run(np.ones((1, 1, 64, 64), np.float32))
     assert engine.card.name == "dgn-nano"
     assert "; self-tuned: dgn-nano is faster; onnxruntime " in said[0] and said[1].startswith("engine: dgn-nano on ")
+
+
+def test_what_fails_after_its_probation_is_opened_anew_without_being_tuned_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tuned: list[Path] = []
+    monkeypatch.setattr("edge_hand.edge.engines.SETTLE_S", 0.0)
+    monkeypatch.setattr(tune, "tune", lambda model, threads: tuned.append(model) or Tuned(PLAIN, "it is faster"))
+    engine = open_lasting_engine("auto", DEFAULT_MODEL, 1, lambda line: None, tune=True)
+    engine.probation = 1
+    assert engine.wait(30)
+    image = np.ones((1, 1, 64, 64), np.float32)
+    engine.run(image)
+    failed = engine.serving
+    monkeypatch.setattr(failed, "run", lambda image: 1 / 0)
+    engine.run(image)
+    assert engine.serving is not failed and engine.card == load_card(FLOAT) and tuned == [DEFAULT_MODEL]
 
 
 def test_only_those_that_run_for_long_are_tuned() -> None:

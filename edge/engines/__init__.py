@@ -161,14 +161,16 @@ def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], Non
             say(line)
 
     def better() -> Engine:
-        if not kept and over.wait(SETTLE_S):
+        nonlocal kept  # an engine that fails later is opened anew by this
+        known = kept is not None
+        if not known and over.wait(SETTLE_S):
             raise ModelError("self-tuning did not begin")
-        found = kept or tune.tune(model, threads)
-        if found.setting == start or over.is_set():
-            raise ModelError(found.line)
-        if not kept:
-            tell(f"engine: self-tuned: {found.line}")
-        return found.setting.open()
+        kept = kept or tune.tune(model, threads)
+        if kept.setting == start or over.is_set():
+            raise ModelError(kept.line)
+        if not known:
+            tell(f"engine: self-tuned: {kept.line}")
+        return kept.setting.open()
 
     def leave() -> None:
         over.set()

@@ -226,7 +226,7 @@ class Tracker:
             reach = SAME_M + MOST_M_S * max(0.0, (frame.t_ns - track.t_ns) * 1e-9)
             if _near(track.centre_m, roi, reach):
                 look = self._look_for(track, frame, roi.centre_m, roi.score)
-                if look:
+                if look and not _is_seen(look, looks):
                     looks[track] = look
                     return True
         return False
@@ -237,7 +237,7 @@ class Tracker:
         if not first.is_hand or first.centre_m[2] < NEAR_M:
             self._refused.append((roi.centre_m, frame.t_ns))
             return
-        if any(np.linalg.norm(first.centre_m - look.centre_m) < RIVAL_M for look in looks.values()):
+        if _is_seen(first, looks):
             return
         other = self.eye.look(frame, first.centre_m, not first.crop.mirrored)
         votes = first.right_votes + other.right_votes + 2 * SIDE_VOTES[roi.side]
@@ -305,6 +305,11 @@ class Tracker:
         if track.id == 0:
             track.id, self._next_id = self._next_id, self._next_id + 1
         return track.id
+
+
+def _is_seen(look: Look, looks: dict[Track, Look]) -> bool:
+    """Whether it shows a hand that another look shows already."""
+    return any(np.linalg.norm(look.centre_m - other.centre_m) < RIVAL_M for other in looks.values())
 
 
 def _distance(centre_m: Array, roi: HandRoi) -> float:

@@ -121,6 +121,23 @@ def test_two_missing_hands_are_found_again_as_themselves(engine: Engine, shown: 
     assert list(looks) == [track]
 
 
+def test_a_hand_that_is_seen_is_not_found_again_as_the_one_beside_it(
+    engine: Engine, shown: DepthFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker = known(engine, shown)
+    (track,) = tracker.tracks
+    beside = track.centre_m + (0.09, 0, 0)
+    other = replace(track, centre_m=beside, id=2, right_votes=8.0, smoother=tracker.arithmetic.smoother())
+    tracker.tracks.append(other)
+    follow = tracker._follow
+    monkeypatch.setattr(tracker, "_follow", lambda t, frame: follow(t, frame) if t is track else None)
+    rois = [HandRoi("right", track.centre_m, 0.25, 0.9), HandRoi("right", beside, 0.25, 0.9)]
+    monkeypatch.setattr(tracker, "finder", lambda frame: rois)
+    tracker.finder.judges = True
+    hands = tracker.process(at(shown, 4 + SEARCH_NS / FRAME_NS))
+    assert [hand.id for hand in hands] == [1]
+
+
 def test_a_hand_that_jumped_has_not_the_speed_of_the_jump(engine: Engine, shown: DepthFrame) -> None:
     tracker = known(engine, shown)
     for k in (4, 5):

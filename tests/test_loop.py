@@ -223,10 +223,14 @@ def test_an_unusable_frame_was_not_dropped(run: tuple[list[Message], Loop]) -> N
     assert run[1].totals.dropped == 0  # docs/wire.md: skipped for a newer one
 
 
-def test_nothing_is_encoded_while_nobody_listens(folder: Path, engine: Engine) -> None:
+def test_nothing_is_encoded_while_nobody_listens(folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_camera("replay", str(folder), fps=0) as camera, Publisher(ANY_PORT) as publisher:
         loop = Loop(camera, Tracker(engine), publisher)
-        assert loop.step() and loop.totals.tracked == 1
+        with monkeypatch.context() as patch:
+            for encode in ("encode_joints", "encode_mesh"):
+                patch.delattr(loop_module, encode)
+            patch.setattr(loop, "clouds", None)
+            assert loop.step() and loop.totals.tracked == 1
         seen: list[Message] = []
         loop.watcher = lambda frame, parts: seen.append(decode(parts))
         assert loop.step()

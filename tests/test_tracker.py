@@ -270,13 +270,18 @@ def test_a_hand_that_is_outvoted_after_it_was_looked_at_is_looked_at_as_the_othe
     assert track.is_left and (not shown or shown == [True])
 
 
-def test_a_followed_hand_costs_one_crop(engine: Engine, frames: list[DepthFrame]) -> None:
-    tracker = Tracker(engine, max_hands=1)
+def test_a_followed_hand_costs_one_crop(
+    engine: Engine, frames: list[DepthFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tracker, runs = Tracker(engine, max_hands=1), list[int]()
+    run = engine.run
+    monkeypatch.setattr(engine, "run", lambda image: runs.append(1) or run(image))
     for frame in frames[:3]:
+        runs.clear()
         tracker.process(frame)
         assert set(tracker.stages_us) == set(STAGES)
         assert all(tracker.stages_us[stage] > 0 for stage in ("crop", "engine", "refit"))
-    assert tracker.stages_us["find"] == 0
+    assert tracker.stages_us["find"] == 0 and len(runs) == 1
 
 
 def test_smoothing_can_be_left_out_and_the_raw_joints_are_there_either_way(

@@ -98,6 +98,7 @@ class Loop:
         self._state: StatusState = "starting"
         self._last_seq: int | None = None
         self._last_t_ns: int | None = None
+        self._waited_s = 0.0  # for the next frame
         self._status_ns = 0
         self._begun_ns = clock.monotonic_ns()
         self._wall_offset_ns = clock.unix_ns() - self._begun_ns
@@ -123,16 +124,21 @@ class Loop:
     def step(self) -> bool:
         """One frame, or what came instead of it; False at the end of the stream."""
         try:
-            frame = self.camera.read(self.stall_s)
+            frame = self.camera.read(min(self.stall_s, STALL_S))
         except EndOfStream:
             return False
         except FrameTimeout as error:
             self.publisher.poll_subscriptions()
+            self._waited_s += STALL_S
+            if self._waited_s < self.stall_s:
+                self.heartbeat(self._state, self.message)
+                return True
             self.tracker.lose()
             self.trouble = str(error)
             self.heartbeat("stalled", self.trouble)
             return True
         except BadFrame as error:
+            self._waited_s = 0.0
             self.publisher.poll_subscriptions()
             self.totals.bad_frames += 1
             if self._last_seq is not None:
@@ -144,6 +150,7 @@ class Loop:
             else:
                 self.heartbeat(self._state, self.trouble)
             return True
+        self._waited_s = 0.0
         try:
             self.handle(frame)
         except EngineDown as error:

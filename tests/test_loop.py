@@ -15,7 +15,7 @@ import pytest
 import zmq
 from depth_png import encode_depth_png
 from edge_hand.edge import loop as loop_module
-from edge_hand.edge.cameras import BadFrame, Camera, open_camera
+from edge_hand.edge.cameras import BadFrame, Camera, FrameTimeout, open_camera
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.client import Subscription, subscribe
 from edge_hand.edge.engines import Engine, open_engine
@@ -188,9 +188,44 @@ def stop_after(calls: int) -> Callable[[], bool]:
 
 def test_a_slow_recording_is_not_stalled(folder: Path, engine: Engine) -> None:
     with open_camera("replay", str(folder), fps=1) as camera:
-        messages, _ = published(camera, engine, stop=stop_after(3))
+        messages, _ = published(camera, engine, stop=stop_after(4))  # half a second each, or a frame
     assert [s.state for s in of(messages, StatusMessage) if s.state == "stalled"] == []
     assert len(of(messages, JointsMessage)) == 2
+
+
+def test_between_the_frames_of_a_slow_recording_the_loop_listens_and_tells_how_it_fares(
+    engine: Engine, frames: list[DepthFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "HEARTBEAT_NS", 1)
+    asked: list[float] = []
+
+    class Slow:
+        """One frame, and the next is not there yet."""
+
+        name, intrinsics, fps = frames[0].camera, frames[0].intrinsics, 1.0
+
+        def read(self, timeout_s: float = 1.0) -> DepthFrame:
+            asked.append(timeout_s)
+            if len(asked) == 1:
+                return replace(frames[0], t_ns=time.monotonic_ns())
+            raise FrameTimeout("not yet")
+
+    class Told(list[str]):
+        def frame(self) -> None: ...
+
+        def status(self, state: str, message: str) -> None:
+            self.append(state)
+
+    told, polled = Told(), list[int]()
+    with Publisher(ANY_PORT, topology=topology()) as publisher:
+        monkeypatch.setattr(publisher, "poll_subscriptions", lambda: polled.append(1))
+        loop = Loop(Slow(), Tracker(engine, confirm=False), publisher, [told])  # type: ignore[arg-type]
+        while "stalled" not in told:
+            assert loop.step()
+    waited_s = np.cumsum(asked[1:])
+    assert max(asked) == loop_module.STALL_S and waited_s[-1] == loop.stall_s == 3
+    assert told == ["tracked"] * len(waited_s) + ["stalled"] and len(polled) == len(asked)
+    assert loop.tracker.tracks == []
 
 
 def test_a_camera_that_falls_silent_is_stalled_and_its_old_hand_is_not_sent_again(folder: Path, engine: Engine) -> None:

@@ -32,10 +32,10 @@ EDGE_M = 0.4  # of the working volume
 # What no resampling shows, since every part of the recording has it: outlines, normals and matches that lean one way.
 # Per axis, about the middle of the volume.
 FLOOR_TURN_RAD, FLOOR_SHIFT_M, FLOOR_OFFSET_S = np.radians(0.05), 0.25e-3, 0.5e-3
+JOINTS_SHIFT_M = 5e-3  # per axis, of a camera placed by joints alone: a network's are off together, all the time
 LIMIT_SIGMA_MM, LIMIT_HALVES_DEG, LIMIT_HALVES_MM = 2.0, 0.4, 3.0
 LIMIT_P50_MM, LIMIT_P95_MM = 2.5, 8.0
 LIMIT_LOOP_MM = 5.0
-ENOUGH_MOMENTS = 20
 
 
 class Halves(NamedTuple):
@@ -114,9 +114,15 @@ def jackknife(fit: icp.IcpFit, blocks: int = BLOCKS) -> Array:
     return (blocks - 1) / blocks * np.einsum("bci,bcj->cij", away, away)
 
 
-def covariances(fit: icp.IcpFit) -> Array:
-    """(C, 8, 8): what blocks of time say, and the floor below which nothing is believed; 0 for the reference."""
+def covariances(fit: icp.IcpFit, joints: JointFit) -> Array:
+    """(C, 8, 8): what blocks of time say, of cameras that depth did not place what the joints say, and the floor below
+    which nothing is believed; 0 for the reference."""
     found = jackknife(fit)
+    for c in np.flatnonzero(fit.held):
+        at = slice(7 * c, 7 * c + 7)
+        found[c, :7, :7] = joints.covariance[at, at]
+        found[c, range(3, 6), range(3, 6)] += JOINTS_SHIFT_M**2
+        found[c, 7, 7] = icp.DEPTH_SIGMA_PER_M**2
     middle = np.array(_volume(fit).centre_m)
     about = np.eye(8)
     about[3:6, :3] = skew(middle)
@@ -129,8 +135,9 @@ def covariances(fit: icp.IcpFit) -> Array:
 
 def _again(moments: Sequence[icp.Moment], fit: icp.IcpFit) -> icp.IcpFit:
     return icp.fit_clouds(
-        moments, fit.T_ref_cam, fit.offsets_s, depth_per_m=fit.depth_per_m, wide_m=1.5 * icp.NARROW_M, iterations=7
-    )
+        moments, fit.T_ref_cam, fit.offsets_s, depth_per_m=fit.depth_per_m, wide_m=1.5 * icp.NARROW_M, iterations=7,
+        held=fit.held,
+    )  # fmt: skip
 
 
 def _volume(fit: icp.IcpFit) -> Volume:
@@ -179,7 +186,7 @@ def _pairs(sights: Sequence[Sight], fit: icp.IcpFit) -> list[RigPair]:
 def _rig(
     name: str, sights: Sequence[Sight], joints: JointFit, fit: icp.IcpFit, halves: Halves, missing: list[str]
 ) -> Rig:
-    found, volume = covariances(fit), _volume(fit)
+    found, volume = covariances(fit, joints), _volume(fit)
     entries, sigmas = [], {}
     for c, sight in enumerate(sights):
         covariance = (found[c, :6, :6] + found[c, :6, :6].T) / 2
@@ -205,10 +212,12 @@ def _warnings(
     sights: Sequence[Sight], fit: icp.IcpFit, pairs: list[RigPair], sigmas: dict[str, float], halves: Halves
 ) -> list[str]:
     found = []
-    for c, sight in enumerate(sights):
-        count = sum(any(view.camera == c for view in moment.views) for moment in fit.moments)
-        if count < ENOUGH_MOMENTS:
-            found.append(f"{sight.serial} shares only {count} moments with others (at least {ENOUGH_MOMENTS} wanted)")
+    for sight, count in zip(sights[1:], icp.tied_moments(fit)[1:], strict=True):
+        if count < icp.FEWEST_MOMENTS:
+            found.append(
+                f"{sight.serial}: depth ties it to the others in {count} moments only "
+                f"(at least {icp.FEWEST_MOMENTS} wanted): where it is, is little known"
+            )
     found += [
         f"{serial} is uncertain by {sigma:.1f} mm in the working volume (limit {LIMIT_SIGMA_MM:g})"
         for serial, sigma in sigmas.items()

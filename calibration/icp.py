@@ -39,6 +39,8 @@ ASKED = 400  # points of a cloud that are looked up in another
 RIM_PX, RIM_KEPT = 5.0, 0.35  # from an outline, unless so few of the points are further in
 STEP_M = 0.012  # of depth, that is an outline too
 LEAST_MATCHES = 15
+FEWEST_MOMENTS = 20  # that tie a camera to the others; with fewer, nothing is concluded from its depth points
+LEAST_TIED = 4  # moments; with fewer, a camera is left where the joints have it
 
 
 class View(NamedTuple):
@@ -68,7 +70,8 @@ class Moment(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class IcpFit:
     """T_ref_cam (C, 4, 4), offsets_s (C,), depth_per_m (C,); normals and pulls of each moment (M, 8C, 8C), (M, 8C) at
-    the end; rms_m of the weighted distances; matches."""
+    the end; rms_m of the weighted distances; matches; which cameras (C,) were left where they were at the start, for
+    their points hardly met anyone's."""
 
     T_ref_cam: Array
     offsets_s: Array
@@ -78,11 +81,12 @@ class IcpFit:
     pull: Array
     rms_m: float
     matches: int
+    held: NDArray[np.bool_]
 
     def step_without(self, left_out: NDArray[np.bool_]) -> Array:
         """What the solution would move by (C, 8) if these moments (M,) had not been."""
         normal, pull = self.normal[~left_out].sum(0), self.pull[~left_out].sum(0)
-        return _solve(normal, pull, self.rms_m, None)
+        return _solve(normal, pull, self.rms_m, None, self.held)
 
 
 def choose_moments(
@@ -163,30 +167,58 @@ def rim_px(pixels: Array, z_m: Array) -> Array:
 
 def fit_clouds(
     moments: Sequence[Moment], T_ref_cam: Array, offsets_s: Array, *, depth: bool = True, iterations: int = 18,
-    wide_m: float = WIDE_M, depth_per_m: Array | None = None,
+    wide_m: float = WIDE_M, depth_per_m: Array | None = None, held: NDArray[np.bool_] | None = None,
 ) -> IcpFit:  # fmt: skip
-    """Gauss-Newton from a start. Raises ObserveError if the clouds nowhere meet."""
+    """Gauss-Newton from a start. Cameras that depth does not tie to the first are held there, as those that are given
+    as held. Raises ObserveError if the clouds nowhere meet."""
     cameras = len(T_ref_cam)
+    held = np.zeros(cameras, bool) if held is None else held
     T, start_s, offsets = T_ref_cam.copy(), offsets_s.copy(), offsets_s.copy()
     bends = np.zeros(cameras) if depth_per_m is None else depth_per_m.copy()
     for i in range(iterations):
         reach = max(NARROW_M, wide_m * SHRINK**i)
-        normals, pulls, square, weight, matches = _equations(moments, T, offsets, bends, reach)
+        normals, pulls, square, weight, matches = _equations(moments, T, offsets, bends, reach, held)
         if matches < 10 * LEAST_MATCHES:
             raise ObserveError("the cameras' depth of the hand nowhere shows the same skin: do they look at one hand?")
         rms = float(np.sqrt(square / weight))
         if i == iterations - 1:
             break
         prior = (offsets - start_s, bends)
-        step = _solve(normals.sum(0), pulls.sum(0), rms, prior, depth=depth)
+        step = _solve(normals.sum(0), pulls.sum(0), rms, prior, held, depth=depth)
         T, offsets, bends = moved(T, step[:, :6]), offsets + step[:, 6], bends + step[:, 7]
         if reach == NARROW_M and np.abs(step[:, :6]).max() < 1e-5:
-            normals, pulls, square, weight, matches = _equations(moments, T, offsets, bends, reach)
+            normals, pulls, square, weight, matches = _equations(moments, T, offsets, bends, reach, held)
             break
-    return IcpFit(T, offsets, bends, tuple(moments), normals, pulls, rms, matches)
+    fit = IcpFit(T, offsets, bends, tuple(moments), normals, pulls, rms, matches, held)
+    loose = ~held & (tied_moments(fit, LEAST_TIED) < LEAST_TIED) & (np.arange(cameras) > 0)
+    if not loose.any():
+        return fit
+    # A few chance matches may have thrown it anywhere.
+    return fit_clouds(
+        moments, T_ref_cam, offsets_s, depth=depth, iterations=iterations, wide_m=wide_m, depth_per_m=depth_per_m,
+        held=held | loose,
+    )  # fmt: skip
 
 
-def _solve(normal: Array, pull: Array, rms: float, prior: tuple[Array, Array] | None, *, depth: bool = True) -> Array:
+def tied_moments(fit: IcpFit, fewest: int = FEWEST_MOMENTS) -> NDArray[np.intp]:
+    """In how many moments (C,) each camera's points meet those of the reference, or of others that are tied to it."""
+    cameras = len(fit.T_ref_cam)
+    # Where two cameras met in a moment, its normal matrix ties them.
+    met = fit.normal.reshape(-1, cameras, STEP, cameras, STEP).any((2, 4))  # (M, C, C)
+    met &= ~np.eye(cameras, dtype=bool)
+    tied = np.arange(cameras) == 0
+    while True:
+        counts = np.asarray(met[:, :, tied].any(2).sum(0), np.intp)
+        more = tied | (counts >= fewest)
+        if (more == tied).all():
+            return counts
+        tied = more
+
+
+def _solve(
+    normal: Array, pull: Array, rms: float, prior: tuple[Array, Array] | None, held: NDArray[np.bool_], *,
+    depth: bool = True,
+) -> Array:  # fmt: skip
     """The step (C, 8) that normal equations ask for; prior: how far offsets and depths are from what is believed."""
     cameras = len(pull) // STEP
     stiff = np.zeros((cameras, STEP))
@@ -197,7 +229,7 @@ def _solve(normal: Array, pull: Array, rms: float, prior: tuple[Array, Array] | 
     if prior is not None:
         away[:, 6], away[:, 7] = prior
     free = np.ones((cameras, STEP), bool)
-    free[0] = False
+    free[0] = free[held] = False
     free[:, 7] &= depth
     at = np.flatnonzero(free)
     A = normal + np.diag(stiff.ravel())
@@ -258,16 +290,17 @@ def placed(moment: Moment, T: Array, offsets_s: Array, bends: Array) -> list[Pla
 
 
 def _equations(
-    moments: Sequence[Moment], T: Array, offsets: Array, bends: Array, reach_m: float
+    moments: Sequence[Moment], T: Array, offsets: Array, bends: Array, reach_m: float, held: NDArray[np.bool_]
 ) -> tuple[Array, Array, float, float, int]:
-    """Normal matrices (M, 8C, 8C) and pulls (M, 8C) a moment, weighted squares, weights, matches."""
+    """Normal matrices (M, 8C, 8C) and pulls (M, 8C) a moment, weighted squares, weights, matches; nothing of the
+    cameras that are held."""
     cameras = len(T)
     normals = np.zeros((len(moments), cameras * STEP, cameras * STEP))
     pulls = np.zeros((len(moments), cameras * STEP))
     square = weight = 0.0
     count = 0
     for m, moment in enumerate(moments):
-        views = placed(moment, T, offsets, bends)
+        views = [view for view in placed(moment, T, offsets, bends) if not held[view.view.camera]]
         for one, other in permutations(views, 2):
             found = match(one, other, reach_m)
             if len(found.distances_m) < LEAST_MATCHES:

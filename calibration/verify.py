@@ -29,7 +29,6 @@ LIMIT_P50_MM, LIMIT_P95_MM = 2.5, 8.0
 LIMIT_MOVED_MM = 3.0  # in the volume, and more than so many sigma of rig and check together:
 LIMIT_SIGMAS = 2.5
 LIMIT_CLOCK_S = 0.004
-FEWEST_MOMENTS = 20  # that tie a camera to the others by depth
 LIMIT_MET = 0.05  # of the points looked up, that find the other camera's skin; asked if twice as many could
 LOST_MM = 40.0  # the rig is so far off that its depth points cannot meet
 
@@ -46,7 +45,7 @@ class CameraCheck(NamedTuple):
 
     @property
     def tied(self) -> bool:
-        return self.moments >= FEWEST_MOMENTS
+        return self.moments >= icp.FEWEST_MOMENTS
 
 
 class PairCheck(NamedTuple):
@@ -117,7 +116,7 @@ def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, see
     under = T_rig, fresh.offsets_s, bends  # the clocks' change is another matter
     cloud, mesh = distances(chosen, *under), distances(chosen, *under, mesh=True)
     anew = distances(chosen, fresh.T_ref_cam, fresh.offsets_s, fresh.depth_per_m)
-    sigma, tied = covariances(fresh), tied_moments(fresh)
+    sigma, tied = covariances(fresh, joints), icp.tied_moments(fresh)
     cameras = []
     for c, camera in enumerate(rig.cameras):
         together = sigma[c, :6, :6] + camera.covariance
@@ -138,21 +137,6 @@ def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, see
     verdict: Verdict = "fail" if reasons else "unverified" if doubtful else "pass"
     notes += _notes(others, pairs)
     return Check(verdict, tuple(reasons), tuple(notes), tuple(cameras), tuple(pairs), halves, len(chosen))
-
-
-def tied_moments(fit: icp.IcpFit) -> NDArray[np.intp]:
-    """In how many moments (C,) each camera's points meet those of the reference, or of others that are tied to it."""
-    cameras = len(fit.T_ref_cam)
-    # Where two cameras met in a moment, its normal matrix ties them.
-    met = fit.normal.reshape(-1, cameras, icp.STEP, cameras, icp.STEP).any((2, 4))  # (M, C, C)
-    met &= ~np.eye(cameras, dtype=bool)
-    tied = np.arange(cameras) == 0
-    while True:
-        counts = np.asarray(met[:, :, tied].any(2).sum(0), np.intp)
-        more = tied | (counts >= FEWEST_MOMENTS)
-        if (more == tied).all():
-            return counts
-        tied = more
 
 
 def _pair(
@@ -217,7 +201,7 @@ def _notes(others: Sequence[CameraCheck], pairs: Sequence[PairCheck]) -> list[st
         if not c.tied:
             found.append(
                 f"{c.serial}: these frames do not say where it is, for depth ties it to the others in {c.moments} "
-                f"moments only (at least {FEWEST_MOMENTS} wanted)"
+                f"moments only (at least {icp.FEWEST_MOMENTS} wanted)"
             )
             continue
         if abs(c.clock_s) > LIMIT_CLOCK_S:

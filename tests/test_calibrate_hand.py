@@ -15,14 +15,14 @@ from edge_hand.calibration.cli import calibrate as command
 from edge_hand.calibration.cli_hand import report, summary
 from edge_hand.calibration.draw_hand import draw_hand
 from edge_hand.calibration.gate import lacks, measure
-from edge_hand.calibration.hand import HandResult, calibrate
-from edge_hand.calibration.icp import rim_px
+from edge_hand.calibration.hand import HandResult, calibrate, covariances
+from edge_hand.calibration.icp import View, fit_clouds, rim_px, tied_moments
 from edge_hand.calibration.joint import fit_joints
-from edge_hand.calibration.observe import Cloud, ObserveError, Sight, joints_at, slope
+from edge_hand.calibration.observe import Cloud, ObserveError, Sight, joints_at, slope, tree_of
 from edge_hand.calibration.pairwise import fit_pair
 from edge_hand.calibration.progress import line
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, RigError, load_rig, save_rig
-from edge_hand.calibration.uncertainty import pose_difference
+from edge_hand.calibration.uncertainty import pose_difference, volume_sigma_mm
 from edge_hand.calibration.verify import Check, as_json, in_order, verify
 from edge_hand.calibration.verify import report as verify_report
 from edge_hand.edge.shell import CommandError
@@ -186,6 +186,33 @@ def test_the_rig_is_saved_loaded_drawn_and_told_in_words(tmp_path: Path) -> None
     text = "\n".join(report(result()))
     assert "halves differ by" in text and text.endswith("verdict: pass")
     assert json.loads(json.dumps(summary(result())))["verdict"] == "pass"
+
+
+def test_a_camera_whose_points_meet_others_by_chance_stays_where_joints_have_it() -> None:
+    joints, rng, moments = result().joints, np.random.default_rng(1), []
+    for moment in result().clouds.moments[::3]:
+        away = moment.views[-1].points_m + rng.normal(0, 0.1, 3)
+        moments.append(moment._replace(views=(*moment.views[:-1], astray(moment.views[-1], away))))
+    fit = fit_clouds(moments, joints.T_ref_cam, joints.offsets_s)
+    assert fit.held.tolist() == [False, False, True] and tied_moments(fit)[2] == 0
+    assert np.array_equal(fit.T_ref_cam[2], joints.T_ref_cam[2])
+    _, sure, unsure = (volume_sigma_mm(covariance[:6, :6]) for covariance in covariances(fit, joints))
+    assert sure < 2 < 5 < unsure
+
+
+def astray(view: View, points_m: Array) -> View:
+    return view._replace(points_m=points_m, tree=tree_of(points_m))
+
+
+@pytest.mark.slow
+def test_a_camera_whose_points_meet_no_others_is_no_pass() -> None:
+    sights, rng = list(scene()[1]), np.random.default_rng(1)
+    away = [rng.normal(0, 0.1, 3) for _ in sights[2].clouds]  # it shares every moment; skin meets by chance
+    clouds = tuple(c._replace(points_m=c.points_m + d) for c, d in zip(sights[2].clouds, away, strict=True))
+    found = calibrate("apart", [*sights[:2], replace(sights[2], clouds=clouds)], moments=30)
+    assert found.rig.quality.sigma_volume_mm["cam2"] > 5 and found.rig.quality.sigma_volume_mm["cam1"] < 1
+    assert found.rig.quality.verdict == "fail"
+    assert found.rig.quality.warnings[0].startswith("cam2: depth ties it to the others in 0 moments only (at least 20")
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("pass", 0), ("fail", 3)])

@@ -198,8 +198,10 @@ class Fuser:
         guesses = [s.guess for s in mine]
         weights = self._weights(hand, t_ns, mine)
         target = agree(guesses, weights)
+        alpha = np.mean([s.sighting.alpha for s in mine], 0)
         if hand.shape is None:
-            hand.shape = FusedShape(self.surface, np.mean([s.sighting.alpha for s in mine], 0))
+            hand.shape = FusedShape(self.surface, alpha)
+        hand.shape.follow(alpha)
         shape = hand.shape.shape
         young = t_ns - hand.t_ns < PREDICTED_NS
         start, halo_rad = hand.fitted if young else None, hand.shape.halo_rad

@@ -28,6 +28,7 @@ NOISE_M = 0.006  # of a row; neighbouring frames and pixels are wrong alike
 JOINT_WEIGHT = 0.06  # of joints, where the refit has 1: their proportions are those that the network has learned
 SPREAD, SPREAD_OF_FINGERS, SPREAD_OF_MORPHS, SPREAD_OF_HALO = 0.15, 0.03, 0.4, 0.007  # the prior's deviations
 STEP = 0.01  # of the differences
+FOLLOWED, LEAST_FOLLOWED = 0.1, 1e-5  # of what the cameras believe in, a step
 ALPHA_RANGE, BETA_RANGE, HALO_RANGE = (0.75, 1.35), (-1.2, 1.2), (-0.02, 0.02)
 
 
@@ -60,6 +61,14 @@ class FusedShape:
     @property
     def held(self) -> bool:
         return self._again >= ROUNDS * FRAMES
+
+    def follow(self, alpha: Array) -> None:
+        """Once a step, with the bones (6,) that the cameras now believe in, until depth of two was looked at. Smoothly,
+        for a camera that knows the person less may join them or leave."""
+        change = FOLLOWED * (alpha - self._mean[:6])
+        if self._last_ns is None and np.abs(change).max() > LEAST_FOLLOWED:
+            self._mean[:6] += change
+            self.shape = Shape(self._mean[:6].copy(), np.zeros(7))
 
     def observe(self, t_ns: int, pose: Pose, target: Target, guesses: list[Guess]) -> None:
         """Once a step, with its refitted frame, which is looked at if it says something new: depth from two cameras,

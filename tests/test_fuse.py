@@ -319,6 +319,28 @@ def test_the_shape_is_found_from_two_sides_and_then_held_whatever_the_cameras_ha
     assert abs(too_long_m(person.shape)) < abs(at_first), "looking again made it no better"
 
 
+def test_until_depth_of_two_cameras_was_looked_at_bones_follow_what_the_cameras_learn_without_a_jump():
+    rig, bones = a_rig(), []
+    fuser, views = Fuser(rig), [View(k, camera) for k, camera in enumerate(rig.cameras)]
+    for i in range(120):
+        for k in range(3):
+            message = told(rig, k, i)
+            learned = np.full(6, 1.1 if i >= 20 else 1.0)
+            views[k].take(replace(message, hands=tuple(replace(hand, alpha=learned) for hand in message.hands)))
+        t_ns = SECOND + round(i / FPS * 1e9)
+        bones.append(fuser.step(t_ns, [s for v in views for s in v.at(t_ns)])[0].pose.alpha)
+    assert bones[19] == pytest.approx(1.0) and bones[-1] == pytest.approx(1.1, abs=1e-3)
+    assert 0 < np.abs(np.diff(bones, axis=0)).max() < 0.011
+    person = fuser.hands[0].shape
+    assert person is not None
+    guesses = points_of(AVERAGE, Pose(np.eye(3), np.zeros(3), POSES["open"]), Surface(), [np.array([0, 0, -0.6])] * 2)
+    target = agree(guesses, np.full((2, 21), 0.5))
+    person.observe(0, refit(Surface(), person.shape, target, guesses), target, guesses)
+    looked_at = person.shape
+    person.follow(np.full(6, 0.9))
+    assert person.shape is looked_at
+
+
 def test_a_hand_whose_side_changes_has_its_shape_estimated_anew():
     fuser = Fuser(a_rig())
     views = [View(k, camera) for k, camera in enumerate(fuser.rig.cameras)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +12,16 @@ from numpy.typing import NDArray
 from .board import ENOUGH_SHARED
 from .corners import BoardDetector, View
 from .sources import Picture, Source, SourceError
+from .start import moments_of, shared_moments
 from .target import TARGETS, Target
 
 Array = NDArray[Any]
 
 SLOW_PX_HZ = 100.0  # corners move by less a second; with time offsets solved for, a hand-held board may move
 NEW_PX = 40.0  # a corner has moved by so much since every picture that counted
-MANY_VIEWS = 150  # a camera; beyond that only what is slow and new is solved from, with its neighbours in time
+MANY_VIEWS = 150  # a camera; beyond that only what is slow and new is solved from,
+NEAR = 2  # with so many pictures before and after; if cameras share too few of these,
+BURST = 3  # also about MANY_VIEWS evenly in time, so many pictures in a row
 WANTED = 2 * ENOUGH_SHARED  # moments of a pair, after which cameras are no longer looked at
 KEEP_DEPTH, DEPTH_EVERY_S = 20, 0.4  # depth images a camera, for the size of the squares
 
@@ -33,9 +37,10 @@ class Captured(NamedTuple):
 
 
 class Novelty:
-    """Whether one camera sees the board slowly and where it has not been before."""
+    """Whether one camera sees the board slowly and where it has not been before; how often it was too fast."""
 
     def __init__(self) -> None:
+        self.fast = 0
         self._last: View | None = None
         self._taken: list[View] = []
 
@@ -45,6 +50,7 @@ class Novelty:
             return False
         moved = _moved_px(last, view)
         if moved is None or moved / (view.t_s - last.t_s) > SLOW_PX_HZ:
+            self.fast += moved is not None
             return False
         for taken in self._taken:
             moved = _moved_px(taken, view)
@@ -105,7 +111,8 @@ def capture(
             shared[np.ix_(seeing, seeing)] += is_new
             if (n // every + 1) % 30 == 0:
                 if say:
-                    say(progress(found, sources, n + 1, shared if live else None))
+                    fast = [one.fast for one in novelty]
+                    say(progress(found, sources, n + 1, fast, shared if live else None))
                 if live and least_tied(shared)[1] >= WANTED:
                     break
     except KeyboardInterrupt:
@@ -144,8 +151,11 @@ def _live_periods_s(views: Sequence[View], sources: Sequence[Source]) -> list[fl
     return periods
 
 
-def progress(found: Captured, sources: Sequence[Source], pictures: int, shared: Array | None) -> str:
-    """One line: pictures, those that counted a camera, and of cameras the one that lacks most (`least_tied`)."""
+def progress(
+    found: Captured, sources: Sequence[Source], pictures: int, fast: Sequence[int], shared: Array | None
+) -> str:
+    """One line: pictures, those that counted a camera, and of cameras the one that lacks most (`least_tied`); fast (C,)
+    is how many of a camera's views were too fast to count."""
     counts = [sum(view.camera == c for view in found.counted) for c in range(len(sources))]
     text = f"{pictures} pictures; slow and new: "
     text += ", ".join(f"{source.serial} {count}" for source, count in zip(sources, counts, strict=True))
@@ -154,7 +164,9 @@ def progress(found: Captured, sources: Sequence[Source], pictures: int, shared: 
     least, moments = least_tied(shared)
     if moments >= WANTED:
         return f"{text}; enough"
-    return f"{text}; show it to {sources[least].serial} and a second camera at once ({moments} of {WANTED} moments)"
+    how = "more slowly " if fast[least] > sum(view.camera == least for view in found.views) / 2 else ""
+    who = f"{sources[least].serial} and a second camera at once"
+    return f"{text}; show it {how}to {who} ({moments} of {WANTED} moments)"
 
 
 def least_tied(shared: Array) -> tuple[int, int]:
@@ -171,17 +183,24 @@ def least_tied(shared: Array) -> tuple[int, int]:
 
 
 def views_to_solve(found: Captured) -> list[View]:
-    """All views of a short recording; of a long one those near a moment that counted."""
-    if len(found.views) <= MANY_VIEWS * len(found.periods_s):
+    """All views of a short recording; of a long one those near a moment that counted, and if cameras share too few of
+    these, for the board moved fast, others evenly in time."""
+    cameras, period_s = len(found.periods_s), max(found.periods_s)
+    if len(found.views) <= MANY_VIEWS * cameras:
         return found.views
-    near_s = 2 * max(found.periods_s)
+    near_s = NEAR * period_s
     times = np.sort([view.t_s for view in found.counted])
     kept = []
     for view in found.views:
         i = int(np.searchsorted(times, view.t_s))
         if np.abs(times[max(i - 1, 0) : i + 1] - view.t_s).min(initial=np.inf) <= near_s:
             kept.append(view)
-    return kept
+    shared = shared_moments(moments_of(kept, np.zeros(cameras), period_s, moving=False), cameras)
+    if least_tied(shared // (2 * NEAR + 1))[1] >= ENOUGH_SHARED:
+        return kept
+    first_s, every = min(view.t_s for view in found.views), math.ceil(len(found.views) / (MANY_VIEWS * cameras))
+    near = {id(view) for view in kept}
+    return [v for v in found.views if id(v) in near or (v.t_s - first_s) // (BURST * period_s) % every == 0]
 
 
 def _ids(target: Target) -> set[int]:

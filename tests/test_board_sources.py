@@ -18,7 +18,7 @@ pytest.importorskip("cv2", reason="the board needs OpenCV: pip install 'edge-han
 
 from edge_hand.calibration import capture as capturing
 from edge_hand.calibration import cli, sources
-from edge_hand.calibration.capture import capture
+from edge_hand.calibration.capture import MANY_VIEWS, WANTED, capture, views_to_solve
 from edge_hand.calibration.corners import Found
 from edge_hand.calibration.rig import load_rig
 from edge_hand.calibration.sources import CameraPictures, Picture, SourceError, open_source
@@ -111,12 +111,24 @@ def test_cameras_that_run_freely_share_moments_however_long_the_board_is_looked_
     free, said = cameras_and_eyes(monkeypatch, cameras, fps, finding_s), list[str]()
     found = capture(free, A4, say=said.append)
     assert free[0].clock.now_s < 60 and said[-1].endswith("; enough")
-    assert re.search(r"; show it to cam\d and a second camera at once \(\d+ of 24 moments\)$", said[0])
+    assert re.search(r"; show it (more slowly )?to cam\d and a second camera at once \(\d+ of 24 moments\)$", said[0])
     for moving in (False, True):  # with their neighbours, from which time offsets are solved for
         moments = moments_of(found.views, np.zeros(cameras), max(found.periods_s), moving=moving)
         shared = shared_moments(moments, cameras)
         for a, b in combinations(range(cameras), 2):
             assert shared[a, b] > 0.9 * min(sum(view.camera == c for view in found.views) for c in (a, b))
+
+
+def test_of_a_board_that_never_moves_slowly_views_are_left_that_can_be_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    slowly, said = board_at, list[str]()
+    monkeypatch.setitem(globals(), "board_at", lambda t_s: slowly(4 * t_s))
+    found = capture(cameras_and_eyes(monkeypatch, 2, 30.0, 0.016, ends_s=14), A4, say=said.append)
+    assert len(found.views) > 2 * MANY_VIEWS and len(found.counted) < 10
+    assert re.search(r"; show it more slowly to cam\d and a second camera at once \(\d of 24 moments\)$", said[-1])
+    left = views_to_solve(found)
+    moments = moments_of(left, np.zeros(2), max(found.periods_s), moving=True)
+    assert shared_moments(moments, 2)[0, 1] > WANTED and len(left) < 1.2 * 2 * MANY_VIEWS
+    assert {int(view.t_s) for view in left} == {int(view.t_s) for view in found.views}, "from all of the time"
 
 
 def test_ctrl_c_ends_the_looking_and_what_was_seen_becomes_a_rig(

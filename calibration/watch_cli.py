@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ..edge.shell import CommandError, stop_on_signal
+from .cli_hand import must_write
 
 SAY_S = 10.0
 
@@ -32,7 +33,7 @@ def watch(
     edge-hand calibrate watch rig.json --from tcp://127.0.0.1:5555 --from tcp://127.0.0.1:5556
     """
     from .listen import Listener
-    from .rig import load_rig, save_rig
+    from .rig import RigError, load_rig, save_rig
     from .views import Views
     from .watch import Watch
 
@@ -40,11 +41,12 @@ def watch(
     known = load_rig(rig)
     if out.resolve() == rig.resolve():
         raise CommandError(f"--propose {out}: the rig file itself is never overwritten")
+    must_write(out)
     stopping = stop_on_signal()
     views, watcher = Views(known), Watch(known)
     begun = time.monotonic()
     said, asked = begun - SAY_S, begun
-    state, moved, proposed_mm, proposed_of = "", False, 0.0, ""
+    state, moved, proposed_mm, proposed_of, refused = "", False, 0.0, "", ""
     with Listener(addresses, ("joints",), keys) as listener:
         click.echo(f"{known.name}: watching {', '.join(camera.serial for camera in known.cameras)}")
         while not stopping() and (seconds is None or time.monotonic() - begun < seconds):
@@ -67,7 +69,13 @@ def watch(
             state, moved = found.state, moved or found.state == "moved"
             if found.state == "moved" and found.drift is not None:  # known better every second
                 utc = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-                save_rig(watcher.proposal(found.drift, utc), out)
+                try:
+                    save_rig(watcher.proposal(found.drift, utc), out)
+                except RigError as error:  # the alarm is worth more than the file
+                    if str(error) != refused:
+                        refused = str(error)
+                        click.echo(refused, err=True)
+                    continue
                 drift = found.drift
                 if drift.camera != proposed_of or abs(drift.moved_mm - proposed_mm) > 0.2 * drift.moved_mm:
                     proposed_of, proposed_mm = drift.camera, drift.moved_mm

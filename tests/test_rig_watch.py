@@ -19,6 +19,7 @@ from edge_hand.calibration.sight import Sighting
 from edge_hand.calibration.watch import Drift, Judgement, Watch
 from edge_hand.edge.keys import KeysError
 from edge_hand.edge.publish import Publisher
+from edge_hand.edge.shell import CommandError
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.kinematics import AVERAGE
@@ -244,6 +245,27 @@ def test_the_proposal_on_disk_is_the_newest_one(
     assert f"{named[-1]} moved by 12.0 mm" in proposed.quality.warnings[-1]
     if named[-1] == "cam1":
         assert proposed.cameras[1].T_ref_cam[0, 3] == pytest.approx(0.03)
+
+
+def test_a_proposal_that_cannot_be_written_is_told_of_and_the_alarm_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):  # fmt: skip
+    class Moved(Watch):
+        def observe(self, t_ns: int, sightings: object) -> bool:
+            return True
+
+        def judge(self) -> Judgement:
+            (tmp_path / "rig.proposed.json").mkdir(exist_ok=True)  # after the command began
+            return Judgement("moved", "cam1 moved", Drift("cam1", 5.0, 1.0, 0.5, self.rig.cameras[1].T_ref_cam, 1.0))
+
+    monkeypatch.setattr(watch_module, "Watch", Moved)
+    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)
+    said = watched(a_rig(2), tmp_path, 0.4)
+    assert said.exit_code == 3 and "proposes" not in said.output
+    assert said.output.count("rig.proposed.json cannot be written: is a directory") == 1
+    again = watched(a_rig(2), tmp_path, 0.4)
+    assert isinstance(again.exception, CommandError) and "watching" not in again.output
+    assert str(again.exception) == f"{tmp_path}/rig.proposed.json cannot be written: is a directory"
 
 
 def test_cameras_that_the_rig_does_not_know_and_silent_ones_are_named(

@@ -21,7 +21,15 @@ from .bundle import BundleError, Options, Solution, solve
 from .corners import View
 from .rig import Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict, tool_name
 from .start import Moments, moments_of, shared_moments, start_scene
-from .uncertainty import WORKING_VOLUME, Difference, Volume, inverted_covariance, pose_difference, volume_sigma_mm
+from .uncertainty import (
+    NO_HALVES,
+    WORKING_VOLUME,
+    Difference,
+    Volume,
+    inverted_covariance,
+    pose_difference,
+    volume_sigma_mm,
+)
 
 Array = NDArray[Any]
 
@@ -30,7 +38,6 @@ DEFAULT = Options()
 BLOCK = 4  # moments, about, that stay together when a recording is halved
 LIMIT_SIGMA_MM, LIMIT_HALVES_DEG, LIMIT_HALVES_MM, LIMIT_RMS_PX = 2.0, 0.4, 7.0, 1.0
 LIMIT_SQUARE = 0.005  # relative error of the board's size against depth
-NO_HALVES = "too few moments to solve the halves apart"
 
 
 class BoardCamera(NamedTuple):

@@ -120,10 +120,11 @@ def report(result: HandResult) -> Sequence[str]:
         f"joints agree to {q.rms['joints_mm']:.1f} mm, depth points to {q.rms['depth_mm']:.1f} mm "
         f"({result.clouds.matches} of {len(result.clouds.moments)} moments)"
     )
-    lines.append(
-        f"halves differ by {q.split_half_deg:.2f} deg, {q.split_half_mm:.1f} mm; one half's rig leaves the other's "
-        f"points {q.rms['heldout_p50_mm']:.1f} mm apart (95 of 100: {q.rms['heldout_p95_mm']:.1f})"
-    )
+    if result.halves is not None:
+        lines.append(
+            f"halves differ by {q.split_half_deg:.2f} deg, {q.split_half_mm:.1f} mm; one half's rig leaves the other's "
+            f"points {q.rms['heldout_p50_mm']:.1f} mm apart (95 of 100: {q.rms['heldout_p95_mm']:.1f})"
+        )
     lines += [
         f"{pair.a} - {pair.b}: {pair.overlap} moments, alone {pair.loop_deg:.2f} deg, {pair.loop_mm:.1f} mm off the rig"
         for pair in rig.pairs

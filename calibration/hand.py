@@ -20,9 +20,9 @@ from . import icp
 from .distances import Distances, distances
 from .gate import Motion, lacks, measure
 from .joint import JointFit, fit_joints
-from .observe import ObserveError, Sight, different
+from .observe import DepthError, ObserveError, Sight, different
 from .rig import DepthCorrection, Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict, tool_name
-from .uncertainty import Difference, Volume, pose_difference, volume_sigma_mm
+from .uncertainty import NO_HALVES, Difference, Volume, pose_difference, volume_sigma_mm
 
 Array = NDArray[Any]
 
@@ -44,13 +44,18 @@ class Halves(NamedTuple):
     differences: tuple[Difference, ...]
     heldout: Distances
 
+    @property
+    def apart(self) -> tuple[float, float]:
+        """Degrees, and mm in the volume, of the camera that differs most."""
+        return max(d.deg for d in self.differences), max(d.volume_mm for d in self.differences)
+
 
 class HandResult(NamedTuple):
     rig: Rig
     motion: Motion
     joints: JointFit
     clouds: icp.IcpFit
-    halves: Halves
+    halves: Halves | None
     lacks: tuple[str, ...]
 
 
@@ -85,15 +90,21 @@ def calibrate(
     return HandResult(rig, motion, joints, fit, halves, tuple(missing))
 
 
-def solve_halves(fit: icp.IcpFit) -> Halves:
-    """Alternate blocks of moments, each half solved apart from the whole's solution."""
+def solve_halves(fit: icp.IcpFit) -> Halves | None:
+    """Alternate blocks of moments, each half solved apart from the whole's solution; None if depth does not tie each
+    camera in both that it ties in the whole."""
     count = len(fit.moments)
     half = (np.arange(count) * HALF_BLOCKS // count) % 2
     solved, parts = [], []
     for h in (0, 1):
         part = [moment for moment, side in zip(fit.moments, half, strict=True) if side == h]
         parts.append(part)
-        solved.append(_again(part, fit))
+        try:
+            solved.append(_again(part, fit))
+        except DepthError:
+            return None
+        if (solved[-1].held != fit.held).any():
+            return None
     differences = tuple(
         pose_difference(a, b, _volume(fit)) for a, b in zip(solved[0].T_ref_cam, solved[1].T_ref_cam, strict=True)
     )
@@ -177,15 +188,16 @@ def _pairs(sights: Sequence[Sight], fit: icp.IcpFit) -> list[RigPair]:
             )  # fmt: skip
             difference = pose_difference(alone.T_ref_cam[1], fit.T_ref_cam[b], volume)
             loop = difference.deg, difference.volume_mm
-        except ObserveError:
+        except DepthError:
             pass
         pairs.append(RigPair(sights[a].serial, sights[b].serial, len(two), *loop))
     return pairs
 
 
 def _rig(
-    name: str, sights: Sequence[Sight], joints: JointFit, fit: icp.IcpFit, halves: Halves, missing: list[str]
-) -> Rig:
+    name: str, sights: Sequence[Sight], joints: JointFit, fit: icp.IcpFit, halves: Halves | None,
+    missing: list[str],
+) -> Rig:  # fmt: skip
     found, volume = covariances(fit, joints), _volume(fit)
     entries, sigmas = [], {}
     for c, sight in enumerate(sights):
@@ -197,20 +209,22 @@ def _rig(
         if c:
             sigmas[sight.serial] = volume_sigma_mm(covariance, volume)
     pairs = _pairs(sights, fit)
-    heldout = halves.heldout
-    deg, mm = max(d.deg for d in halves.differences), max(d.volume_mm for d in halves.differences)
     rms = {"joints_mm": 1e3 * joints.rms_m, "depth_mm": 1e3 * fit.rms_m}
-    rms |= {"heldout_p50_mm": heldout.p50_mm, "heldout_p95_mm": heldout.p95_mm}
+    deg = mm = None
+    if halves is not None:
+        deg, mm = halves.apart
+        rms |= {"heldout_p50_mm": halves.heldout.p50_mm, "heldout_p95_mm": halves.heldout.p95_mm}
     warnings = missing + _warnings(sights, fit, pairs, sigmas, halves)
-    verdict: Verdict = "fail" if warnings else "pass"
+    verdict: Verdict = "pass" if not warnings else "unverified" if warnings == [NO_HALVES] else "fail"
     quality = Quality("hand", rms, volume.centre_m, volume.edge_m, sigmas, deg, mm, verdict, tuple(warnings))
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     return Rig(name, now, tool_name(), tuple(entries), tuple(pairs), quality)
 
 
 def _warnings(
-    sights: Sequence[Sight], fit: icp.IcpFit, pairs: list[RigPair], sigmas: dict[str, float], halves: Halves
-) -> list[str]:
+    sights: Sequence[Sight], fit: icp.IcpFit, pairs: list[RigPair], sigmas: dict[str, float],
+    halves: Halves | None,
+) -> list[str]:  # fmt: skip
     found = []
     for sight, count in zip(sights[1:], icp.tied_moments(fit)[1:], strict=True):
         if count < icp.FEWEST_MOMENTS:
@@ -223,18 +237,20 @@ def _warnings(
         for serial, sigma in sigmas.items()
         if sigma > LIMIT_SIGMA_MM
     ]
-    deg, mm = max(d.deg for d in halves.differences), max(d.volume_mm for d in halves.differences)
-    if deg > LIMIT_HALVES_DEG or mm > LIMIT_HALVES_MM:
-        found.append(
-            f"the halves of the recording differ by {deg:.2f} deg, {mm:.1f} mm "
-            f"(limits {LIMIT_HALVES_DEG:g}, {LIMIT_HALVES_MM:g})"
-        )
-    heldout = halves.heldout
-    if heldout.p50_mm > LIMIT_P50_MM or heldout.p95_mm > LIMIT_P95_MM:
-        found.append(
-            f"one half's rig leaves the other half's points {heldout.p50_mm:.1f} mm apart, {heldout.p95_mm:.1f} at "
-            f"worst (limits {LIMIT_P50_MM:g}, {LIMIT_P95_MM:g}; median, 95 of 100)"
-        )
+    if halves is None:
+        found.append(NO_HALVES)
+    else:
+        (deg, mm), heldout = halves.apart, halves.heldout
+        if deg > LIMIT_HALVES_DEG or mm > LIMIT_HALVES_MM:
+            found.append(
+                f"the halves of the recording differ by {deg:.2f} deg, {mm:.1f} mm "
+                f"(limits {LIMIT_HALVES_DEG:g}, {LIMIT_HALVES_MM:g})"
+            )
+        if heldout.p50_mm > LIMIT_P50_MM or heldout.p95_mm > LIMIT_P95_MM:
+            found.append(
+                f"one half's rig leaves the other half's points {heldout.p50_mm:.1f} mm apart, {heldout.p95_mm:.1f} at "
+                f"worst (limits {LIMIT_P50_MM:g}, {LIMIT_P95_MM:g}; median, 95 of 100)"
+            )
     found += [
         f"{pair.a} and {pair.b} alone disagree with the whole rig by {pair.loop_mm:.1f} mm (limit {LIMIT_LOOP_MM:g})"
         for pair in pairs

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..hand.se3 import apply, inverse
 from .joint import Path, moved
-from .observe import Cloud, ObserveError, Sight, tree_of
+from .observe import Cloud, DepthError, Sight, tree_of
 
 Array = NDArray[Any]
 
@@ -92,7 +92,7 @@ class IcpFit:
 def choose_moments(
     sights: Sequence[Sight], path: Path, T_ref_cam: Array, offsets_s: Array, most: int = MOMENTS
 ) -> tuple[Moment, ...]:
-    """Moments at which two cameras or more have a cloud, spread over the motion. Raises ObserveError for too few."""
+    """Moments at which two cameras or more have a cloud, spread over the motion. Raises DepthError for too few."""
     times = [np.array([cloud.t_s for cloud in s.clouds]) + o for s, o in zip(sights, offsets_s, strict=True)]
     # Cameras that run freely are half a frame apart at worst.
     slowest_s = max((float(np.median(np.diff(s.times_s))) for s in sights if len(s.times_s) > 1), default=0.0)
@@ -121,7 +121,7 @@ def choose_moments(
         if len(views) > 1:
             moments.append(Moment(middle, views, velocities))
     if len(moments) < 4:
-        raise ObserveError(f"the cameras share only {len(moments)} moments with enough of the hand's depth points")
+        raise DepthError(f"the cameras share only {len(moments)} moments with enough of the hand's depth points")
     return tuple(moments)
 
 
@@ -170,7 +170,7 @@ def fit_clouds(
     wide_m: float = WIDE_M, depth_per_m: Array | None = None, held: NDArray[np.bool_] | None = None,
 ) -> IcpFit:  # fmt: skip
     """Gauss-Newton from a start. Cameras that depth does not tie to the first are held there, as those that are given
-    as held. Raises ObserveError if the clouds nowhere meet."""
+    as held. Raises DepthError if the clouds nowhere meet."""
     cameras = len(T_ref_cam)
     held = np.zeros(cameras, bool) if held is None else held
     T, start_s, offsets = T_ref_cam.copy(), offsets_s.copy(), offsets_s.copy()
@@ -179,7 +179,7 @@ def fit_clouds(
         reach = max(NARROW_M, wide_m * SHRINK**i)
         normals, pulls, square, weight, matches = _equations(moments, T, offsets, bends, reach, held)
         if matches < 10 * LEAST_MATCHES:
-            raise ObserveError("the cameras' depth of the hand nowhere shows the same skin: do they look at one hand?")
+            raise DepthError("the cameras' depth of the hand nowhere shows the same skin: do they look at one hand?")
         rms = float(np.sqrt(square / weight))
         if i == iterations - 1:
             break

@@ -27,6 +27,10 @@ class ObserveError(Exception):
     """What the cameras saw cannot be used; one line."""
 
 
+class DepthError(ObserveError):
+    """The hand's depth points do not say where the cameras are."""
+
+
 class Cloud(NamedTuple):
     """The hand's own depth points (N, 3) m of one frame, camera frame; the frame's time; the mesh (V, 3) m fitted."""
 

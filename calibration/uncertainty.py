@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from ..hand.se3 import inverse, skew, so3_log
 
 Array = NDArray[Any]
+NO_HALVES = "too few moments to solve the halves apart"
 
 
 class Volume(NamedTuple):

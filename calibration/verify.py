@@ -19,9 +19,9 @@ from .distances import REGIONS, Distances, distances, region_of
 from .gate import lacks, measure
 from .hand import Halves, covariances, solve_halves
 from .joint import fit_joints
-from .observe import ObserveError, Sight
+from .observe import DepthError, ObserveError, Sight
 from .rig import Rig, RigCamera, RigError, Verdict
-from .uncertainty import Difference, Volume, pose_difference, volume_sigma_mm
+from .uncertainty import NO_HALVES, Difference, Volume, pose_difference, volume_sigma_mm
 
 Array = NDArray[Any]
 
@@ -69,7 +69,7 @@ class Check(NamedTuple):
     notes: tuple[str, ...]
     cameras: tuple[CameraCheck, ...]
     pairs: tuple[PairCheck, ...]
-    halves: Halves
+    halves: Halves | None
     moments: int
 
 
@@ -105,30 +105,26 @@ def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, see
     names = [sight.serial for sight in sights]
     volume = Volume(rig.quality.volume_centre_m, rig.quality.volume_edge_m)
     T_rig = np.stack([camera.T_ref_cam for camera in rig.cameras])
-    clocks = np.array([camera.time.offset_s for camera in rig.cameras])
     bends = np.array([camera.depth.offset_per_m for camera in rig.cameras])
     joints = fit_joints(sights, np.random.default_rng(seed))
     notes = lacks(measure(sights, joints.offsets_s), names)
     far = [pose_difference(a, b, volume).volume_mm for a, b in zip(joints.T_ref_cam, T_rig, strict=True)]
     lost = max(far) > LOST_MM
-    chosen = icp.choose_moments(sights, joints.path, joints.T_ref_cam, joints.offsets_s, moments)
-    fresh = icp.fit_clouds(chosen, joints.T_ref_cam, joints.offsets_s, depth_per_m=bends)
+    try:
+        chosen = icp.choose_moments(sights, joints.path, joints.T_ref_cam, joints.offsets_s, moments)
+        fresh = icp.fit_clouds(chosen, joints.T_ref_cam, joints.offsets_s, depth_per_m=bends)
+    except DepthError as error:
+        nothing = np.zeros((len(names), 8, 8)), np.zeros(len(names), int)
+        cameras = _cameras(rig, joints.T_ref_cam, joints.offsets_s, *nothing)
+        reasons = _reasons([], [], lost)
+        found: Verdict = "fail" if reasons else "unverified"
+        return Check(found, tuple(reasons), (*notes, str(error)), tuple(cameras), (), None, 0)
     under = T_rig, fresh.offsets_s, bends  # the clocks' change is another matter
     cloud, mesh = distances(chosen, *under), distances(chosen, *under, mesh=True)
     anew = distances(chosen, fresh.T_ref_cam, fresh.offsets_s, fresh.depth_per_m)
-    sigma, tied = covariances(fresh, joints), icp.tied_moments(fresh)
-    cameras = []
-    for c, camera in enumerate(rig.cameras):
-        together = sigma[c, :6, :6] + camera.covariance
-        cameras.append(
-            CameraCheck(
-                camera.serial,
-                pose_difference(fresh.T_ref_cam[c], T_rig[c], volume),
-                volume_sigma_mm(together, volume),
-                float(fresh.offsets_s[c] - clocks[c]),
-                int(tied[c]),
-            )
-        )
+    cameras = _cameras(
+        rig, fresh.T_ref_cam, fresh.offsets_s, covariances(fresh, joints), icp.tied_moments(fresh)
+    )  # fmt: skip
     pairs = [_pair(names, a, b, cloud, mesh, anew, volume) for a, b in combinations(range(len(names)), 2)]
     halves = solve_halves(fresh)
     reasons = _reasons(cameras, pairs, lost)
@@ -137,6 +133,21 @@ def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, see
     verdict: Verdict = "fail" if reasons else "unverified" if doubtful else "pass"
     notes += _notes(others, pairs)
     return Check(verdict, tuple(reasons), tuple(notes), tuple(cameras), tuple(pairs), halves, len(chosen))
+
+
+def _cameras(rig: Rig, T_ref_cam: Array, offsets_s: Array, sigma: Array, tied: Array) -> list[CameraCheck]:
+    """Where the cameras were found anew against where the rig has them."""
+    volume = Volume(rig.quality.volume_centre_m, rig.quality.volume_edge_m)
+    return [
+        CameraCheck(
+            camera.serial,
+            pose_difference(T_ref_cam[c], camera.T_ref_cam, volume),
+            volume_sigma_mm(sigma[c, :6, :6] + camera.covariance, volume),
+            float(offsets_s[c] - camera.time.offset_s),
+            int(tied[c]),
+        )
+        for c, camera in enumerate(rig.cameras)
+    ]
 
 
 def _pair(
@@ -213,7 +224,7 @@ def _notes(others: Sequence[CameraCheck], pairs: Sequence[PairCheck]) -> list[st
 
 def as_json(check: Check) -> dict[str, Any]:
     """For a program to read; mm, degrees, seconds. None is what these frames do not say."""
-    deg, mm = _halves(check)
+    deg, mm = check.halves.apart if check.halves is not None else (None, None)
     return {
         "verdict": check.verdict,
         "reasons": list(check.reasons),
@@ -256,16 +267,13 @@ def report(check: Check) -> list[str]:
             f"{camera.serial}: found {camera.moved.volume_mm:.1f} mm, {camera.moved.deg:.2f} deg from the rig's place "
             f"(sigma {camera.sigma_mm:.1f} mm), clock {1e3 * camera.clock_s:+.1f} ms"
         )
-    deg, mm = _halves(check)
-    lines.append(f"halves of these frames differ by {deg:.2f} deg, {mm:.1f} mm; {check.moments} moments")
+    halves = NO_HALVES
+    if check.halves is not None:
+        halves = "halves of these frames differ by {:.2f} deg, {:.1f} mm".format(*check.halves.apart)
+    lines.append(f"{halves}; {check.moments} moments")
     lines += [f"note: {note}" for note in check.notes]
     lines += [f"wrong: {reason}" for reason in check.reasons]
     return [*lines, f"verdict: {check.verdict}"]
-
-
-def _halves(check: Check) -> tuple[float, float]:
-    differences = check.halves.differences
-    return max(d.deg for d in differences), max(d.volume_mm for d in differences)
 
 
 __all__ = ["CameraCheck", "Check", "PairCheck", "RigError", "as_json", "in_order", "report", "verify"]

@@ -15,7 +15,7 @@ from edge_hand.calibration.cli import calibrate as command
 from edge_hand.calibration.cli_hand import report, summary
 from edge_hand.calibration.draw_hand import draw_hand
 from edge_hand.calibration.gate import lacks, measure
-from edge_hand.calibration.hand import HandResult, calibrate, covariances
+from edge_hand.calibration.hand import HandResult, _warnings, calibrate, covariances, solve_halves
 from edge_hand.calibration.icp import View, fit_clouds, rim_px, tied_moments
 from edge_hand.calibration.joint import fit_joints
 from edge_hand.calibration.observe import Cloud, ObserveError, Sight, joints_at, slope, tree_of
@@ -370,6 +370,28 @@ def test_a_check_sees_through_the_lens_that_the_board_refined() -> None:
     ):
         assert a is not None and b is not None
         assert np.allclose(a, b - [3 / own.fx, 0, 0] * b[..., 2:], atol=1e-6, equal_nan=True)
+
+
+def test_frames_whose_depth_points_never_meet_do_not_say_and_are_no_error() -> None:
+    rig, sights = wide()
+    apart = [sights[0], *(replace(sight, clouds=()) for sight in sights[1:])]
+    found = verify(rig, apart, moments=28)
+    assert (found.verdict, found.reasons, found.pairs, found.halves) == ("unverified", (), (), None)
+    assert found.notes[-1] == "the cameras share only 0 moments with enough of the hand's depth points"
+    told = json.loads(json.dumps(as_json(found), allow_nan=False))
+    assert told["split_half_mm"] is None and told["cameras"][1]["moved_mm"] is None
+    assert "cam1: not found by depth" in verify_report(found) and verify_report(found)[-1] == "verdict: unverified"
+    moved = tuple(replace(c, T_ref_cam=transform(np.eye(3), np.array([0.1, 0, 0])) @ c.T_ref_cam) for c in rig.cameras)
+    lost = verify(replace(rig, cameras=(rig.cameras[0], *moved[1:])), apart)
+    assert lost.verdict == "fail" and lost.reasons[0].startswith("the rig is not that of these cameras")
+
+
+def test_halves_that_cannot_be_solved_apart_are_a_warning_and_no_error() -> None:
+    found = result()
+    assert solve_halves(replace(found.clouds, moments=found.clouds.moments[:6])) is None
+    rig = replace(found.rig, quality=replace(found.rig.quality, split_half_deg=None, split_half_mm=None))
+    assert not any(line.startswith("halves") for line in report(found._replace(rig=rig, halves=None)))
+    assert _warnings(scene()[1], found.clouds, [], {}, None)[0] == "too few moments to solve the halves apart"
 
 
 def test_a_rim_is_measured_from_outlines_and_steps() -> None:

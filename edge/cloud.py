@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..hand.camera import Intrinsics
+from ..hand.camera import Intrinsics, fold_slope
 from ..hand.frames import DepthFrame
 from ..hand.wire import HandCloud, Header, WireHand, encode_cloud
 
@@ -62,16 +62,18 @@ def scene_step(camera: Intrinsics, most: int) -> int:
 
 
 def scene_rays(camera: Intrinsics, step: int) -> Float32:
-    """(h, w, 3) rays, z = 1, of every step-th pixel across and down."""
+    """(h, w, 3) rays, z = 1, of every step-th pixel across and down; NaN where the lens shows nothing."""
     columns, rows = np.arange(step // 2, camera.width, step), np.arange(step // 2, camera.height, step)
     pixels = np.stack(np.meshgrid(columns, rows), -1)  # (h, w, 2)
-    return camera.rays(pixels).astype(np.float32)
+    rays = camera.rays(pixels)
+    rays[~_shown(rays, camera)] = np.nan
+    return rays.astype(np.float32)
 
 
 def scene_points(frame: DepthFrame, step: int, rays: Float32) -> Float32:
     """(N, 3) m: every step-th pixel across and down that has a reading; rays are those of `scene_rays`."""
     counts = frame.depth[step // 2 :: step, step // 2 :: step]  # (h, w)
-    seen = counts > 0
+    seen = (counts > 0) & np.isfinite(rays[..., 0])
     return rays[seen] * (counts[seen] * np.float32(frame.depth_unit_m))[:, None]  # (N, 3)
 
 
@@ -106,9 +108,16 @@ def points_near(frame: DepthFrame, vertices_m: Array, most: int = HAND_POINTS) -
     row, column = np.divmod(at, len(columns))
     depth = counts.ravel()[at] * np.float32(frame.depth_unit_m)  # (N,)
     if camera.is_distorted:
-        return camera.deproject(np.stack([columns[column], rows[row]], -1), depth).astype(np.float32)
+        rays = camera.rays(np.stack([columns[column], rows[row]], -1))
+        shown = _shown(rays, camera)
+        return (rays[shown] * depth[shown, None]).astype(np.float32)
     slopes = ((columns - camera.cx) / camera.fx).astype(np.float32), ((rows - camera.cy) / camera.fy).astype(np.float32)
     return np.stack([slopes[0][column] * depth, slopes[1][row] * depth, depth], -1)
+
+
+def _shown(rays: Array, camera: Intrinsics) -> NDArray[np.bool_]:
+    """Which rays (..., 3) are of pixels that the lens shows something in; farther out its polynomial turns back."""
+    return np.asarray(np.hypot(rays[..., 0], rays[..., 1]) < fold_slope(camera.distortion))
 
 
 def _band(cell: Array, z: Array, unit_m: float) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:

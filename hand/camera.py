@@ -86,8 +86,12 @@ def fold_slope(coefficients: tuple[float, ...]) -> float:
 
 
 def undistort(xy: Array, coefficients: tuple[float, ...], iterations: int = 20) -> Array:
-    """Inverse of `distort` by fixed-point iteration; (..., 2) to (..., 2)."""
+    """Inverse of `distort` by fixed-point iteration; (..., 2) to (..., 2).
+
+    It runs away where no ray within `fold_slope` leads: what it gives there is beyond that slope, or not finite.
+    """
     undistorted = np.array(xy, np.float64)
-    for _ in range(iterations):
-        undistorted += xy - distort(undistorted, coefficients)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _ in range(iterations):
+            undistorted += xy - distort(undistorted, coefficients)
     return undistorted

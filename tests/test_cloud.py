@@ -14,7 +14,7 @@ from edge_hand.edge.engines import open_engine
 from edge_hand.edge.loop import Loop
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.tracker import Tracker
-from edge_hand.hand.camera import Intrinsics
+from edge_hand.hand.camera import Intrinsics, fold_slope
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.wire import MAX_POINTS, CloudMessage, HandCloud, Header, WireError, WireHand, decode, encode_cloud
 from hypothesis import given, settings
@@ -94,6 +94,20 @@ def test_points_of_a_hand_are_those_the_sensor_measured_on_it(distortion: tuple[
     assert 1200 < len(points) <= 2000 and points.dtype == np.float32
     off = np.linalg.norm(points - CENTRE, axis=1) - 0.05
     assert np.abs(off).max() < 3e-4, "a point of the wall, or one that was averaged"
+
+
+@pytest.mark.filterwarnings("error")
+def test_pixels_beyond_where_the_lens_turns_back_have_no_points() -> None:
+    frame = ball_frame(CENTRE, 0.05)  # exact enough: only which pixels count matters
+    lens = Intrinsics(424, 240, 212, 212, 211.5, 119.5, (-0.35, 0.13, 0.0, 0.0, -0.02))
+    frame = replace(frame, depth=np.full_like(frame.depth, 4500), intrinsics=lens)
+    mesh = sphere_mesh(np.array([0.43, 0.24, 0.45]), 0.05)  # its picture is the corner
+    message = decode(Clouds().message_of(HEADER, frame, [(1, mesh)]))
+    assert message.scene_m is not None and 2000 < len(message.scene_m) < 4000
+    for points in (message.scene_m, message.hands[0].points_m):
+        assert (np.hypot(points[:, 0], points[:, 1]) < fold_slope(lens.distortion) * points[:, 2]).all()
+        at = lens.project(points.astype(float))
+        assert np.median(np.abs(at - at.round())) < 0.01
 
 
 def test_a_far_hand_loses_no_point() -> None:

@@ -14,6 +14,7 @@ from ..edge.engines import open_engine
 from .gather import Looker
 from .observe import Sight, different
 from .sight import clock_offsets_ns
+from .sources import LIBREALSENSE
 
 SILENCE_S = 5.0  # without a frame, after which a camera counts as gone
 
@@ -21,6 +22,9 @@ SILENCE_S = 5.0  # without a frame, after which a camera counts as gone
 def open_source(text: str) -> tuple[Camera, bool]:
     """A recording, a folder of depth pictures, or KIND:SERIAL; and whether it is live. Raises CameraError."""
     if Path(text).exists():
+        if Path(text).suffix in LIBREALSENSE:
+            made = f"edge-hand record --camera replay --source {text} {Path(text).with_suffix('.mcap')}"
+            raise CameraError(f"{text} is librealsense's; make a recording of ours of it first: {made}")
         return open_camera("replay", text, deterministic=True), False
     kind, mark, serial = text.partition(":")
     if mark:

@@ -18,6 +18,7 @@ from edge_hand.calibration.gate import lacks, measure
 from edge_hand.calibration.hand import HandResult, _warnings, calibrate, covariances, solve_halves
 from edge_hand.calibration.icp import View, fit_clouds, rim_px, tied_moments
 from edge_hand.calibration.joint import fit_joints
+from edge_hand.calibration.look_at import open_source
 from edge_hand.calibration.observe import Cloud, ObserveError, Sight, joints_at, slope, tree_of
 from edge_hand.calibration.pairwise import fit_pair
 from edge_hand.calibration.progress import line
@@ -25,6 +26,7 @@ from edge_hand.calibration.rig import Quality, Rig, RigCamera, RigError, load_ri
 from edge_hand.calibration.uncertainty import pose_difference, volume_sigma_mm
 from edge_hand.calibration.verify import Check, as_json, in_order, verify
 from edge_hand.calibration.verify import report as verify_report
+from edge_hand.edge.cameras import CameraError
 from edge_hand.edge.shell import CommandError
 from edge_hand.hand.se3 import inverse, so3_exp, transform
 from edge_hand.hand.template import template
@@ -421,6 +423,9 @@ def test_the_commands_say_what_they_need(tmp_path: Path) -> None:
     assert str(run.exception) == "a rig needs two or more --source, or two or more --address"
     run = CliRunner().invoke(command, ["hand", "--source", "a", "--source", "b", "--out", "rig.json"])
     assert str(run.exception).startswith("a does not exist; a source is a recording")
+    (bag := tmp_path / "a.bag").touch()
+    with pytest.raises(CameraError, match=r"a\.bag is librealsense's.* record --camera replay --source .* .*a\.mcap$"):
+        open_source(str(bag))
 
 
 def test_truth_of_the_simulation_is_what_it_says() -> None:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing as mp
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -250,11 +257,52 @@ def test_an_unknown_stream_or_kind_is_refused() -> None:
         Generator("train", kind="real")
 
 
-def test_a_worker_streams_the_generators_own_batches_in_order() -> None:
+def test_a_worker_streams_the_generators_own_batches_in_order_whatever_signals_come() -> None:
+    """Ctrl-C and a service's end go to the whole group: the trainer needs a batch more for its last step."""
     stream = stream_batches("train", 12, 4, seed=3, left_share=0.3, negative_share=0.2)
     generator = Generator("train", 3, 0.3, negative_share=0.2)
+    before = set(mp.active_children())
     try:
-        for k, batch in enumerate(islice(stream, 3)):
+        for k, batch in enumerate(islice(stream, 8)):
             assert_same(batch, generator.batch(12 + 4 * k, 4))
+            (worker,) = set(mp.active_children()) - before
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(worker.pid, number)  # type: ignore[arg-type]
+            worker.join(0.05)
+            assert worker.is_alive()
     finally:
         stream.close()  # type: ignore[attr-defined]
+    worker.join(5)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+DRAWS_AND_SAYS_WHO = """
+import multiprocessing as mp, time
+from edge_hand.trainer.synth.samples import stream_batches
+if __name__ == "__main__":
+    stream = stream_batches("train", 0, 1)
+    next(stream)
+    print(mp.active_children()[0].pid, flush=True)
+    {then}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("then", ["pass", "time.sleep(60)"])
+def test_a_worker_ends_with_who_draws(then: str) -> None:
+    """Left open at the end of a script, and when the script is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", DRAWS_AND_SAYS_WHO.format(then=then)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    worker = Path("/proc", process.stdout.readline().strip())
+    assert worker.name.isdigit()
+    if then != "pass":
+        process.kill()
+    process.wait(20)
+    until = time.monotonic() + 10
+    while worker.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    if lives := worker.exists():
+        os.kill(int(worker.name), signal.SIGKILL)
+    assert not lives

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .processes import ONE_THREAD, environment
+from .processes import ONE_THREAD, environment, when_parent_ends
 
 RENDEZVOUS = "EDGE_HAND_RENDEZVOUS"  # where `launch`'s processes meet; torchrun's meet at MASTER_ADDR
 CHILD_ENVIRONMENT = {
@@ -217,7 +217,7 @@ def _child(
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n))
     os.environ[RENDEZVOUS] = meet
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all on this machine, whatever its name resolves to
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
+    when_parent_ends(lambda: os.kill(os.getpid(), signal.SIGTERM))
     try:
         function(*arguments, **options)
     except error as problem:
@@ -234,10 +234,3 @@ def _child(
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def _stop_with_parent() -> None:
-    parent = mp.parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)

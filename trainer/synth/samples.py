@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing as mp
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +17,7 @@ from ...hand.body import Body, hand_with_arm
 from ...hand.crop import CROP_SIZE, reduce_2x2, uvd_from_points
 from ...hand.kinematics import Shape
 from ...hand.template import HandTemplate, template
-from ..processes import ONE_THREAD, environment
+from ..processes import ONE_THREAD, environment, when_parent_ends
 from . import scene
 from .layout import coordinates_at
 from .poses import sample_angles, sample_shape, sample_view
@@ -228,7 +231,7 @@ def stream_batches(
 ) -> Iterator[Sample]:
     """Endless batches from sample index start on, rendered ahead in worker processes, in order of index.
 
-    options are those of `Generator`.
+    options are those of `Generator`. Signals to stop are for who draws: the workers end when this does.
     """
     context = mp.get_context("spawn")
     queues = [context.Queue(maxsize=4) for _ in range(workers)]
@@ -238,9 +241,19 @@ def stream_batches(
         )
         for i, q in enumerate(queues)
     ]
-    with environment(ONE_THREAD):
+
+    def end() -> None:
         for p in processes:
-            p.start()
+            p.kill()
+
+    ours = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # the workers keep it
+    try:
+        with environment(ONE_THREAD):
+            for p in processes:
+                p.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, ours)
+    atexit.register(end)  # there multiprocessing would send SIGTERM and wait
     try:
         while True:
             for q, p in zip(queues, processes, strict=True):
@@ -253,11 +266,12 @@ def stream_batches(
                             raise RuntimeError("the rendering process died; its message stands above") from None
                 yield Sample(*item)
     finally:
-        for p in processes:
-            p.terminate()
+        end()
+        atexit.unregister(end)
 
 
 def _work(queue: Any, start: int, batch: int, workers: int, stream: str, seed: int, left: float, options: Any) -> None:
+    when_parent_ends(lambda: os._exit(1))
     generator = Generator(stream, seed, left, **options)
     while True:
         queue.put(tuple(generator.batch(start, batch)))

@@ -234,6 +234,7 @@ def test_the_rate_warms_up_stays_and_falls_to_nothing_over_the_last_quarter() ->
     falling = [schedule(config, seen) for seen in range(10_000, 100_001, 50)]
     assert rising == sorted(rising)
     assert falling == sorted(falling, reverse=True)
+    assert schedule(replace(config, decay=0.0), 100_010) == 1  # never falls, though the last step goes beyond the end
 
 
 def test_a_run_is_prolonged_from_a_checkpoint_before_the_fall_as_if_it_had_been_longer() -> None:

@@ -45,4 +45,4 @@ def schedule(config: TrainConfig, seen: int) -> float:
     falls = config.samples * config.decay
     left = config.samples - seen
     rise = min(1.0, (seen + config.batch) / config.warmup) if config.warmup else 1.0
-    return rise if left >= falls else rise * max(0.0, 1 - math.sqrt(1 - left / falls))
+    return rise if not falls or left >= falls else rise * max(0.0, 1 - math.sqrt(1 - left / falls))

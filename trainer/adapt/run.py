@@ -125,7 +125,8 @@ def adapt_net(
     """Fine-tune the checkpoint base on a target until config.steps are done or the minutes are over.
 
     Writes out/adapted.pt as it goes, a checkpoint like that of `edge-hand train`. With a group of processes each has a
-    target of its own, and the gradients are those of all. Raises AdaptError, TrainError.
+    target of its own, the gradients are those of all, and the first one's clock counts, from when all are prepared.
+    Raises AdaptError, TrainError.
     """
     set_threads(threads)
     group = group or Group()
@@ -141,6 +142,7 @@ def adapt_net(
     def over() -> bool:
         return run.step >= config.steps or (minutes is not None and run.seconds >= 60 * minutes)
 
+    group.sum_(torch.zeros(1))  # until here the others may be preparing
     begun, last, before = time.monotonic(), time.monotonic(), run.seconds
     saved, counted, log = begun, 0, run.log
     stopped = finished = run.share is not None and over()  # before this --resume
@@ -149,7 +151,8 @@ def adapt_net(
     totals: dict[str, float] = {}
     with parallel.stop_signals() as signals:
         while run.step < config.steps and not stopped:
-            share = (time.monotonic() - begun + before) / (60 * minutes) if minutes else 0.0
+            way = (time.monotonic() - begun + before) / (60 * minutes) if minutes and group.rank == 0 else 0.0
+            share = float(group.sum_(torch.tensor(way)))
             means, stopped = run.learn(max(run.step / config.steps, share), share >= 1 or bool(signals))
             now = time.monotonic()
             run.seconds = before + now - begun

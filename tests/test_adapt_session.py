@@ -1,0 +1,59 @@
+"""An adaptation's processes: whose clock counts."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("numba")
+pytest.importorskip("onnx")
+
+from edge_hand.edge.model_card import MODELS  # noqa: E402
+from edge_hand.trainer import parallel  # noqa: E402
+from edge_hand.trainer.adapt import run  # noqa: E402
+from edge_hand.trainer.adapt.frames import AdaptError  # noqa: E402
+
+
+class Steps:
+    """In place of a run: steps that cost nothing, and the share of the way at which they were taken."""
+
+    def __init__(self, net: Any, base: Any, target: Any, config: Any, group: parallel.Group) -> None:
+        self.group, self.averaged, self.step, self.seconds, self.share = group, net, 0, 0.0, None
+        self.log: list[Any] = []
+        self.shares: list[float] = []
+        Steps.last = self
+
+    last: Steps
+
+    def learn(self, share: float, stop: bool) -> tuple[dict[str, float], bool]:
+        self.step += 1
+        self.shares.append(share)
+        self.group.average_([told := torch.tensor([float(stop)])])
+        time.sleep(0.02)
+        return {"loss": 0.0}, told.item() > 0
+
+    def state(self, seen: int) -> dict[str, Any]:
+        return {"net": {}, "averaged": {}, "seen": seen}
+
+
+def the_first_prepares_longer(out: Path) -> None:
+    run._Run = Steps  # type: ignore[assignment, misc]
+    run.blend = lambda *_: 0.5
+    with parallel.join() as group:
+        time.sleep(0.5 * (group.rank == 0))
+        done = run.adapt_net(
+            MODELS / "dgn-nano.pt", None, out, run.AdaptConfig(steps=900), minutes=0.4 / 60, group=group
+        )  # type: ignore[arg-type]
+        torch.save((done.finished, done.seconds, Steps.last.shares), out / f"{group.rank}.pt")
+
+
+@pytest.mark.slow
+def test_the_minutes_of_several_processes_are_one_clock_s_from_when_all_are_prepared(tmp_path: Path) -> None:
+    parallel.launch(2, the_first_prepares_longer, tmp_path, error=AdaptError)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first[0] and 0.4 <= first[1] < second[1] + 0.2
+    assert first[2] == second[2] and len(first[2]) > 2  # rates follow the share: else the weights come apart

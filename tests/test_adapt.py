@@ -373,7 +373,7 @@ def _together(small: Path, folder: Path) -> None:
     """One of two processes, each with a target of its own."""
     from edge_hand.trainer import parallel
 
-    with parallel.join() as group:
+    with parallel.join(cpu=True) as group:
         mine = target.load_target(folder / f"{group.rank}.npz")
         config = run.AdaptConfig(steps=2, batch=8, target_share=0.5, user_share=0.25)
         run.PROBES = 16

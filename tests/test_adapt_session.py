@@ -1,4 +1,4 @@
-"""An adaptation's processes: whose clock counts."""
+"""An adaptation's processes: whose clock counts, and on what they compute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytest.importorskip("onnx")
 
 from edge_hand.edge.model_card import MODELS  # noqa: E402
 from edge_hand.trainer import parallel  # noqa: E402
-from edge_hand.trainer.adapt import run  # noqa: E402
+from edge_hand.trainer.adapt import run, session  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError  # noqa: E402
 
 
@@ -43,7 +43,7 @@ class Steps:
 def the_first_prepares_longer(out: Path) -> None:
     run._Run = Steps  # type: ignore[assignment, misc]
     run.blend = lambda *_: 0.5
-    with parallel.join() as group:
+    with parallel.join(cpu=True) as group:
         time.sleep(0.5 * (group.rank == 0))
         done = run.adapt_net(
             MODELS / "dgn-nano.pt", None, out, run.AdaptConfig(steps=900), minutes=0.4 / 60, group=group
@@ -57,3 +57,19 @@ def test_the_minutes_of_several_processes_are_one_clock_s_from_when_all_are_prep
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert first[0] and 0.4 <= first[1] < second[1] + 0.2
     assert first[2] == second[2] and len(first[2]) > 2  # rates follow the share: else the weights come apart
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_processes_that_adapt_meet_on_the_cpu_where_there_are_gpus_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda: bool
+) -> None:
+    def meet(backend: str, **_: object) -> None:
+        raise AdaptError(backend)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    monkeypatch.setattr(parallel.dist, "init_process_group", meet)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(AdaptError, match="^gloo$"):
+        session.adapt([tmp_path], tmp_path / "out")

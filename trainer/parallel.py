@@ -64,9 +64,12 @@ class Group:
 
 
 @contextmanager
-def join() -> Iterator[Group]:
-    """This process's place in the run: from the environment (RANK, WORLD_SIZE, LOCAL_RANK), or alone without it."""
-    cuda = torch.cuda.is_available()
+def join(*, cpu: bool = False) -> Iterator[Group]:
+    """This process's place in the run: from the environment (RANK, WORLD_SIZE, LOCAL_RANK), or alone without it.
+
+    cpu: also where there are GPUs, for they do not sum what lies on a CPU.
+    """
+    cuda = torch.cuda.is_available() and not cpu
     if not launched():
         yield Group(device="cuda" if cuda else "cpu")
         return

@@ -64,7 +64,7 @@ def adapt(
     if missing := [str(path) for path in sources if not path.exists()]:
         raise AdaptError(f"--source {missing[0]}: no such recording")
     out.mkdir(parents=True, exist_ok=True)
-    with parallel.join() as group:
+    with parallel.join(cpu=True) as group:
         tell = say if group.rank == 0 else (lambda _: None)
         mine = sources if rig or group.size == 1 else [s for i, s in enumerate(sources) if i % group.size == group.rank]
         mine = mine or [sources[group.rank % len(sources)]]

@@ -331,19 +331,6 @@ def test_only_what_a_gate_will_judge_by_is_held_out(tmp_path: Path, monkeypatch:
     assert shares == [1 - frames.HELD_OUT, 1]
 
 
-def test_hands_that_come_and_go_teach_nothing_unless_there_are_no_others() -> None:
-    def seen(t_ms: float, x: float) -> frames._Raw:
-        return frames._Raw([], 0, int(t_ms * 1e6), frames._Seen(np.array([x, 0.0, 0.5]), 1.0))
-
-    hand = [seen(100 * i, 0.02 * i) for i in range(25) if i not in (5, 6, 7)]  # not seen for 0.4 s
-    other = [seen(100 * i, 0.9 - 0.01 * i) for i in range(4, 15)]  # for 1 s, half a metre away
-    both = sorted(hand + other, key=lambda one: one.t_ns)
-    assert frames._lasting(both) == hand
-    assert frames._lasting(other) == other
-    apart = [seen(1000 * i, 0.0) for i in range(20)]  # single frames, which do not follow on each other
-    assert frames._lasting(apart) == apart
-
-
 @pytest.mark.slow
 def test_footage_of_a_rig_has_the_hand_in_every_camera(clip: RigClip, tmp_path: Path) -> None:
     from edge_hand.edge.engines import open_engine

@@ -71,5 +71,5 @@ def test_processes_that_adapt_meet_on_the_cpu_where_there_are_gpus_too(
     monkeypatch.setattr(parallel.dist, "init_process_group", meet)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(AdaptError, match="^gloo$"):
+    with pytest.raises(AdaptError, match=r"^gloo$"):
         session.adapt([tmp_path], tmp_path / "out")

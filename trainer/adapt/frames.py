@@ -34,7 +34,8 @@ MOST_MOMENTS = 900
 SAME_M = 0.10  # hands of two cameras as near as this are one
 APART_NS = 25_000_000  # frames of two cameras further apart in time than this do not show one moment
 LEAST_HZ, ENOUGH = 12.0, 300  # frames beyond this rate say the same again, if there are enough of them
-# Hands are followed over gaps of so long, as far as this and so fast; those followed for less time teach nothing.
+# Hands are followed over gaps of so long, as far as this and so fast; those followed for less time teach nothing. Of
+# long recordings, which are looked at seldom, gaps and times are longer.
 GAP_NS, NEXT_M, NEXT_M_S, LASTING_NS = 500_000_000, 0.08, 2.0, 2_000_000_000
 HELD_OUT = 0.25  # of every recording, its end, that the gate judges by
 SECOND_NS = 1_000_000_000
@@ -190,7 +191,8 @@ def _watch(
         if frames % 100 < len(group):
             say(f"reading {first.name}: {i + 1} of {last} frames, {len(raw)} hands")
     one_hand = together < 0.05 * max(alone + together, 1)
-    raw = _lasting(raw)
+    if not single:
+        raw = _lasting(raw, round(stride / first.fps * 1e9), round(last / first.fps * 1e9))
     all_left = sum(hand.votes for *_, hand in raw) < 0
     moments = []
     for views, seq, t_ns, hand in raw:
@@ -200,23 +202,26 @@ def _watch(
     return moments, frames
 
 
-def _lasting(raw: list[_Raw]) -> list[_Raw]:
-    """The hands that were followed long enough: what comes and goes is seldom one. All of them, if none was."""
+def _lasting(raw: list[_Raw], step_ns: int, recorded_ns: int) -> list[_Raw]:
+    """The hands that were followed long enough, for what comes and goes is seldom one: in a recording that is looked at
+    every step_ns for five looks at least, in a short one for half of it."""
+    gap_ns = max(GAP_NS, 5 * step_ns // 2)
+    lasting_ns = min(max(LASTING_NS, 2 * gap_ns), recorded_ns // 2)
     runs: list[list[_Raw]] = []
     for one in raw:
         near = []
         for run in runs:
             passed_ns = one.t_ns - run[-1].t_ns
-            if 0 < passed_ns <= GAP_NS:
+            if 0 < passed_ns <= gap_ns:
                 apart_m = float(np.linalg.norm(one.hand.centre_m - run[-1].hand.centre_m))
-                if apart_m < NEXT_M + NEXT_M_S * passed_ns * 1e-9:
+                if apart_m < NEXT_M + NEXT_M_S * min(passed_ns, GAP_NS) * 1e-9:
                     near.append((apart_m, run))
         if near:
             min(near, key=lambda pair: pair[0])[1].append(one)
         else:
             runs.append([one])
-    kept = {id(one) for run in runs if run[-1].t_ns - run[0].t_ns >= LASTING_NS for one in run}
-    return [one for one in raw if id(one) in kept] if kept else raw
+    kept = {id(one) for run in runs if run[-1].t_ns - run[0].t_ns >= lasting_ns for one in run}
+    return [one for one in raw if id(one) in kept]
 
 
 def alone(source: FrameSource) -> RigCamera:

@@ -94,7 +94,7 @@ class Desk:
         values = {
             "state": loop.state, "fps": round(totals.fps, 2), "frames": totals.frames, "tracked": totals.tracked,
             "dropped": totals.dropped, "bad_frames": totals.bad_frames, "engine": loop.tracker.engine.name,
-            "model": f"{card.name} {card.sha256[:12]}", "model_path": str(self._reloader.model),
+            "model": f"{card.name} {card.sha256[:12]}", "model_path": os.path.abspath(self._reloader.model),
             "address": self._address, "pid": os.getpid(), "note": self._note,
             "uptime_s": round(time.monotonic() - self._begun_s, 1),
         }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from .control import ControlError, ask, sockets
@@ -28,25 +29,26 @@ def name_of(found: Version | None) -> str:
 
 
 def _ask_daemons(store: Path, wanted: Version | None, say: Callable[[str], None]) -> None:
-    """If one refuses, those that took it go back to what is in use. Raises StoreError."""
+    """If one refuses, those that took it go back to what they served with. Raises StoreError."""
     try:
         daemons = sockets()
     except ControlError as error:
         say(f"a running daemon could not be asked: {error}")
         return
-    took: list[Path] = []
+    before: dict[Path, Path] = {}  # of those that took it
     for daemon in daemons:
         try:
+            served = ask(daemon, "status").values.get("model_path", model_of(current(store)))
             reply = ask(daemon, "use", model_of(wanted), say=say)
             refusal = "" if reply.ok else reply.message
         except ControlError as error:
             refusal = str(error)
         if refusal:
-            before = model_of(current(store))
-            for other in took:
-                ask(other, "use", before, say=say)
+            for other, model in before.items():
+                with suppress(ControlError):  # it is gone, or does not answer; the others are there
+                    ask(other, "use", model, say=say)
             raise StoreError(f"models: {name_of(wanted)} is not put in use, a daemon refused it: {refusal}")
-        took.append(daemon)
+        before[daemon] = Path(served)
         say(f"{reply.camera}: {reply.message}")
     if not daemons:
         say("no daemon runs; the next `edge-hand run` takes it")

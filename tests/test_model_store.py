@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner
 from edge_hand.edge import model_store
 from edge_hand.edge.cli import cli
-from edge_hand.edge.control import ControlSocket, Reply, Request
+from edge_hand.edge.control import ControlError, ControlSocket, Reply, Request, ask
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.model_store import (
@@ -212,24 +213,36 @@ def test_list_use_and_rollback_as_a_user_types_them(store: Path, tmp_path: Path)
         assert run(cli, ["models", *words]).exit_code != 0
 
 
-def test_running_daemons_are_asked_first_and_a_refusal_changes_nothing(store: Path, tmp_path: Path) -> None:
+def test_running_daemons_are_asked_first_and_a_refusal_changes_nothing(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     add(store, [FLOAT], "a", {})
-    served: dict[str, list[str]] = {"left": [], "right": []}
+    served: dict[str, list[str]] = {"ahead": [], "left": [], "right": []}
 
     def daemon(name: str, refuses: bool) -> ControlSocket:
         def answer(request: Request) -> Reply:
+            if request.what == "status":
+                return Reply(True, name, "", {"model_path": f"/own/{name}.onnx"})
             served[name].append(Path(request.model).name)
             refused = refuses and "adapted" in request.model
             return Reply(not refused, name, "it makes no hand" if refused else "serves from the next frame on")
 
         return ControlSocket(name, answer)
 
+    def asked(path: Path, *words: Any, **options: Any) -> Reply:
+        if path.stem == "ahead" and served["ahead"]:
+            raise ControlError("it has ended meanwhile")
+        return ask(path, *words, **options)
+
+    monkeypatch.setattr("edge_hand.edge.model_use.ask", asked)
     said: list[str] = []
     refused = pytest.raises(StoreError, match="version 1 is not put in use, a daemon refused it: it makes no hand")
-    with daemon("left", False), daemon("right", True), refused:
+    with daemon("ahead", False), daemon("left", False), daemon("right", True), refused:
         put_in_use(store, 1, said.append)
-    assert in_use(store) == SHIPPED and said == ["left: serves from the next frame on"]
-    assert served == {"left": ["adapted-1.onnx", DEFAULT_MODEL.name], "right": ["adapted-1.onnx"]}
+    assert in_use(store) == SHIPPED and said == [f"{name}: serves from the next frame on" for name in ("ahead", "left")]
+    assert served == {name: ["adapted-1.onnx"] for name in ("ahead", "right")} | {
+        "left": ["adapted-1.onnx", "left.onnx"]
+    }
     with daemon("left", False):
         put_in_use(store, 1, said.append)
     assert in_use(store) == 1 and served["left"][-1] == "adapted-1.onnx"
@@ -246,7 +259,11 @@ def test_a_daemon_that_takes_its_time_to_change_is_waited_for_and_that_is_said(
         told.set()
 
     monkeypatch.setattr("edge_hand.edge.control.PATIENCE_S", 0.05)
-    with ControlSocket("left", lambda request: Reply(told.wait(10), "left", "serves from the next frame on")):
+
+    def answer(request: Request) -> Reply:
+        return Reply(request.what == "status" or told.wait(10), "left", "serves from the next frame on")
+
+    with ControlSocket("left", answer):
         put_in_use(store, 1, say)
     assert in_use(store) == 1 and said[0].startswith("left: makes an engine ready; ")
     assert said[1:] == ["left: serves from the next frame on"]

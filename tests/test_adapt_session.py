@@ -1,4 +1,4 @@
-"""An adaptation's processes: whose clock counts, and on what they compute."""
+"""An adaptation's processes: whose clock counts, and on what they compute; and what a resumed one learns from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -16,6 +17,7 @@ from edge_hand.edge.model_card import MODELS  # noqa: E402
 from edge_hand.trainer import parallel  # noqa: E402
 from edge_hand.trainer.adapt import run, session  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError  # noqa: E402
+from edge_hand.trainer.adapt.target import Target, save_target  # noqa: E402
 
 
 class Steps:
@@ -73,3 +75,31 @@ def test_processes_that_adapt_meet_on_the_cpu_where_there_are_gpus_too(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AdaptError, match=r"^gloo$"):
         session.adapt([tmp_path], tmp_path / "out")
+
+
+def test_what_is_resumed_learns_from_the_same_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("a.mcap", "b.mcap", "rig.json")
+    a, b, rig = (tmp_path / name for name in names)
+    for path in (a, b, rig):
+        path.touch()
+    out = tmp_path / "out"
+    made = Target(*[np.zeros(1)] * 13)
+    monkeypatch.setattr(session, "_target", lambda *_: made)
+    monkeypatch.setattr(session.Person, "save", lambda *_: None)
+
+    def reached(*_: object, **__: object) -> None:
+        (out / "adapted.pt").touch()
+        raise AdaptError("it learns")
+
+    monkeypatch.setattr(session, "adapt_net", reached)
+
+    def said(sources: list[Path], rig: Path | None, *, resume: bool = True) -> str:
+        with pytest.raises(AdaptError) as error:
+            session.adapt(sources, out, rig=rig, gate=False, resume=resume, say=lambda _: None)
+        return str(error.value)
+
+    assert said([a, b], rig, resume=False) == said([a, b], rig) == "it learns"
+    other = f"--resume: {out} learns from a.mcap, b.mcap, rig.json; give the same, or choose another --out"
+    assert said([b, a], rig) == said([a], rig) == said([a, b], None) == other
+    save_target(made, out / "target.npz")  # as before, when nobody noted it
+    assert said([a], None) == "it learns"

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ...edge.engines import open_engine
@@ -73,10 +74,14 @@ def adapt(
         if gate and not resume:
             _refuse_bad(mine, rig, engine_file, tell)
         path = out / ("target.npz" if group.size == 1 else f"target-{group.rank}.npz")
+        names = np.array([p.absolute().name for p in (*sources, *([rig] if rig else []))])
         if resume and path.exists():
             target = load_target(path)
+            if target.sources.size and target.sources.tolist() != names.tolist():
+                learned = ", ".join(target.sources)
+                raise AdaptError(f"--resume: {out} learns from {learned}; give the same, or choose another --out")
         else:
-            target = _target(mine, rig, base, engine_file, 1 - config.held_out, tell)
+            target = _target(mine, rig, base, engine_file, 1 - config.held_out, tell)._replace(sources=names)
             save_target(target, path)
         if group.rank == 0:
             Person(target.shape).save(out / "person.json")

@@ -36,7 +36,8 @@ LEAST_MOMENTS = 6  # fewer teach too little; whether more did is the gate's to s
 class Target(NamedTuple):
     """Arrays of N views and M moments: windows (N, W, W) uint16, distance_m (N,), T_ref_view (N, 4, 4), moment (N,);
     of the moments seq (M,), t_ns (M,), recording (M,), the teacher's T_ref_wrist (M, 4, 4), angles (M, 20),
-    joints_m (M, 21, 3) in the reference frame, and good (M,): whether its hand may teach. alpha (6,), beta (7,)."""
+    joints_m (M, 21, 3) in the reference frame, and good (M,): whether its hand may teach. alpha (6,), beta (7,).
+    sources (S,): names of the recordings and the rig file; none in files of before."""
 
     windows: NDArray[np.uint16]
     distance_m: Array
@@ -51,6 +52,7 @@ class Target(NamedTuple):
     good: Array
     alpha: Array
     beta: Array
+    sources: NDArray[np.str_] = np.array([], str)
 
     @property
     def shape(self) -> Shape:

@@ -229,6 +229,8 @@ def test_a_checkpoint_whose_weights_are_anothers_is_one_line(trained: Path, tmp_
         ({"teacher": "{no}"}, "{no}: no such checkpoint"),
         ({"teacher": "{it}", "net": "dibra"}, "--teacher {it}: a dgn-nano cannot teach vertices to a dibra"),
         ({"net": "vgg"}, "--net vgg: unknown, possible are dgn-nano, dgn-base, deephps, dibra"),
+        ({"net": "vgg", "room_share": 0.25}, "--net vgg: unknown, possible are dgn-nano, dgn-base, deephps, dibra"),
+        ({"net": "vgg", "real": "msra:/"}, "--net vgg: unknown, possible are dgn-nano, dgn-base, deephps, dibra"),
         ({"optimizer": "sgd"}, "--optimizer sgd: unknown, possible are muon, adamw"),
     ],
 )

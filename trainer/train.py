@@ -88,11 +88,11 @@ def train(
         if workers and group.size > 1:
             raise TrainError(f"--workers {workers}: each of several processes renders its own samples")
         workers = int(group.size == 1) if workers is None else workers
+        run = begin(config, state, path, group)
         room_count(config, group)  # before the work
         real = open_real(config, group, log.say)
         if real:
             log.say(real.summary)
-        run = begin(config, state, path, group)
         validation: Labels | None = None
         begun, begun_seen, seconds = time.monotonic(), run.seen, run.seconds
         said = saved = begun

@@ -14,7 +14,9 @@ from .shell import CommandError, make_folders, need_trainer, write_result
 @click.option("--source", "sources", type=Path, multiple=True, required=True, help="A recording; again for each more.")
 @click.option("--rig", type=Path, help="The rig file, if the recordings are of its cameras at the same time.")
 @click.option("--method", default="dgn", show_default=True, help="What to learn from: dgn (Dual Grid Net) or dibra.")
-@click.option("--minutes", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True), help="At most.")
+@click.option(
+    "--minutes", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of learning, at most."
+)
 @click.option("--steps", default=1800, show_default=True, type=click.IntRange(1), help="Of learning, at most.")
 @click.option("--model", default="dgn-nano", show_default=True, help="A shipped model that has weights to train.")
 @click.option("--out", type=Path, default=Path("adapted"), show_default=True, help="Folder for all that comes of it.")

@@ -192,6 +192,17 @@ def test_views_that_agree_cost_nothing_and_one_that_does_not_is_pulled_to_the_me
     assert float((seen.grad[1].sum(0) > 0).all()) and float(seen.grad[0].abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("n", [2, 3, 4, 6])
+def test_views_that_err_to_both_sides_are_not_pulled_to_one(n: int) -> None:
+    off = 0.004 * (torch.arange(n, dtype=torch.float64) - (n - 1) / 2)  # so that their median is the truth
+    seen = a_hand()[1] + off[:, None, None] * torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    seen.requires_grad_(True)
+    T = torch.eye(4, dtype=torch.float64).repeat(n, 1, 1)
+    terms.views_vertex(seen, T, torch.zeros(n, dtype=torch.int64)).sum().backward()
+    pull = seen.grad.sum(1)  # (n, 3)
+    assert float(pull[0].abs().min()) > 0.1 and float(pull.sum(0).abs().max()) < 1e-6
+
+
 def test_moments_are_not_mixed_and_single_views_cost_nothing() -> None:
     T, seen = two_views()
     seen = seen + 0.01 * torch.arange(3)[:, None, None]

@@ -95,8 +95,9 @@ def views_vertex(vertices_m: Tensor, T_ref_crop: Tensor, groups: Tensor) -> Tens
     for group in set(groups.tolist()):
         mine = torch.nonzero(groups == group)[:, 0]
         if len(mine) > 1:
-            with torch.no_grad():
-                middle = placed[mine].median(0).values if len(mine) > 2 else placed[mine].mean(0)
+            with torch.no_grad():  # torch's own median of an even number is the lower one
+                ranked, n = placed[mine].sort(0).values, len(mine)
+                middle = (ranked[(n - 1) // 2] + ranked[n // 2]) / 2
             terms[mine] = huber(UNITS * length(placed[mine] - middle)).mean(1)
     return terms
 

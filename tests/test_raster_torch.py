@@ -188,6 +188,16 @@ def test_sensors_without_chance_report_what_the_compiled_ones_do() -> None:
             assert (np.abs(theirs - ours)[both] > 0.0011).mean() < 0.02  # a count more or less, at a rounding edge
 
 
+def test_an_outline_is_no_grazing_surface_to_either_sensor() -> None:
+    steep = sensors.Settings(shadow=0.0, grazing_rad=np.radians(80))
+    lost = []
+    for clean, theirs, ours in seen_both_ways([steep] * 13):
+        rim = np.zeros_like(clean, bool)
+        rim[:, 1:-1] = (np.diff(clean, axis=1)[:, 1:] > 0.04) | (np.diff(clean, axis=1)[:, :-1] < -0.04)
+        lost.append([(seen[rim] == 0).mean() for seen in (theirs, ours)])
+    np.testing.assert_allclose(*np.mean(lost, 0), atol=0.02)
+
+
 @pytest.mark.parametrize("wall", [False, True])
 def test_sensors_err_as_often_and_as_far_as_the_compiled_ones(wall: bool) -> None:
     rng = np.random.default_rng(5)

@@ -287,10 +287,10 @@ def _triangulate(clean: Tensor, focal: Tensor, s: Cameras, draw: Draw) -> Tensor
     lost = _shadow(disparity * scale, s["shadow_side"]) & (draw.uniform(*clean.shape) < s["shadow"])
     uneven = _smooth(clean, (2 * s["fatten_px"]).clamp_min(3) * scale, draw)
     grown, lost = _outline(disparity, lost, step, (s["fatten_px"] + s["ragged_px"] * uneven) * scale)
-    gap = (_neighbours(grown) - grown[:, None]).abs().amax(1)
-    lost = lost | ((gap > step) & (draw.uniform(*clean.shape) < s["edge_lost"] * scale.clamp_max(1)))
+    edge = (_neighbours(grown) - grown[:, None]).abs().amax(1) > step
+    lost = lost | (edge & (draw.uniform(*clean.shape) < s["edge_lost"] * scale.clamp_max(1)))
     steep = _tangent2(clean, focal) > s["grazing_rad"].tan().square() * (0.6 + draw.uniform(*clean.shape))
-    lost = lost | (steep & (grown == disparity)) | _gaps(clean, scale, s, draw)
+    lost = lost | (steep & ~edge & (grown == disparity)) | _gaps(clean, scale, s, draw)
     d = grown + s["noise"] * _noise(clean, scale, s, draw)
     bin_px = s["disparity_step_px"]
     d = torch.where(bin_px > 0, (d / bin_px.clamp_min(1e-6)).round() * bin_px, d)

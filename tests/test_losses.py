@@ -107,6 +107,17 @@ def test_each_term_grows_when_its_output_is_wrong(term: str) -> None:
     assert float(Criterion()(spoiled, labels)[term]) > 0.05
 
 
+@pytest.mark.parametrize("cube_m", [0.2, 0.25, 0.3])
+def test_the_expected_error_is_taught_in_half_cubes_whatever_the_cube(cube_m: float) -> None:
+    labels = labels_of_moved_template()
+    labels = labels._replace(cube_m=torch.full_like(labels.cube_m, cube_m))
+    crop = labels.distance_m, labels.cube_m
+    output = perfect(labels)._replace(vertices_uvd=labels.vertices_uvd + 0.03)
+    off_m = (metres(output.vertices_uvd, *crop) - metres(labels.vertices_uvd, *crop)).norm(dim=-1)
+    told = output._replace(log_error=torch.log(off_m / (cube_m / 2) + 1e-3))  # as `edge/reading.py` understands it
+    assert float(Criterion()(told, labels, full=False)["error"]) < 1e-9
+
+
 def test_left_hands_teach_nothing_but_the_side() -> None:
     labels = labels_of(2)._replace(is_right=torch.tensor([True, False]))
     labels.on_hand[1] = False

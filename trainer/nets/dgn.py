@@ -133,7 +133,7 @@ class Criterion:
             vertices, joints = self.refit(initial, EVERY)
             refined = (huber((vertices - truth).norm(dim=-1) * 50) * self.area).mean(1)
             terms["refined"] = (refined * right + joint_distance(joints, labels)).mean()  # eq. 4, second term
-        log_truth = torch.log(distance.detach() / (50 * 0.125) + 1e-3)
+        log_truth = torch.log(distance.detach() / (25 * labels.cube_m[:, None]) + 1e-3)  # of half cubes
         terms["error"] = 0.1 * (huber(output.log_error[:, ::EVERY] - log_truth).mean(1) * right).mean()
         side = F.binary_cross_entropy_with_logits(output.right_logit, labels.is_right.float(), reduction="none")
         terms["side"] = 0.1 * (side * is_hand).mean()

@@ -97,11 +97,14 @@ def target_clip(part: str, seconds: float, fps: float) -> RigClip:
 
 
 def record(clip: RigClip, camera: int, path: Path) -> None:
-    """The clip of one camera as a user records it."""
+    """The clip of one camera as a user records it, the whole of it or no file of that name."""
     if not path.exists():
-        with RecordingWriter(path, sensor="synthetic", settings={}) as writer:
+        part = path.with_suffix(".part.mcap")
+        part.unlink(missing_ok=True)  # of a run that was interrupted
+        with RecordingWriter(part, sensor="synthetic", settings={}) as writer:
             for frame in clip.frames(camera):
                 writer.write(frame)
+        part.replace(path)
 
 
 def exported(checkpoint: Path) -> Path:

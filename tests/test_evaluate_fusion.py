@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="the trainer's pictures need numba")
 
 from edge_hand.hand import se3
+from edge_hand.trainer import evaluate_fusion
 from edge_hand.trainer.evaluate_fusion import Errors, evaluate, line, listen, rig_of, views_right
 from edge_hand.trainer.synth.rig_views import rig_clip
 
@@ -48,6 +49,22 @@ def test_it_is_told_how_many_views_were_right_about_a_joint_that_is_wrong():
     assert views_right(together, [errors(60), errors(10)]) == [0, 1, 0]
     assert views_right(together, [errors(np.nan, hand=False), errors(60)]) == [1, 0, 0]
     assert views_right(errors(39), [errors(60), errors(60)]) == [0, 0, 0]
+
+
+@pytest.mark.parametrize("by_one", [True, False])
+def test_a_view_without_a_hand_is_never_the_best_and_a_clip_without_any_is_one_line(
+    by_one: bool, monkeypatch: pytest.MonkeyPatch
+):
+    clip = rig_clip(7, cameras=2, seconds=1.0)
+    hand, none = (Errors(np.full((9, 21), mm), np.full(8, mm), np.arange(9) / 60) for mm in (5.0, np.nan))
+    alone = [none, hand if by_one else none]
+    monkeypatch.setattr(evaluate_fusion, "single", lambda clip, camera, told: alone[camera])
+    monkeypatch.setattr(evaluate_fusion, "fused", lambda *_, **__: alone[1])
+    found = evaluate(clip, [[], []], rig_of(clip))
+    assert found["views"][clip.names[0]]["given"] == 0
+    assert found["best"] == (clip.names[1] if by_one else None)
+    said = "seed 7: best view 5.00 mm in 100 % of frames" if by_one else "seed 7: no camera sees the hand"
+    assert line(found).startswith(said) and "\n" not in line(found)
 
 
 @pytest.mark.slow

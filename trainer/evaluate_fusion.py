@@ -61,6 +61,9 @@ class Errors(NamedTuple):
 
     def summary(self) -> dict[str, float]:
         given = self.joint_mm[~np.isnan(self.joint_mm[:, 0])]
+        if not len(given):
+            unknown = dict.fromkeys(("mean_mm", "median_mm", "step_p99_mm", "step_max_mm"), float("nan"))
+            return {**unknown, "given": 0.0, "worst_below_40mm": 0.0}
         worst = np.nan_to_num(self.joint_mm, nan=np.inf).max(1)
         return {
             "mean_mm": float(given.mean()),
@@ -162,11 +165,15 @@ def _errors(vectors_m: Array, times_s: Sequence[float]) -> Errors:
 
 def evaluate(clip: RigClip, told: Sequence[Sequence[Told]], rig: Rig, *, drop: bool = False,
              smooth: bool = True) -> dict[str, Any]:  # fmt: skip
-    """Single views, the best of them, the fusion, and how much lower its error is; drop: camera 0 leaves half way."""
+    """Single views, the best of them, the fusion, and how much lower its error is; drop: camera 0 leaves half way.
+    If no view has a hand, best is None and that is all."""
     alone = {name: single(clip, k, told[k]) for k, name in enumerate(clip.names)}
     views = {name: errors.summary() for name, errors in alone.items()}
-    best = min(views, key=lambda name: views[name]["mean_mm"])
+    seen = [name for name in views if views[name]["given"] > 0]
+    best = min(seen, key=lambda name: views[name]["mean_mm"], default=None)
     result: dict[str, Any] = {"seed": clip.seed, "views": views, "best": best}
+    if best is None:
+        return result
     together = fused(clip, told, rig, smooth=smooth)
     result["fused"] = together.summary()
     result["fused_when_best"] = together.when(alone[best], 0.5 / clip.fps).summary()
@@ -209,6 +216,8 @@ def main() -> None:
 
 def line(result: dict[str, Any]) -> str:
     """One line a clip."""
+    if result["best"] is None:
+        return f"seed {result['seed']}: no camera sees the hand after {SETTLE_S:g} s; give another of --seeds"
     best, then, fusion = result["views"][result["best"]], result["fused_when_best"], result["fused"]
     text = (
         f"seed {result['seed']}: best view {best['mean_mm']:.2f} mm in {100 * best['given']:.0f} % of frames, "

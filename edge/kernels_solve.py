@@ -171,9 +171,9 @@ def _count_points(
 
 
 @compiled()
-def _overlaps(m: Model, joints: Array, screws: Array, normal: Array, gradient: Array, count: bool) -> float:
+def _overlaps(m: Model, rest: Rest, joints: Array, screws: Array, normal: Array, gradient: Array, count: bool) -> float:
     """The deepest that two spheres overlap, as `Spheres.overlaps`, and if asked to their rows in normal equations."""
-    n = len(m.at)
+    n, size = len(m.at), np.mean(rest.scale)
     centre = np.empty((n, 3))
     for s in range(n):
         for i in range(3):
@@ -183,8 +183,9 @@ def _overlaps(m: Model, joints: Array, screws: Array, normal: Array, gradient: A
         for t in range(s + 1, n):
             x, y, z = centre[s, 0] - centre[t, 0], centre[s, 1] - centre[t, 1], centre[s, 2] - centre[t, 2]
             squared = x * x + y * y + z * z
-            if squared < m.least[s, t] * m.least[s, t]:
-                one[found], other[found], depth[found] = s, t, m.least[s, t] - math.sqrt(squared)
+            least = m.least[s, t] * size
+            if squared < least * least:
+                one[found], other[found], depth[found] = s, t, least - math.sqrt(squared)
                 deepest = max(deepest, depth[found])
                 found += 1
     row = np.zeros(26)
@@ -257,12 +258,12 @@ def solve(
         pose_chain(m, rest, root, angles, frames, spread, joints)
     every, none = np.ones(21), np.zeros((21, 3))
     for _ in range(MOST_PARTINGS):
-        if _overlaps(m, joints, screws, normal, gradient, False) < DEEP_M:
+        if _overlaps(m, rest, joints, screws, normal, gradient, False) < DEEP_M:
             break
         normal[:], gradient[:] = 0, 0
         _screws(frames, spread, screws)
         _count_joints(screws, joints, none, every, normal, gradient)
-        _overlaps(m, joints, screws, normal, gradient, True)
+        _overlaps(m, rest, joints, screws, normal, gradient, True)
         for i in range(26):
             normal[i, i] += 1e-9 if i < 6 else 1e-9 + ANGLE_PRIOR_M**2
         _step(m, root, at, angles, normal, gradient)

@@ -218,7 +218,7 @@ class Refit:
     def _part(self, state: State, posed: Posed, rest: Rest) -> tuple[State, Posed]:
         """Move fingers out of each other and the palm, the joints staying where they are as far as they can."""
         for _ in range(MOST_PARTINGS):
-            overlaps = self.spheres.overlaps(posed)
+            overlaps = self.spheres.overlaps(posed, rest)
             if overlaps is None or overlaps.deep_m.max() < DEEP_M:
                 break
             screws = self.chain.screws(posed)

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.skeleton import PART_JOINTS
-from .chain import Chain, Posed
+from .chain import Chain, Posed, Rest
 
 Array = NDArray[Any]
-# Half the thickness of a finger at its bones (m), proximal to distal; the tip joint lies on the skin, so the last
-# sphere stops short of it.
+# Half the thickness of an average hand's finger at its bones (m), proximal to distal; the tip joint lies on the skin,
+# so the last sphere stops short of it.
 _RADII = ((0.011, 0.0095, 0.0085), *((0.0095, 0.0085, 0.007),) * 3, (0.008, 0.007, 0.006))
 _ALONG = ((0.2, 0.4, 0.6, 0.8, 1.0), (0.33, 0.67, 1.0), (0.24, 0.48, 0.72))
 _PALM_M = 0.0095
@@ -57,19 +57,21 @@ class Spheres:
         self._lifted = np.ones((2, len(radius), 5), np.float32)
         self._least_squared = np.where(upper, least**2, -1).astype(np.float32)
 
-    def overlaps(self, posed: Posed) -> Overlaps | None:
-        """The pairs that overlap, the deepest if there are many; None if none does."""
+    def overlaps(self, posed: Posed, rest: Rest) -> Overlaps | None:
+        """The pairs that overlap, the deepest if there are many; None if none does. The spheres' size is the mean of
+        the parts' at rest."""
+        size = float(rest.scale.mean())
         centre = self.mix @ posed.joints_m  # (S, 3)
         one, other = self._lifted  # |a - b|^2 = (a, |a|^2, 1) . (-2 b, 1, |b|^2)
         one[:, :3], other[:, :3] = centre, -2 * centre
         one[:, 3] = other[:, 4] = np.add.reduce(centre * centre, 1)
-        near = (one @ other.T < self._least_squared).ravel().nonzero()[0]
+        near = (one @ other.T < self._least_squared * size**2).ravel().nonzero()[0]
         if not len(near):
             return None
         i, j = np.divmod(near, len(centre))
         apart = centre[i] - centre[j]
         distance = np.linalg.norm(apart, axis=1)
-        deep = self.least_m[i, j] - distance
+        deep = self.least_m[i, j] * size - distance
         if len(near) > MOST_PAIRS:
             keep = np.argsort(-deep)[:MOST_PAIRS]
             i, j, apart, distance, deep = i[keep], j[keep], apart[keep], distance[keep], deep[keep]

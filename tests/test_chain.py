@@ -66,10 +66,10 @@ def test_rows_of_overlapping_spheres_are_the_derivatives_of_their_depth(seed: in
         theta, shape = random_theta(rng)
         rest = CHAIN.at_rest(shape)
         posed = CHAIN.pose(np.eye(3), theta[6:], rest)
-        overlaps = spheres.overlaps(posed)
+        overlaps = spheres.overlaps(posed, rest)
 
     def deep(angles: Array) -> float:
-        found = spheres.overlaps(CHAIN.pose(np.eye(3), angles, rest))
+        found = spheres.overlaps(CHAIN.pose(np.eye(3), angles, rest), rest)
         return 0.0 if found is None else float(found.deep_m.max())
 
     row = overlaps.rows(CHAIN, CHAIN.screws(posed))[overlaps.deep_m.argmax()]
@@ -78,6 +78,22 @@ def test_rows_of_overlapping_spheres_are_the_derivatives_of_their_depth(seed: in
     np.testing.assert_allclose(row[:6], 0, atol=1e-9)  # a hand that moves as a whole parts nothing
 
 
-def test_an_open_hand_has_no_spheres_that_overlap() -> None:
-    posed = CHAIN.pose(np.eye(3), np.zeros(20), CHAIN.at_rest(Shape(np.ones(6), np.zeros(7))))
-    assert Spheres().overlaps(posed) is None
+@pytest.mark.parametrize("size", [0.7, 1.0, 1.35])
+def test_an_open_hand_has_no_spheres_that_overlap(size: float) -> None:
+    rest = CHAIN.at_rest(Shape(np.full(6, size), np.zeros(7)))
+    assert Spheres().overlaps(CHAIN.pose(np.eye(3), np.zeros(20), rest), rest) is None
+
+
+@pytest.mark.parametrize("size", [0.7, 1.35])
+def test_spheres_grow_with_the_hand(size: float) -> None:
+    """A hand of another size in the same pose is the same hand, nearer or farther."""
+    found, rng = 0, np.random.default_rng(0)
+    for _ in range(40):
+        angles = rng.uniform(*ANGLE_LIMITS_RAD.T)
+        rests = [CHAIN.at_rest(Shape(np.full(6, s), np.zeros(7))) for s in (1.0, size)]
+        average, other = (Spheres().overlaps(CHAIN.pose(np.eye(3), angles, rest), rest) for rest in rests)
+        assert (average is None) == (other is None)
+        if average is not None and other is not None:
+            np.testing.assert_allclose(other.deep_m, size * average.deep_m, atol=1e-9)
+            found += 1
+    assert found > 5

@@ -119,7 +119,7 @@ class Teacher:
             if aim is not None:
                 normal[range(6, 26), range(6, 26)] += weight
                 gradient[6:] += weight * (aim - angles)
-        overlaps = refit.spheres.overlaps(posed)
+        overlaps = refit.spheres.overlaps(posed, self.rest)
         if overlaps is not None:
             apart = overlaps.rows(refit.chain, screws)
             normal += APART_WEIGHT * (apart.T @ apart)

@@ -81,8 +81,8 @@ class Observer:
         local = np.swapaxes(rotation[PARENT_OR_PALM], 1, 2) @ rotation
         angles = angles_from_rotations(refit.template, local)
         allowed = clamp_angles(angles)
-        posed = refit.chain.pose(rotation[0], allowed, refit.chain.at_rest(fit.shape))
-        overlaps = refit.spheres.overlaps(posed)
+        rest = refit.chain.at_rest(fit.shape)
+        overlaps = refit.spheres.overlaps(refit.chain.pose(rotation[0], allowed, rest), rest)
         off = _bones(fit.joints_free_m) - _bones(fit.joints_m)
         return Hand(
             tracked,

@@ -87,6 +87,7 @@ class Health:
         self._baseline_of = baseline_of
         self._finder = tracker.finder = _Listening(tracker.finder)
         self._card = tracker.engine.card
+        self._asked = self._asked_now()
         self._left: set[str] = set()  # networks that were taken back
         self._past: dict[Track, tuple[int, Array, Array | None]] = {}  # times measured, joints, their last step
         self._begin(baseline_of(self._card))
@@ -160,11 +161,18 @@ class Health:
     def _change(self, card: ModelCard) -> None:
         """Another network serves."""
         was, self._card = self._card, card
+        asked, self._asked = self._asked, self._asked_now()
         if card.sha256 == was.sha256:
             return
         back = was.sha256 in self._left
-        before = None if back else self.baseline() or self._baseline_of(card)
+        watched = self._before if asked == self._asked else None  # another form of it is judged by the same numbers
+        before = None if back else watched or self.baseline() or self._baseline_of(card)
         self._begin(before)
+
+    def _asked_now(self) -> ModelCard:
+        """Of the network that was asked for; what serves may be another form of it."""
+        engine = self._tracker.engine
+        return engine.asked if isinstance(engine, SwapEngine) else engine.card
 
     def _end_block(self) -> None:
         n, measured, score, fit, jitters, jitter = self._sums
@@ -212,20 +220,22 @@ def watch_health(
         threading.Thread(target=run, name="store", daemon=True).start()
 
     def go_back(why: str) -> None:
-        digest, had = engine.card.sha256, engine.rollback(why)
-        in_thread(lambda: forget(digest, had, why))
+        digest, asked = engine.card.sha256, engine.asked
+        back = engine.rollback(why)
+        another = engine.asked != asked  # and not the same network on another engine
+        in_thread(lambda: forget(digest, why, back, another))
 
-    def forget(digest: str, had: bool, why: str) -> None:
+    def forget(digest: str, why: str, back: bool = True, another: bool = True) -> None:
         bad = number_of(folder, digest)
         if bad is not None and bad == in_use(folder) and bad != SHIPPED:
             model = model_of(rollback(folder, bad))
             say(f"store: version {bad} is no longer in use, {model.stem} is: {why}")
-            if not had:
+            if not another:
                 reloader.use(model)
-        elif not had:
+        elif not back:
             say(f"engine: {engine.card.name} stays, there is none to go back to: {why}")
 
-    engine.left = lambda card, why: in_thread(lambda: forget(card.sha256, True, why))
+    engine.left = lambda card, why: in_thread(lambda: forget(card.sha256, why))
 
     def saved(card: ModelCard) -> Baseline | None:
         try:

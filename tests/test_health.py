@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from edge_hand.edge.engines import open_engine
 from edge_hand.edge.finder import open_finder
 from edge_hand.edge.health import Health, baseline_of, fallen, watch_health
 from edge_hand.edge.loop import Loop, topology
-from edge_hand.edge.model_card import MODELS, load_card, sha256
+from edge_hand.edge.model_card import MODELS, ModelCard, load_card, sha256
 from edge_hand.edge.model_store import SHIPPED, add, in_use, is_proven, use
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.recording import Recording, RecordingWriter
@@ -194,6 +195,68 @@ def test_a_daemon_that_began_with_a_bad_version_opens_the_one_before(tmp_path: P
         wait_for(lambda: daemon.reloader.model.stem == "dgn-nano-int8")
         daemon.run(1)
         assert daemon.engine.card.name == "dgn-nano-int8"
+
+
+class Version:
+    """A daemon that serves with a version from its beginning, in which only the finder sees a hand."""
+
+    def __init__(self, store: Path, model: Path) -> None:
+        self.card, self.name, self.model = load_card(model), "an engine", model
+        self.said: list[str] = []
+        self.used: list[Path] = []
+        self.engine = SwapEngine(self, self.said.append)
+        self.tracker: Any = SimpleNamespace(
+            finder=SimpleNamespace(threshold=0.0, judges=True), engine=self.engine, tracks=[]
+        )
+        reloader: Any = SimpleNamespace(use=self.used.append)
+        self.health = watch_health(self.tracker, self.engine, reloader, self.said.append, store)
+
+    def run(self, image: Any) -> list[Any]:
+        raise NotImplementedError
+
+    def take(self, form: ModelCard) -> None:
+        """Another form of the same network takes over, as `auto` has it."""
+        engine: Any = SimpleNamespace(card=form, name="another engine")
+        self.engine.propose(lambda: engine, lambda engine: "", self.card)
+        self.engine.settle()
+
+    def frames(self, n: int) -> None:
+        for _ in range(n):
+            self.tracker.finder.sure = True
+            self.health.frame()
+
+
+@pytest.fixture
+def in_service(tmp_path: Path) -> tuple[Path, Path]:
+    """A store, and the model of the version in use there."""
+    perfect = {"seen": {"mean": 1.0, "sd": 0.0, "blocks": 9.0}}
+    version = add(tmp_path / "models", [worsened(tmp_path / "v.onnx", 0.3)], "nowhere", {}, perfect)
+    use(tmp_path / "models", version.number)
+    return tmp_path / "models", version.model
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_same_network_on_the_engine_before_is_nothing_to_go_back_to(in_service: tuple[Path, Path]) -> None:
+    store, model = in_service
+    daemon = Version(store, model)
+    daemon.take(daemon.card)
+    daemon.frames(20)
+    wait_for(lambda: daemon.used == [MODELS / "dgn-nano-int8.onnx"])
+    assert in_use(store) == SHIPPED and daemon.said[1].startswith("engine: back to ")
+    assert daemon.said[2].startswith("store: version 1 is no longer in use, dgn-nano-int8 is: ")
+
+
+@pytest.mark.usefixtures("quick")
+def test_another_form_of_a_watched_network_is_not_judged_by_the_first_ones_numbers(
+    in_service: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, model = in_service
+    monkeypatch.setattr(health, "EARLY", 100)
+    daemon = Version(store, model)
+    daemon.frames(25)  # enough for a baseline, too little to be judged
+    daemon.take(replace(daemon.card, sha256="c" * 64))
+    daemon.frames(30)
+    wait_for(lambda: any(line.startswith("engine: back to ") for line in daemon.said))
 
 
 def test_only_what_falls_by_more_than_its_margin_and_its_scatter_counts() -> None:

@@ -24,7 +24,6 @@ from ..hand.messages import StatusState
 from .finder import Finder
 from .model_card import ModelCard, ModelError
 from .model_store import (
-    SHIPPED,
     StoreError,
     default_store,
     in_use,
@@ -227,9 +226,11 @@ def watch_health(
 
     def forget(digest: str, why: str, back: bool = True, another: bool = True) -> None:
         bad = number_of(folder, digest)
-        if bad is not None and bad == in_use(folder) and bad != SHIPPED:
+        if bad:
+            moves = bad == in_use(folder)  # or another daemon has seen to that
             model = model_of(rollback(folder, bad))
-            say(f"store: version {bad} is no longer in use, {model.stem} is: {why}")
+            if moves or not another:
+                say(f"store: version {bad} is no longer in use, {model.stem} is: {why}")
             if not another:
                 reloader.use(model)
         elif not back:

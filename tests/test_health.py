@@ -247,6 +247,16 @@ def test_the_same_network_on_the_engine_before_is_nothing_to_go_back_to(in_servi
 
 
 @pytest.mark.usefixtures("quick")
+def test_of_two_daemons_that_began_with_a_bad_version_both_leave_it(in_service: tuple[Path, Path]) -> None:
+    store, model = in_service
+    for daemon in (Version(store, model), Version(store, model)):
+        daemon.frames(20)
+        wait_for(lambda d=daemon: d.used == [MODELS / "dgn-nano-int8.onnx"])
+        assert in_use(store) == SHIPPED
+        assert daemon.said[0].startswith("store: version 1 is no longer in use, dgn-nano-int8 is: its health fell: ")
+
+
+@pytest.mark.usefixtures("quick")
 def test_another_form_of_a_watched_network_is_not_judged_by_the_first_ones_numbers(
     in_service: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -208,14 +208,6 @@ def use(store: Path, number: int) -> Version | None:
     return found
 
 
-def step_back(store: Path) -> Version | None:
-    """What `rollback` would put in use; None is the network that ships. Raises StoreError, ModelError."""
-    before = _pointer(store).before
-    if not before:
-        raise StoreError(f"store {store}: nothing was in use before; `edge-hand models use shipped` or a number")
-    return checked(store, before[-1])
-
-
 def rollback(store: Path, bad: int | None = None) -> Version | None:
     """Go back to what was in use before; None is the network that ships. With bad given, only if that one is in use
     now: of several daemons the first goes back, the others find it done. Raises StoreError, ModelError."""
@@ -223,9 +215,25 @@ def rollback(store: Path, bad: int | None = None) -> Version | None:
         now = _pointer(store)
         if bad is not None and now.use != bad:
             return current(store)
-        found = step_back(store)
+        if not now.before:
+            raise StoreError(f"store {store}: nothing was in use before; `edge-hand models use shipped` or a number")
+        found = checked(store, now.before[-1])
         _write(store / "current.json", Pointer(now.before[-1], now.before[:-1], now.proven)._asdict())
         return found
+
+
+@contextmanager
+def undone_on_error(store: Path) -> Iterator[None]:
+    """What is in use before the block is so again if it raises. Raises StoreError."""
+    was = _pointer(store)
+    try:
+        yield
+    except BaseException:
+        with _locked(store):
+            now = _pointer(store)
+            if now.use != was.use:
+                _write(store / "current.json", was._replace(proven=now.proven)._asdict())
+        raise
 
 
 def prove(store: Path, number: int) -> None:

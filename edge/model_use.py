@@ -1,4 +1,4 @@
-"""Put an accepted network in use: the daemons of this machine change between frames, then the store's pointer moves."""
+"""Put an accepted network in use: the store's pointer moves, then the daemons of this machine change between frames."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ from contextlib import suppress
 from pathlib import Path
 
 from .control import ControlError, ask, sockets
-from .model_store import StoreError, Version, checked, current, model_of, rollback, step_back, use
+from .model_store import SHIPPED, StoreError, Version, in_use, model_of, rollback, undone_on_error, use
 
 
 def put_in_use(store: Path, number: int, say: Callable[[str], None]) -> Version | None:
     """Serve with a version from now on, SHIPPED for the network that ships; None is that one. If a daemon refuses it,
     nothing changes. say hears a line a daemon. Raises StoreError, ModelError."""
-    found = checked(store, number)
-    _ask_daemons(store, found, say)
-    return use(store, number)
+    return _serve(store, lambda: use(store, number), say)
 
 
 def take_back(store: Path, say: Callable[[str], None]) -> Version | None:
     """As `put_in_use` with what was in use before; of the store's history that was the last step."""
-    _ask_daemons(store, step_back(store), say)
-    return rollback(store)
+    return _serve(store, lambda: rollback(store), say)
 
 
 def name_of(found: Version | None) -> str:
     return "the shipped network" if found is None else f"version {found.number}"
 
 
-def _ask_daemons(store: Path, wanted: Version | None, say: Callable[[str], None]) -> None:
+def _serve(store: Path, change: Callable[[], Version | None], say: Callable[[str], None]) -> Version | None:
+    """The pointer first: a daemon that leaves a network at once takes it back."""
+    with undone_on_error(store):
+        wanted = change()
+        _ask_daemons(wanted, say)
+    if in_use(store) != (SHIPPED if wanted is None else wanted.number):
+        raise StoreError(f"models: {name_of(wanted)} is not in use, a daemon left it at once; see `edge-hand status`")
+    return wanted
+
+
+def _ask_daemons(wanted: Version | None, say: Callable[[str], None]) -> None:
     """If one refuses, those that took it go back to what they served with. Raises StoreError."""
     try:
         daemons = sockets()
@@ -38,7 +45,7 @@ def _ask_daemons(store: Path, wanted: Version | None, say: Callable[[str], None]
     before: dict[Path, Path] = {}  # of those that took it
     for daemon in daemons:
         try:
-            served = ask(daemon, "status").values.get("model_path", model_of(current(store)))
+            served = ask(daemon, "status").values.get("model_path")
             reply = ask(daemon, "use", model_of(wanted), say=say)
             refusal = "" if reply.ok else reply.message
         except ControlError as error:
@@ -48,7 +55,8 @@ def _ask_daemons(store: Path, wanted: Version | None, say: Callable[[str], None]
                 with suppress(ControlError):  # it is gone, or does not answer; the others are there
                     ask(other, "use", model, say=say)
             raise StoreError(f"models: {name_of(wanted)} is not put in use, a daemon refused it: {refusal}")
-        before[daemon] = Path(served)
+        if served:
+            before[daemon] = Path(served)
         say(f"{reply.camera}: {reply.message}")
     if not daemons:
         say("no daemon runs; the next `edge-hand run` takes it")

@@ -213,9 +213,7 @@ def test_list_use_and_rollback_as_a_user_types_them(store: Path, tmp_path: Path)
         assert run(cli, ["models", *words]).exit_code != 0
 
 
-def test_running_daemons_are_asked_first_and_a_refusal_changes_nothing(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_running_daemons_are_asked_and_a_refusal_changes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add(store, [FLOAT], "a", {})
     served: dict[str, list[str]] = {"ahead": [], "left": [], "right": []}
 
@@ -246,6 +244,36 @@ def test_running_daemons_are_asked_first_and_a_refusal_changes_nothing(
     with daemon("left", False):
         put_in_use(store, 1, said.append)
     assert in_use(store) == 1 and served["left"][-1] == "adapted-1.onnx"
+
+
+def test_a_network_that_a_daemon_leaves_at_once_is_not_put_in_use(store: Path) -> None:
+    add(store, [FLOAT], "a", {})
+
+    def answer(request: Request) -> Reply:
+        if request.what == "use":
+            rollback(store, bad=1)  # as `health.py` does
+        return Reply(True, "left", "serves from the next frame on")
+
+    with ControlSocket("left", answer), pytest.raises(StoreError, match="version 1 is not in use, a daemon left it"):
+        put_in_use(store, 1, lambda line: None)
+    assert in_use(store) == SHIPPED
+
+
+def test_daemons_are_not_changed_where_the_store_cannot_be(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add(store, [FLOAT], "a", {})
+    asked = []
+
+    def full(path: Path, values: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def answer(request: Request) -> Reply:
+        asked.append(request.what)
+        return Reply(True, "left", "serves from the next frame on")
+
+    monkeypatch.setattr(model_store, "write_json", full)
+    with ControlSocket("left", answer), pytest.raises(StoreError, match="no space left on device"):
+        put_in_use(store, 1, lambda line: None)
+    assert asked == [] and in_use(store) == SHIPPED
 
 
 def test_a_daemon_that_takes_its_time_to_change_is_waited_for_and_that_is_said(

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import zmq
 from zmq.utils import z85
 
-from ..hand.whole import refusal
+from ..hand.whole import give, refusal
 
 SERVER, CLIENTS = "server.key_secret", "clients"
 MAX_BYTES = 4096  # of a key file
@@ -170,9 +170,8 @@ def _write(path: Path, values: dict[str, bytes], owner: Path | None = None) -> N
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write("\n".join(lines))
-            if owner is not None and os.geteuid() == 0:
-                status = owner.stat()
-                os.fchown(file.fileno(), status.st_uid, status.st_gid)
+            if owner is not None:
+                give(temporary, owner)
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)

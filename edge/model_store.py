@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..hand.whole import refusal, write_json
+from ..hand.whole import give, refusal, write_json
 from .model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
 
 FORMAT = 1
@@ -158,7 +158,6 @@ def add(
     It is not in use until `use` says so. Files are named after the version. Raises StoreError, ModelError.
     """
     try:
-        store.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _locked(store):
             for left in store.glob(".new-*"):  # by a power cut
                 shutil.rmtree(left, ignore_errors=True)
@@ -176,6 +175,8 @@ def add(
                 _write(fresh / "version.json", about)
                 for file in fresh.iterdir():
                     file.chmod(0o444)
+                fresh.chmod(0o755)  # the store is private, and may be another's
+                give(fresh, store)
                 os.rename(fresh, store / f"{number:04d}")
                 _sync(store)
             except BaseException:
@@ -299,6 +300,7 @@ def _copy(model: Path, folder: Path, number: int) -> str:
 def _write(path: Path, values: Any) -> None:
     """JSON, whole or not at all."""
     write_json(path, values)
+    give(path, path.parent)
     _sync(path.parent)
 
 
@@ -315,8 +317,12 @@ def _sync(path: Path) -> None:
 def _locked(store: Path) -> Iterator[None]:
     """One writer at a time. Raises StoreError."""
     try:
+        missing = [folder for folder in (store, *store.parents) if not folder.exists()]
         store.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in reversed(missing):
+            give(folder, folder.parent)
         with (store / ".lock").open("w") as file:
+            give(store / ".lock", store)
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:

@@ -53,6 +53,13 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
+def give(path: Path, folder: Path) -> None:
+    """What root makes for a folder belongs to the folder's owner. Raises OSError."""
+    if os.geteuid() == 0:
+        status = folder.stat()
+        os.chown(path, status.st_uid, status.st_gid, follow_symlinks=False)
+
+
 def refusal(error: OSError) -> str:
     """What the system says, as the end of a line."""
     return (error.strerror or str(error)).lower()

@@ -141,6 +141,21 @@ def test_a_version_that_may_not_be_read_is_passed_over_too(store: Path, monkeypa
     assert own_model(store)[0] == DEFAULT_MODEL
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_what_root_puts_into_the_services_store_the_service_can_read_and_change(tmp_path: Path) -> None:
+    os.chown(tmp_path, 54321, 54321)
+    store, umask = tmp_path / "state" / "models", os.umask(0o077)
+    try:
+        version = add(store, [FLOAT], "a", {})
+        use(store, 1)
+    finally:
+        os.umask(umask)
+    theirs = [store.parent, store, store / ".lock", store / "current.json", version.folder]
+    assert [path.stat().st_uid for path in theirs] == [54321] * 5
+    assert version.folder.stat().st_mode & 0o777 == 0o755
+    assert {file.stat().st_mode & 0o777 for file in version.folder.iterdir()} == {0o444}
+
+
 def test_what_a_power_cut_left_half_added_is_removed_by_the_next(store: Path) -> None:
     (store / ".new-abc").mkdir(parents=True)
     (store / ".new-abc" / "adapted-1.onnx").write_bytes(b"half of it")

@@ -13,8 +13,9 @@ crops. What fails is refused and the old model goes on; a new one that fails in 
 is said in the log and by the next "status".
 
 It is a Unix socket of mode 0600, apart from the sockets of the data, in $RUNTIME_DIRECTORY (systemd), else
-$XDG_RUNTIME_DIR/edge-hand, else /tmp/edge-hand-UID, named after the camera: front.sock. A connection is one request and
-one answer, each a line of JSON: {"request": "use", "model": "/var/lib/edge-hand/a.onnx"}.
+$XDG_RUNTIME_DIR/edge-hand, else /tmp/edge-hand-UID, named after the camera: front.sock. Who asks looks in all of them.
+A connection is one request and one answer, each a line of JSON:
+{"request": "use", "model": "/var/lib/edge-hand/a.onnx"}.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ PATIENCE_S = 2.0  # for a client to say what it wants
 ANSWER_S = 60.0  # for a daemon to answer
 CHANGE_S = 3720.0  # to answer a change, for which it may build a plan (`engines/tensorrt/plan.py`), after another does
 CHANGES = ("reload", "use")
+USERS = ("/run/user/{}/edge-hand", "/tmp/edge-hand-{}")  # a user's daemons with and without $XDG_RUNTIME_DIR
 
 
 class ControlError(Exception):
@@ -68,7 +70,9 @@ class Reply(NamedTuple):
 
 def sockets() -> list[Path]:
     """The control sockets behind which a daemon listens. Raises ControlError if there are some, all of others."""
-    folders = [default_folder(), Path("/run/edge-hand"), *sorted(Path("/run").glob("edge-hand-*"))]
+    users = [Path(name.format(os.getuid())) for name in USERS]
+    folders = [default_folder(), *(folder for folder in users if _is_private(folder)), Path("/run/edge-hand")]
+    folders += sorted(Path("/run").glob("edge-hand-*"))
     found: list[Path] = []
     forbidden: list[Path] = []
     for folder in dict.fromkeys(folders):
@@ -287,6 +291,14 @@ def _remove_the_dead(folder: Path) -> set[Path]:
 def _make_private(folder: Path) -> None:
     """A folder that only this user can change; another's could hold a socket that is not ours."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = os.lstat(folder)
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    if not _is_private(folder):
         raise PermissionError(1, "the folder is another user's or open to others")
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether it is there, and only this user can change it."""
+    try:
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022

@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from edge_hand.edge import control
 from edge_hand.edge.log import LOG
 
 os.environ.setdefault("EDGE_HAND_TUNE", "0")  # daemons that tests start do not try out engines
 os.environ.setdefault("EDGE_HAND_FAST", "0")  # nor compile
 os.environ["EDGE_HAND_STORE"] = "/nonexistent/edge-hand"  # nor serve with what this machine has learned
+control.USERS = ()  # nor ask the daemons of others
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup ignores, and daemons reload at
 
 

@@ -99,6 +99,18 @@ def test_two_cameras_of_a_name_have_two_sockets_and_a_dead_one_makes_room(folder
         assert set(sockets()) == {first.path, second.path}
 
 
+def test_daemons_of_a_session_and_of_none_find_each_other(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, none = f"{tmp_path}/session-{{}}", f"{tmp_path}/none-{{}}"
+    monkeypatch.setattr(control, "USERS", (session, none))
+    where = [Path(name.format(os.getuid())) for name in (session, none)]
+    with ControlSocket("a", answer, where[0]) as a, ControlSocket("b", answer, where[1]) as b:
+        assert sockets() == [a.path, b.path]
+        where[1].chmod(0o777)  # anybody could have put it there
+        assert sockets() == [a.path]
+
+
 def test_daemons_behind_a_closed_door_are_not_said_to_be_none(folder: Path) -> None:
     folder.mkdir(mode=0)  # as a service's folder is to all but its user and group
     user = os.geteuid()

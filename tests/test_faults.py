@@ -33,6 +33,8 @@ from edge_hand.hand.wire import JointsMessage, Message, StatusMessage
 
 TIMEOUT_S = 60
 EDGE_HAND = [sys.executable, "-m", "edge_hand.edge.cli"]
+ALONE = "from edge_hand.edge import cli, control; control.USERS = (); cli.main()"  # asks no other daemon of this user
+RELOAD = [sys.executable, "-c", ALONE, "reload"]
 QUICK = ["--finder", "geometry", "--mode", "424x240@30", "--engine", "onnxruntime"]
 
 
@@ -108,15 +110,15 @@ def test_a_daemon_is_reloaded_told_asked_and_stopped(runtime: Path) -> None:
         config.write_text("hand = 1\n")
         daemon.process.send_signal(signal.SIGHUP)
         assert "nothing was changed: config" in daemon.until("reload: ")
-        done = subprocess.run([*EDGE_HAND, "reload"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(RELOAD, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert done.returncode == 1 and done.stdout.startswith("synthetic-0: nothing was changed: config ")
         config.write_text("smooth = false\nwait = true\n")
-        done = subprocess.run([*EDGE_HAND, "reload"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(RELOAD, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
         assert done.returncode == 0 and not done.stderr
         assert done.stdout == "synthetic-0: now hands = 2, smooth = False; wait: only with a restart\n"
 
         done = subprocess.run(
-            [*EDGE_HAND, "reload", "--camera", "x"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            [*RELOAD, "--camera", "x"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
         assert done.stderr == "edge-hand: reload: no daemon runs for x; there is synthetic-0\n"
 
@@ -138,7 +140,7 @@ def messages_until_stopping(messages: Any) -> Iterator[Message]:
 
 
 def test_reload_without_a_daemon_is_one_line() -> None:
-    done = subprocess.run([*EDGE_HAND, "reload"], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(RELOAD, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert (done.returncode, done.stderr) == (1, "edge-hand: reload: no daemon runs on this machine\n")
 
 

@@ -37,7 +37,11 @@ def recording_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Replay with the recorded times: same file, model and engine, same bytes.",
         ),
         click.option(
-            "--record", type=new_recording, metavar="FILE", help="Record frames and messages to a new .mcap file."
+            "--record",
+            type=new_recording,
+            metavar="FILE",
+            allow_from_autoenv=False,
+            help="Record frames and messages to a new .mcap file.",
         ),
     ):
         command = option(command)

@@ -32,7 +32,12 @@ else:
 MAX_BYTES = 64 << 10
 PREFIX = "EDGE_HAND"
 SYSTEMS = Path("/etc/edge-hand/config.toml")
-TYPED = {"insecure": "it must be typed on the command line", "config": "it names this file", "instance": "it is typed"}
+TYPED = {
+    "insecure": "it must be typed on the command line",
+    "record": "a file is never overwritten, so no service could start twice; type it",
+    "config": "it names this file",
+    "instance": "it is typed",
+}
 
 
 class ConfigError(Exception):
@@ -127,7 +132,7 @@ def shown(context: click.Context) -> list[str]:
         if name == "model":  # `own` stays so, whatever is in use today
             value = context.meta.get("edge_hand.model", value)
         text = f"# {_flag(option)} is not set" if value is None else f"{_flag(option)} = {_toml(value)}"
-        if name in TYPED:
+        if name in TYPED and value is not None:
             text = f"# {text}"  # the file may not set it
         source = context.get_parameter_source(name)
         where = {

@@ -137,6 +137,10 @@ def test_an_unknown_name_is_refused_with_the_nearest_known(file: Path) -> None:
         ('log = "xml"', "log = \"xml\": 'xml' is not one of 'text', 'json'."),
         ("[camera.left]", 'camera = "{\'left\': {}}": expected text in quotes, "..."; did you mean [cameras.left]?'),
         ("insecure = true", "insecure cannot stand here: it must be typed on the command line"),
+        (
+            'record = "h.mcap"',
+            "record cannot stand here: a file is never overwritten, so no service could start twice; type it",
+        ),
         ("cameras = 1", "cameras: expected tables such as [cameras.left]"),
     ],
 )
@@ -173,6 +177,14 @@ def test_insecure_is_typed_and_nothing_else(file: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("EDGE_HAND_INSECURE", "1")
     assert parsed("--config", file).params["insecure"] is False
     assert parsed("--config", file, "--insecure").params["insecure"] is True
+
+
+def test_the_environment_names_no_recording_which_a_second_start_would_not_overwrite(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGE_HAND_RECORD", "h.mcap")
+    assert parsed("--config", file).params["record"] is None
+    assert parsed("--config", file, "--record", "h.mcap").params["record"] == Path("h.mcap")
 
 
 def test_a_file_that_is_no_toml_is_refused(file: Path) -> None:

@@ -186,11 +186,12 @@ def run(
         with desk.serve(the_loop, reloader, publisher.address), Viewer(Screen()) if draws else nullcontext() as viewer:
             the_loop.watcher = viewer
             totals = the_loop.run(done)
+    kept = "" if person is None else keep_shape(person, tracker.person)  # before a word to a terminal that was closed
     tell(totals.summary())
     if sink is not None:
         tell(sink.summary())
-    if person is not None:
-        complain(keep_shape(person, tracker.person))
+    if kept:
+        complain(kept)
     if totals.frames == 0 and not desk.stopping:
         raise CommandError(f"no frame could be used ({totals.bad_frames} were bad): {the_loop.trouble or 'none came'}")
     if the_loop.trouble:

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -121,7 +122,8 @@ class Screen:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.live:
-            self._write("\x1b[0m\x1b[?25h\x1b[?1049l")
+            with suppress(OSError):  # the terminal was closed
+                self._write("\x1b[0m\x1b[?25h\x1b[?1049l")
 
     def show(self, message: JointsMessage, note: str = "", frame: DepthFrame | None = None, *, count: int = 1) -> None:
         """Count a message (or so many that came since), and draw it if it is time to."""

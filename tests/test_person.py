@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from edge_hand.edge import person as person_file
+from edge_hand.edge.cli import cli
 from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.loop import Totals
+from edge_hand.edge.model_card import MODELS
 from edge_hand.edge.person import Person, PersonError, keep_shape, person_maker, shape_evidence
 from edge_hand.edge.reading import predict
 from edge_hand.edge.refit import Fit, Refit
@@ -24,6 +31,7 @@ from edge_hand.trainer.synth.poses import sample_angles, sample_view
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+DEMO = MODELS.parent / "demo" / "hand.mcap"
 T = template()
 FRAME_NS = 33_333_333
 REFIT = Refit()
@@ -234,3 +242,27 @@ def test_a_file_that_cannot_be_read_or_written_is_refused_in_one_line(tmp_path: 
     (tmp_path / "me.json").write_text(json.dumps("me"))
     with pytest.raises(PersonError, match="not a person"):
         person_maker(tmp_path / "me.json")
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """As they were before a daemon in this process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_run_whose_terminal_was_closed_keeps_the_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(totals: Totals) -> str:
+        raise OSError(5, "Input/output error")
+
+    kept: list[Path] = []
+    monkeypatch.setattr(Totals, "summary", closed)
+    monkeypatch.setattr(person_file, "keep_shape", lambda path, person: str(kept.append(path)))
+    words = ["--camera", "replay", "--source", str(DEMO), "--deterministic", "--frames", "1", "--engine", "onnxruntime"]
+    bind = ["--bind", f"ipc://{tmp_path}/s", "--no-view", "--person", str(tmp_path / "p.json")]
+    done = CliRunner().invoke(cli, ["run", *words, *bind])
+    assert isinstance(done.exception, OSError) and kept == [tmp_path / "p.json"]

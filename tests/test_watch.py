@@ -199,6 +199,13 @@ def colourful(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
+def test_a_terminal_that_was_closed_keeps_nothing_from_ending_in_order() -> None:
+    master, slave = pty.openpty()
+    with Screen(os.fdopen(slave, "w")) as screen:
+        assert screen.live
+        os.close(master)
+
+
 def test_the_screen_is_given_back_even_after_an_error(colourful: None) -> None:
     terminal = Terminal()
     with pytest.raises(ZeroDivisionError), Screen(terminal.stream) as screen:

@@ -63,7 +63,7 @@ def open_arithmetic(say: Say, wait: bool = False) -> Arithmetic:
         if have < LEAST_NUMBA:
             raise NotCompiled(_too_old(have))
         folder = kept()
-        if not folder.exists():
+        if not os.path.exists(folder):  # nor where it may not be looked for
             child = _begin(wait)
             if not wait:
                 say("arithmetic: numpy; numba compiles it for the next start, about a minute at the lowest priority")
@@ -74,7 +74,7 @@ def open_arithmetic(say: Say, wait: bool = False) -> Arithmetic:
             except subprocess.TimeoutExpired:
                 child.kill()
                 raise NotCompiled(f"compiling took over {LIMIT_S:g} s") from None
-            if not folder.exists():
+            if not os.path.exists(folder):  # nor where it may not be looked for
                 raise NotCompiled(f"compiling ended with {child.returncode}, and nothing was kept")
         return load(folder)
     except NotCompiled as error:

@@ -23,6 +23,7 @@ import click
 from click.core import ParameterSource
 
 from ..hand.whole import refusal
+from .home import home
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -48,7 +49,7 @@ def default_path() -> Path | None:
     """~/.config/edge-hand/config.toml, or else /etc/edge-hand/config.toml; None if neither is there. Raises ConfigError
     if that cannot be told; a home that may not be looked into, another's or hidden from a service, has none."""
     given = os.environ.get("XDG_CONFIG_HOME")
-    users = Path(given or os.path.expanduser("~/.config"), "edge-hand", "config.toml")
+    users = Path(given or home() / ".config", "edge-hand", "config.toml")
     for path in (users, SYSTEMS):
         try:
             if stat.S_ISREG(os.stat(path).st_mode):

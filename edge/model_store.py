@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..hand.whole import give, refusal, write_json
+from .home import home
 from .model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
 
 FORMAT = 1
@@ -64,7 +65,7 @@ def default_store() -> Path:
         return Path(given)
     if state := os.environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(state, "models")
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share", "edge-hand", "models")
+    return Path(os.environ.get("XDG_DATA_HOME") or home() / ".local" / "share", "edge-hand", "models")
 
 
 def own_model(store: Path | None = None) -> tuple[Path, str]:
@@ -76,7 +77,7 @@ def own_model(store: Path | None = None) -> tuple[Path, str]:
             return DEFAULT_MODEL, ""
         check(version)
         return version.model, f"model: version {version.number} of this device, from {version.made_from}"
-    except (StoreError, ModelError, RuntimeError) as error:  # that there is no home folder
+    except (StoreError, ModelError) as error:
         return DEFAULT_MODEL, f"model: {DEFAULT_MODEL.stem} as shipped, since {error}"
 
 

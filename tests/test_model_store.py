@@ -13,10 +13,12 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import model_store
+from edge_hand.edge import home, model_store
 from edge_hand.edge.cli import cli
+from edge_hand.edge.config import default_path
 from edge_hand.edge.control import ControlError, ControlSocket, Reply, Request, ask
 from edge_hand.edge.engines import open_engine
+from edge_hand.edge.engines.tensorrt.plan import cache_folder
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.model_store import (
     SHIPPED,
@@ -368,13 +370,21 @@ def test_the_health_saved_with_a_version_is_read_back(store: Path) -> None:
     assert versions(store)[0].baseline == version.baseline == {"fit_mm": {"mean": 4.0, "sd": 0.5, "blocks": 9.0}}
 
 
-def test_without_a_home_folder_the_shipped_network_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("EDGE_HAND_STORE", "STATE_DIRECTORY", "XDG_DATA_HOME"):
+def test_without_a_home_folder_the_shipped_network_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("EDGE_HAND_STORE", "STATE_DIRECTORY", "EDGE_HAND_CACHE", "CACHE_DIRECTORY", "HOME"):
         monkeypatch.delenv(name, raising=False)
+    for name in ("DATA", "CACHE", "CONFIG"):
+        monkeypatch.delenv(f"XDG_{name}_HOME", raising=False)
 
-    def nowhere() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+    def nobody(uid: int) -> None:
+        raise KeyError(uid)
 
-    monkeypatch.setattr(Path, "home", nowhere)
-    why = "since Could not determine home directory."
-    assert own_model() == (DEFAULT_MODEL, f"model: {DEFAULT_MODEL.stem} as shipped, {why}")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr(home, "NONE", tmp_path / "nonexistent")
+    assert own_model() == (DEFAULT_MODEL, "") and versions(default_store()) == []
+    assert cache_folder() == tmp_path / "nonexistent" / ".cache" / "edge-hand"
+    monkeypatch.chdir(tmp_path)
+    config = Path("~", ".config", "edge-hand", "config.toml")  # in a folder of this name, which is nobody's home
+    config.parent.mkdir(parents=True)
+    config.touch()
+    assert default_path() != config

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ....hand.whole import write_whole
+from ...home import home
 from ...model_card import ModelError
 from .build import Job
 
@@ -68,7 +69,7 @@ def cache_folder() -> Path:
     for name in ("EDGE_HAND_CACHE", "CACHE_DIRECTORY"):
         if os.environ.get(name):
             return Path(os.environ[name].split(":")[0])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge-hand"
+    return Path(os.environ.get("XDG_CACHE_HOME") or home() / ".cache") / "edge-hand"
 
 
 def get_plan(

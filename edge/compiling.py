@@ -33,6 +33,7 @@ from ..hand.template import template
 from ..hand.whole import refusal
 from .arithmetic import PLAIN, Arithmetic
 from .board import cpu_name
+from .child import module_command
 from .engines.tensorrt.plan import cache_folder
 
 Say = Callable[[str], None]
@@ -147,7 +148,7 @@ def _begin(wait: bool) -> subprocess.Popen[bytes]:
         parent.mkdir(parents=True, exist_ok=True)
         if not os.access(parent, os.W_OK):
             raise NotCompiled(f"{parent} cannot be written, to keep what is compiled")
-        command = [sys.executable, "-m", f"{__package__}.compiling", *(["wait"] if wait else [])]
+        command = module_command(f"{__package__}.compiling", *(["wait"] if wait else []))
         nothing = subprocess.DEVNULL
         return subprocess.Popen(command, stdin=nothing, stdout=nothing, stderr=nothing, start_new_session=True)
     except OSError as error:

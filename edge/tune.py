@@ -24,6 +24,7 @@ import numpy as np
 from ..hand.whole import refusal, write_whole
 from . import probe
 from .board import cpu_name
+from .child import module_command
 from .engines import ANYWHERE, SWAP_LIMIT_MM, TUNED_LIMIT_MM, Engine, engine_kinds
 from .engines.tensorrt.plan import cache_folder
 from .model_card import ModelError, load_card, same_training
@@ -92,7 +93,7 @@ def kept(model: Path, threads: int) -> Tuned | None:
 
 def tune(model: Path, threads: int) -> Tuned:
     """Find the best setting in a child process and keep it. threads 0 leaves their number open. Raises ModelError."""
-    command = [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, str(model), str(threads)]
+    command = module_command(__spec__.name if __name__ == "__main__" else __name__, str(model), str(threads))
     with _alone:
         if stopped.is_set():
             raise ModelError("self-tuning did not begin")

@@ -90,7 +90,8 @@ PRETEND = """
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "pretend_trt.py").write_text(textwrap.dedent(PRETEND))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))
+    monkeypatch.syspath_prepend(tmp_path / "lib")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "lib"))  # for the daemons of these tests
     (tmp_path / "net.onnx").write_bytes(b"net")
     return tmp_path / "net.onnx"
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 import zmq
 
+from ..child import module_command
 from ..publish import Publisher
 from . import BenchError
 
@@ -30,7 +31,7 @@ class Subscriber:
         self.seen: dict[str, Any] = {}
 
     def __enter__(self) -> Subscriber:
-        command = [sys.executable, "-m", __name__, self._publisher.address]
+        command = module_command(__name__, self._publisher.address)
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         until = time.monotonic() + STARTS_S
         while not all(map(self._publisher.wants, self._topics)):

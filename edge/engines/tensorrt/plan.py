@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ....hand.whole import write_whole
+from ...child import module_command
 from ...home import home
 from ...model_card import ModelError
 from .build import Job
@@ -154,7 +154,7 @@ def prune(folder: Path, keep: Path, most_bytes: int = CACHE_BYTES) -> None:
 
 def run_build(job: Job, model: bytes, timings: bytes, say: Say, limit_s: float) -> tuple[bytes, bytes]:
     """Build in a child process that ends when this one does. Raises ModelError."""
-    command = [sys.executable, "-m", f"{__package__}.build"]
+    command = module_command(f"{__package__}.build")
     with tempfile.TemporaryFile() as noise:
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=noise)
         clock = threading.Timer(limit_s, child.kill)

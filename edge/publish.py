@@ -139,6 +139,10 @@ def check_address(address: str, *, insecure: bool = False, keys: Path | None = N
         raise PublishError("--insecure and --keys: choose one; with keys only who has one can read")
     scheme, _, rest = address.partition("://")
     if scheme == "ipc" and rest:
+        try:
+            rest.encode()
+        except UnicodeEncodeError:
+            raise PublishError(f"--bind {address}: libzmq takes paths in UTF-8; choose another") from None
         return address
     try:
         url = urlsplit(address)

@@ -72,7 +72,8 @@ class RecordingWriter:
         self.frames = 0  # in the file; more are in the chunk in progress
         self._unwritten = 0
         self._camera: str | None = None
-        self._metadata = {f"setting.{key}": str(value) for key, value in (settings or {}).items()}
+        given = {f"setting.{key}": value for key, value in (settings or {}).items()}
+        self._metadata = {key: value.encode(errors="backslashreplace").decode() for key, value in given.items()}
         offset_ns = time.time_ns() - time.monotonic_ns() if wall_offset_ns is None else wall_offset_ns
         self._metadata |= {"version": str(VERSION), "sensor": sensor, "wall_offset_ns": str(offset_ns)}
         self._channels: dict[Any, int] = {}

@@ -165,6 +165,11 @@ def test_a_malformed_address_says_what_is_expected(address: str) -> None:
     )
 
 
+def test_a_path_that_is_not_utf_8_is_one_line() -> None:
+    with pytest.raises(PublishError, match="libzmq takes paths in UTF-8; choose another"), Publisher("ipc:///x\udce4"):
+        pass
+
+
 def test_ipc_never_takes_the_place_of_a_daemon_or_a_file(tmp_path: Path, context) -> None:
     address = f"ipc://{tmp_path}/hands"
     with Publisher(address) as publisher:

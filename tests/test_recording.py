@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import struct
 import subprocess
@@ -230,6 +231,14 @@ def test_a_recording_is_for_its_owner_alone_and_has_its_name_from_the_start(tmp_
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [p.name for p in tmp_path.iterdir()] == ["hand.mcap"]
+
+
+def test_a_setting_that_is_not_utf_8_loses_no_frame(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"h\xe4nd.mcap")
+    with RecordingWriter(path, settings={"person": os.fsdecode(b"j\xe4.json")}) as writer:
+        writer.write(next(some_frames()))
+    with Recording(path) as recording:
+        assert len(recording) == 1 and recording.settings["person"] == "j\\udce4.json"
 
 
 def test_an_interrupted_recording_keeps_its_frames(tmp_path: Path) -> None:

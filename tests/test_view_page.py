@@ -1,0 +1,91 @@
+"""The page of `edge-hand view` in a headless browser."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.view import served
+from test_view import daemon
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return open_engine()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if importlib.util.find_spec("playwright") is None or CHROMIUM is None:
+        pytest.skip("needs a browser: pip install playwright, and chromium on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield opened
+        opened.close()
+
+
+def hand_pixels(page: Any) -> dict[str, int]:
+    """How many pixels of the scene have the green of a tracked hand, and the blue of its depth."""
+    from PIL import Image
+
+    shot = Image.open(io.BytesIO(page.locator("#stage").screenshot())).convert("RGB")
+    r, g, b = np.asarray(shot).astype(int).transpose(2, 0, 1)[:, 60:]
+    return {"green": int(((g > 80) & (g > 1.4 * r) & (g > 1.25 * b)).sum()), "blue": int((b > r + 60).sum())}
+
+
+def until(page: Any, expression: str, seconds: float = 30.0) -> None:
+    """Playwright's own wait evaluates inside the page, which the page's policy forbids."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression):
+        assert time.monotonic() < end, expression
+        page.wait_for_timeout(50)
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_hand_its_numbers_and_daemons_that_leave(
+    browser: Any, engine: Engine, tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport={"width": 900, "height": 600})
+    troubles: list[str] = []
+    page.on("console", lambda message: message.type == "error" and troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda r: r.url.startswith("http://127.0.0.1") or troubles.append(r.url))
+    address = f"ipc://{tmp_path}/daemon"
+    with served([address], port=0) as server:
+        page.goto(server.url)
+        until(page, "document.querySelector('#notice').textContent.includes('waiting for ipc')")
+        with daemon(engine, address):
+            page.wait_for_selector(".tag.good", timeout=60_000)  # the label of a tracked hand
+            page.wait_for_selector(".stages .time", timeout=20_000)
+            text = page.inner_text("#cameras")
+            for word in ("synthetic-0", "tracked", "fps", "latency", "dropped", "age", "engine", "refit", address):
+                assert word in text, text
+            until(page, "parseFloat(document.querySelector('.numbers div').textContent) > 0")  # fps
+            seen = hand_pixels(page)
+            assert seen["green"] > 1500 and seen["blue"] > 100, seen
+            for part in ("mesh", "bones", "points"):
+                page.uncheck(f"input[value={part}]")
+            page.wait_for_timeout(1000)
+            bare = hand_pixels(page)
+            assert bare["green"] < seen["green"] / 3 and bare["blue"] < seen["blue"], (seen, bare)
+            page.check("input[value=mesh]")
+        page.wait_for_selector(".card .state.bad", timeout=20_000)
+        assert "gone" in page.inner_text("#cameras") and "synthetic-0 left" in page.inner_text("#events")
+        assert hand_pixels(page)["green"] < 200, "a hand is shown that nobody sees"
+        assert troubles == []
+    page.wait_for_selector("#link.bad", timeout=20_000)  # the view itself is gone too
+    assert "unknown" in page.inner_text("#cameras")
+    page.close()

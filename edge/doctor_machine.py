@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
+import shlex
 from pathlib import Path
 
 from ..hand.extras import to_get
@@ -109,11 +109,8 @@ def _groups(root: Path, names: tuple[str, ...]) -> dict[str, int]:
 
 
 def _udev_mend() -> str:
-    program = shutil.which("edge-hand") or "edge-hand"
-    return (
-        f"{program} service print 99-edge-hand.rules | sudo tee /{RULES} && "
-        "sudo udevadm control --reload && sudo udevadm trigger"
-    )
+    ours = shlex.quote(str(SOURCE / "99-edge-hand.rules"))
+    return f"sudo install -m 644 {ours} /{RULES} && sudo udevadm control --reload && sudo udevadm trigger"
 
 
 # --- speed

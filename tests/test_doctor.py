@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -151,6 +152,19 @@ def test_udev_rules_are_compared_with_ours(tmp_path: Path) -> None:
     assert "another version" in one(doctor_machine.rights(tmp_path), "udev").said
     shutil.copy(SOURCE / "99-edge-hand.rules", rules)
     assert one(doctor_machine.rights(tmp_path), "udev").level == "ok"
+
+
+def test_what_puts_the_udev_rules_in_place_needs_no_program_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under sudo `edge-hand` may not be found: what is printed into a file then empties it."""
+    folder = tmp_path / "my hand"
+    shutil.copytree(SOURCE, folder)
+    monkeypatch.setattr(doctor_machine, "SOURCE", folder)
+    words = shlex.split(one(doctor_machine.rights(tmp_path), "udev").mend)
+    rules = folder / Path(doctor_machine.RULES).name
+    assert words[:6] == ["sudo", "install", "-m", "644", str(rules), f"/{doctor_machine.RULES}"]
+    assert rules.exists() and "|" not in words and words.count("&&") == 2
 
 
 def test_a_user_outside_the_camera_s_groups_is_told_how_to_join(

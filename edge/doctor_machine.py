@@ -12,12 +12,12 @@ from . import board
 from .board import ROOT, is_jetson, read
 from .cameras import CameraError
 from .finding import Finding
-from .service import SOURCE
+from .service import OLD_RULES, SOURCE
 from .usb import usb_cameras
 
 USB3_MBPS = 5000
 HOT_C = 85.0
-RULES = "etc/udev/rules.d/99-edge-hand.rules"
+RULES = "etc/udev/rules.d/70-edge-hand.rules"
 
 
 def machine(root: Path = ROOT) -> list[Finding]:
@@ -83,7 +83,10 @@ def rights(root: Path = ROOT) -> list[Finding]:
     """The udev rules, and the groups they give the cameras to."""
     found = []
     rules = root / RULES
-    ours = (SOURCE / "99-edge-hand.rules").read_text().strip()
+    ours = (SOURCE / "70-edge-hand.rules").read_text().strip()
+    old = rules.with_name(OLD_RULES)
+    if old.exists():
+        found.append(Finding("warn", "udev", f"{old} is an older version's and comes too late", f"sudo rm {old}"))
     others = [path.name for path in (root / "etc/udev/rules.d").glob("*realsense*")]
     if read(rules) == ours:
         found.append(Finding("ok", "udev", f"{rules} is in place"))
@@ -109,7 +112,7 @@ def _groups(root: Path, names: tuple[str, ...]) -> dict[str, int]:
 
 
 def _udev_mend() -> str:
-    ours = shlex.quote(str(SOURCE / "99-edge-hand.rules"))
+    ours = shlex.quote(str(SOURCE / "70-edge-hand.rules"))
     return f"sudo install -m 644 {ours} /{RULES} && sudo udevadm control --reload && sudo udevadm trigger"
 
 

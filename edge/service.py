@@ -15,11 +15,12 @@ SOURCE = Path(__file__).parent.parent / "systemd"
 FILES = (
     ("edge-hand.service", "etc/systemd/system/edge-hand.service", False),
     ("edge-hand@.service", "etc/systemd/system/edge-hand@.service", False),
-    ("99-edge-hand.rules", "etc/udev/rules.d/99-edge-hand.rules", False),
+    ("70-edge-hand.rules", "etc/udev/rules.d/70-edge-hand.rules", False),  # before 73-seat-late, which acts on uaccess
     ("edge-hand.sysusers", "etc/sysusers.d/edge-hand.conf", False),
     ("config.toml", "etc/edge-hand/config.toml", True),
     ("environment", "etc/edge-hand/environment", True),
 )
+OLD_RULES = "99-edge-hand.rules"  # of before; it would have the last word
 UNREADABLE = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")  # for a service with ProtectHome and PrivateTmp
 
 
@@ -74,14 +75,17 @@ def check_reachable(program: Path) -> None:
 
 
 def install(files: list[ServiceFile], force: bool = False) -> list[str]:
-    """Write the files, all or none, and say what was done to each. The owner's own files are left as they are.
+    """Write the files, all or none, and say what was done to each. The owner's own files are left as they are;
+    udev rules of before are named.
 
     Raises ServiceError if a file with another text is there and force is not given, or it cannot be written.
     """
     changed = [file.path for file in files if not file.own and _text(file.path) not in (None, file.text)]
     if changed and not force:
         raise ServiceError(f"{', '.join(map(str, changed))}: not what this edge-hand writes; --force to replace")
-    return [f"{_place(file)} {file.path}" for file in files]
+    old = [file.path.with_name(OLD_RULES) for file in files if file.path.suffix == ".rules"]
+    placed = [f"{_place(file)} {file.path}" for file in files]
+    return [*placed, *(f"old, of no use any more: sudo rm {path}" for path in old if path.exists())]
 
 
 def _place(file: ServiceFile) -> str:

@@ -37,5 +37,5 @@ def usb_cameras(root: Path = ROOT) -> list[UsbCamera]:
 
 def _is_camera(product: str, number: str) -> bool:
     """By its name, or by the numbers in our udev rules."""
-    numbers = re.findall(r"ATTR\{idProduct\}==\"([0-9a-f|]+)\"", (SOURCE / "99-edge-hand.rules").read_text())
+    numbers = re.findall(r"ATTR\{idProduct\}==\"([0-9a-f|]+)\"", (SOURCE / "70-edge-hand.rules").read_text())
     return "RealSense" in product or number in "|".join(numbers).split("|")

@@ -150,8 +150,11 @@ def test_udev_rules_are_compared_with_ours(tmp_path: Path) -> None:
     assert one(doctor_machine.rights(tmp_path), "udev").level == "warn"
     rules = put(tmp_path, {doctor_machine.RULES: "older"}) / doctor_machine.RULES
     assert "another version" in one(doctor_machine.rights(tmp_path), "udev").said
-    shutil.copy(SOURCE / "99-edge-hand.rules", rules)
+    shutil.copy(SOURCE / "70-edge-hand.rules", rules)
     assert one(doctor_machine.rights(tmp_path), "udev").level == "ok"
+    old = put(tmp_path, {"etc/udev/rules.d/99-edge-hand.rules": "older"}) / "etc/udev/rules.d/99-edge-hand.rules"
+    told, _ = of(doctor_machine.rights(tmp_path), "udev")
+    assert (told.level, told.mend) == ("warn", f"sudo rm {old}")
 
 
 def test_what_puts_the_udev_rules_in_place_needs_no_program_of_ours(

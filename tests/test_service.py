@@ -87,11 +87,20 @@ def test_every_file_of_the_folder_is_installed_and_none_keeps_the_placeholder(tm
 
 def test_udev_rules_are_single_lines_of_matches_and_assignments() -> None:
     pair = r'(?:ENV|ATTRS?|TEST)?(?:\{[\w/]+\})?\w*(?:==|\+=|=)"[^"]*"'
-    rules = [line for line in (SOURCE / "99-edge-hand.rules").read_text().splitlines() if not line.startswith("#")]
+    rules = [line for line in (SOURCE / "70-edge-hand.rules").read_text().splitlines() if not line.startswith("#")]
     assert len(rules) >= 5
     for line in rules:
         assert re.fullmatch(rf"{pair}(, {pair})*", line), line
         assert "0666" not in line and "RUN" not in line
+
+
+def test_udev_reads_the_rules_before_those_that_act_on_them(tmp_path: Path) -> None:
+    """systemd's 73-seat-late.rules gives whoever sits at the machine what has the tag uaccess by then."""
+    (rules,) = (path for path in written(tmp_path).values() if path.suffix == ".rules")
+    assert "uaccess" in rules.read_text() and "60-" < rules.name < "73-"
+    old = rules.with_name("99-edge-hand.rules")
+    old.write_text("")
+    assert install(service_files(PROGRAM, tmp_path))[-1] == f"old, of no use any more: sudo rm {old}"
 
 
 def test_the_service_s_user_can_read_what_a_cautious_root_installs(tmp_path: Path) -> None:

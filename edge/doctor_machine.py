@@ -87,7 +87,8 @@ def rights(root: Path = ROOT) -> list[Finding]:
     old = rules.with_name(OLD_RULES)
     if old.exists():
         found.append(Finding("warn", "udev", f"{old} is an older version's and comes too late", f"sudo rm {old}"))
-    others = [path.name for path in (root / "etc/udev/rules.d").glob("*realsense*")]
+    folders = ("etc", "usr/lib", "lib")  # the last two may be one
+    others = sorted({path.name for top in folders for path in (root / top / "udev/rules.d").glob("*realsense*")})
     if read(rules) == ours:
         found.append(Finding("ok", "udev", f"{rules} is in place"))
     elif rules.exists():

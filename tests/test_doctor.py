@@ -157,6 +157,14 @@ def test_udev_rules_are_compared_with_ours(tmp_path: Path) -> None:
     assert (told.level, told.mend) == ("warn", f"sudo rm {old}")
 
 
+@pytest.mark.parametrize("folder", ["etc", "lib", "usr/lib"])
+def test_librealsense_s_own_rules_are_found_wherever_a_package_puts_them(folder: str, tmp_path: Path) -> None:
+    name = "60-librealsense2-udev-rules.rules"
+    put(tmp_path, {f"{folder}/udev/rules.d/{name}": ""})
+    said = f"librealsense's rules are in place ({name})"
+    assert one(doctor_machine.rights(tmp_path), "udev") == Finding("ok", "udev", said)
+
+
 def test_what_puts_the_udev_rules_in_place_needs_no_program_of_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,7 @@ def read_config(path: Path) -> dict[str, Any]:
     if len(data) > MAX_BYTES:
         raise ConfigError(f"config {path}: over {MAX_BYTES} bytes")
     try:
-        return tomllib.loads(data.decode())
+        return tomllib.loads(data.decode("utf-8-sig"))  # Windows puts a mark first
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         why = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
         raise ConfigError(f"config {path}: not TOML ({why})") from None

@@ -59,6 +59,12 @@ def test_the_file_sets_what_a_flag_would(file: Path) -> None:
     assert params["threads"] == 0  # not in the file
 
 
+def test_a_file_that_windows_notepad_wrote_is_read(file: Path) -> None:
+    before = read_config(file)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_config(file) == before
+
+
 def test_flags_beat_the_environment_which_beats_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGE_HAND_HANDS", "2")
     assert parsed("--config", file).params["hands"] == 2

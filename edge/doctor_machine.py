@@ -12,6 +12,7 @@ from . import board
 from .board import ROOT, is_jetson, read
 from .cameras import CameraError
 from .finding import Finding
+from .librealsense import import_realsense
 from .service import OLD_RULES, SOURCE
 from .usb import usb_cameras
 
@@ -66,13 +67,17 @@ def _sdk(plugged: int) -> list[Finding]:
     from .cameras.realsense import list_cameras
 
     try:
-        listed = list_cameras()
+        import_realsense()
     except CameraError as error:
         return [Finding("bad", "librealsense", str(error), "pip install --force-reinstall pyrealsense2")]
+    try:
+        listed = list_cameras()
+        said = f"it can open {len(listed)} of {plugged} cameras"
+    except CameraError as error:
+        listed, said = [], str(error)
     if len(listed) < plugged:
-        return [
-            Finding("bad", "librealsense", f"it sees {len(listed)} of {plugged} cameras", "unplug and plug in again")
-        ]
+        mend = "stop the program that uses it (one of ours: edge-hand status), or plug it in anew"
+        return [Finding("warn", "librealsense", said, mend)]
     return [Finding("ok", "librealsense", str(info)) for info in listed]
 
 

@@ -10,10 +10,13 @@ import socket
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from edge_hand.edge import board, doctor, doctor_machine
+from edge_hand.edge.cameras import CameraError, realsense
 from edge_hand.edge.doctor import Setup, examine
 from edge_hand.edge.engines.tensorrt.driver import CudaError, Gpu
 from edge_hand.edge.finding import Finding, lines
@@ -144,6 +147,26 @@ def test_a_plugged_in_camera_without_its_sdk_is_bad(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     found = doctor_machine.cameras(plug_in(tmp_path))[0]
     assert (found.level, found.mend) == ("bad", "pip install '.[realsense]' in edge-hand's folder")
+
+
+def test_a_camera_that_another_program_uses_is_no_broken_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(said: str) -> Callable[[], Any]:
+        def refused() -> Any:
+            raise CameraError(said)
+
+        return refused
+
+    monkeypatch.setattr(doctor_machine, "import_realsense", lambda: None)
+    for listing, said in (
+        (refuse("no RealSense camera can be opened; is another program using it?"), "is another program using it?"),
+        (lambda: ["Intel RealSense D435"], "it can open 1 of 2 cameras"),
+    ):
+        monkeypatch.setattr(realsense, "list_cameras", listing)
+        (found,) = doctor_machine._sdk(2)
+        assert found.level == "warn" and found.said.endswith(said) and found.mend.startswith("stop the program")
+    monkeypatch.setattr(doctor_machine, "import_realsense", refuse("pyrealsense2 cannot be imported"))
+    (found,) = doctor_machine._sdk(2)
+    assert (found.level, found.mend) == ("bad", "pip install --force-reinstall pyrealsense2")
 
 
 def test_udev_rules_are_compared_with_ours(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""When a RealSense's frames were exposed, on the host's CLOCK_MONOTONIC."""
+"""When a RealSense's frames were exposed, on the host's CLOCK_MONOTONIC, and when a recording's are to be shown."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from .cameras import ClockMap
 from .clock import HOST, Clock
 
 STEP_NS = 5_000_000  # the wall clock was set; slewing moves CLOCK_MONOTONIC too
+LONGEST_NS = 60_000_000_000  # between two frames of a recording; beyond it its clock jumped
 SETTLED_NS = 20_000_000_000  # librealsense fits its global time to 16 readings of the wall clock, a second apart
 
 
@@ -44,6 +45,27 @@ class FrameTimes:
             self._set_ns = now_ns
         self._ahead_ns = ahead_ns
         return self._set_ns is not None and now_ns - self._set_ns < SETTLED_NS
+
+
+class RecordedTimes:
+    """The times of a recording's frames on one clock that goes on. Where the recorded one is set, begins anew or is
+    another one (librealsense changes from the camera's to the wall clock's), it goes on by one frame."""
+
+    def __init__(self, frame_ns: int) -> None:
+        self._frame_ns = frame_ns
+        self._t_ns, self._stamp_ns, self._domain = 0, 0, None
+
+    def begin_anew(self) -> None:
+        """The recording is shown from its beginning."""
+        self._domain = None
+
+    def follow(self, stamp_ns: int, domain: Any) -> int:
+        """The time of the next frame, from its stamp and of which clock that is."""
+        step_ns = stamp_ns - self._stamp_ns
+        goes_on = domain == self._domain and 0 <= step_ns <= LONGEST_NS
+        self._t_ns += step_ns if goes_on else self._frame_ns
+        self._stamp_ns, self._domain = stamp_ns, domain
+        return self._t_ns
 
 
 def _exposure_to_stamp_ns(rs: Any, depth: Any) -> int:

@@ -10,7 +10,7 @@ import pytest
 from edge_hand.edge.cameras import ClockMap, realsense
 from edge_hand.edge.cameras.realsense import RealSenseCamera
 from edge_hand.edge.clock import Clock
-from edge_hand.edge.realsense_time import FrameTimes
+from edge_hand.edge.realsense_time import FrameTimes, RecordedTimes
 from test_realsense import SoftwareCamera, needs_realsense, noise, rs
 
 HZ = 90
@@ -204,3 +204,20 @@ def test_a_realsense_is_timed_by_its_own_clock_while_global_time_follows(monkeyp
             soft.sensor.set_metadata(rs.frame_metadata_value.frame_timestamp, (seen_ns + 777_000_000_000) // 1000)
             soft.push(noise(number), number, wall_ns * 1e-6, rs.timestamp_domain.global_time)
             assert abs(camera.read(2.0).t_ns - seen_ns) < 30_000_000
+
+
+@pytest.mark.parametrize("jump_s", [1.79e9, 61.0, -0.2, -3600.0])
+def test_a_recording_s_times_go_on_where_its_clock_jumps(jump_s):
+    times, frame_ns = RecordedTimes(33_000_000), 33_000_000
+    at = [4_000_000_000 + frame_ns * k for k in (0, 1, 2, 4)]
+    shown = [times.follow(t, "camera's") for t in at]
+    shown += [times.follow(t + round(jump_s * 1e9), "camera's") for t in (at[-1] + frame_ns, at[-1] + 3 * frame_ns)]
+    assert np.diff(shown).tolist() == [frame_ns * k for k in (1, 1, 2, 1, 2)]
+
+
+def test_another_clock_or_another_lap_is_one_frame_on():
+    times = RecordedTimes(33_000_000)
+    shown = [times.follow(5_000_000_000, "camera's"), times.follow(15_000_000_000, "wall")]
+    times.begin_anew()
+    shown.append(times.follow(15_000_000_000, "wall"))
+    assert np.diff(shown).tolist() == [33_000_000, 33_000_000]

@@ -104,22 +104,27 @@ def read_all(camera):
 @pytest.fixture(scope="module", params=[0.001, 0.000125])
 def recording(request, tmp_path_factory):
     """A file of five frames, numbers 1 2 3 5 6, 40 ms apart but for the gap; and the unit it was recorded with."""
-    suffix = ".db3" if hasattr(rs.context, "convert_bag_to_db3") else ".bag"
-    path = tmp_path_factory.mktemp("rs") / f"hand{suffix}"
-    camera = SoftwareCamera(request.param, fps=25)
+    stamps = [(number, 1000.0 + 40.0 * number, None) for number in (1, 2, 3, 5, 6)]
+    return recorded(tmp_path_factory.mktemp("rs"), request.param, stamps), request.param
+
+
+def recorded(folder, unit_m, stamps):
+    """A librealsense recording of noise at 25 Hz: number, stamp in ms and its domain of each frame."""
+    path = folder / f"hand{'.db3' if hasattr(rs.context, 'convert_bag_to_db3') else '.bag'}"
+    camera = SoftwareCamera(unit_m, fps=25)
     recorder = rs.recorder(str(path), camera.device)
     sensor = recorder.query_sensors()[0]
     queue = rs.frame_queue(64, True)
     sensor.open(sensor.get_stream_profiles()[0])
     sensor.start(queue)
-    for number in (1, 2, 3, 5, 6):
-        camera.push(noise(number), number, 1000.0 + 40.0 * number)
+    for number, stamp_ms, domain in stamps:
+        camera.push(noise(number), number, stamp_ms, domain)
         queue.wait_for_frame(2000)  # the recorder writes on its own thread
     sensor.stop()
     sensor.close()
     del sensor, recorder, queue  # the file is finished when the recorder is destroyed
     gc.collect()
-    return path, request.param
+    return path
 
 
 @needs_realsense
@@ -245,6 +250,18 @@ def test_a_recording_at_full_speed_loses_nothing_to_a_slow_reader(recording):
     with open_camera("realsense", str(path), fps=0) as camera:
         time.sleep(0.3)
         assert [frame.seq for frame in read_all(camera)] == [1, 2, 3, 5, 6]
+
+
+@needs_realsense
+def test_a_recording_whose_clock_changes_is_shown_on(tmp_path):
+    """librealsense stamps by the camera's clock until it knows how that and the wall clock lie."""
+    wall = rs.timestamp_domain.global_time
+    stamps = [(1, 40.0, None), (2, 80.0, None), (3, 1.79e12, wall), (4, 1.79e12 + 40.0, wall)]
+    path = recorded(tmp_path, 0.001, stamps)
+    with open_camera("realsense", str(path)) as camera:
+        assert [frame.seq for frame in read_all(camera)] == [1, 2, 3, 4]
+    with open_camera("realsense", str(path), recorded_times=True) as camera:
+        assert [frame.t_ns for frame in read_all(camera)] == [round(stamp * 1e6) for _, stamp, _ in stamps]
 
 
 @needs_realsense

@@ -29,7 +29,7 @@ from ..librealsense import (
 )
 from ..log import LOG
 from ..pace import Pacer
-from ..realsense_time import FrameTimes
+from ..realsense_time import FrameTimes, RecordedTimes
 from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout
 
 # What a D400 offers on USB 3: the first is ours, 480x270@90 costs the least, 1280x720@30 reaches furthest.
@@ -127,9 +127,8 @@ class RealSenseCamera:
         self._pacer = Pacer(fps)
         self._times = FrameTimes(self._rs)
         self._pending: DepthFrame | None = None
-        self._seq_offset, self._t_offset_ns = 0, 0
-        # Of this lap: time and number of the first frame; number and time of the last.
-        self._first_ns, self._first_number, self._last = 0, 0, (-1, 0)
+        self._seq_offset = 0
+        self._first_number, self._last_number = 0, -1  # of this lap
         if source is None:
             self._label = f"realsense {serial}" if serial else "realsense"
             profile = self._start_device(serial, parse_mode(mode), device)
@@ -142,6 +141,7 @@ class RealSenseCamera:
             self.close()
             raise
         self.fps: float = fps or self._stream_fps
+        self._shown = RecordedTimes(round(1e9 / max(self._stream_fps, 1.0)))
 
     def read(self, timeout_s: float = 1.0) -> DepthFrame:
         """The newest frame of a camera, the next one of a recording.
@@ -305,12 +305,11 @@ class RealSenseCamera:
 
     def _end_lap(self) -> None:
         """Start the recording again, or raise EndOfStream."""
-        number, last_ns = self._last
-        if not self._loop or number < 0 or self._source is None:
+        if not self._loop or self._last_number < 0 or self._source is None:
             raise EndOfStream(f"{self._label}: no more frames")
-        self._seq_offset += number - self._first_number + 1
-        self._t_offset_ns += last_ns - self._first_ns + round(1e9 / self._stream_fps)
-        self._last = (-1, 0)
+        self._seq_offset += self._last_number - self._first_number + 1
+        self._last_number = -1
+        self._shown.begin_anew()
         self.close()
         self._start_file(self._source)
 
@@ -327,14 +326,15 @@ class RealSenseCamera:
         arrival_ns = time.monotonic_ns()
         depth, picture = frames
         number = int(depth.get_frame_number())
-        stamp_ns = round(depth.get_timestamp() * 1e6)
-        if self._last[0] < 0:
-            self._first_ns, self._first_number = stamp_ns, number
-        self._last = (number, stamp_ns)
-        if self._source is not None:
-            t_ns = stamp_ns + self._t_offset_ns
-        else:
+        if self._last_number < 0:
+            self._first_number = number
+        self._last_number = number
+        if self._source is None:
             t_ns = self._times.exposed_ns(depth, arrival_ns)
+        else:
+            t_ns = round(depth.get_timestamp() * 1e6)
+            if not self._recorded_times:
+                t_ns = self._shown.follow(t_ns, depth.get_frame_timestamp_domain())
         try:
             return DepthFrame(
                 camera=self.name,

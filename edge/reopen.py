@@ -29,6 +29,7 @@ from .cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, o
 FIRST_DELAY_S, MOST_DELAY_S = 0.2, 5.0  # between two attempts to open
 SILENT_S = 2.0  # without a usable frame the camera is closed and opened anew; twice as long for its first frame
 HANG_S = 2.0  # a read that takes so much longer than it was given is left to its thread
+SPARE_S = 0.05  # for a read that ends just in time to be seen
 OPEN_S = 20.0  # the same for opening, which takes seconds with some cameras
 MOST_FRUITLESS = 5  # openings in a row without one frame; from then on it is no progress
 MOST_HUNG = 4  # threads left behind, then only a new process helps
@@ -68,11 +69,13 @@ class LastingCamera:
         self._camera: Camera | None = camera
         self._reading: Future[DepthFrame] | None = None
         self._opening: Future[Camera] | None = None
-        self._asked_s = 0.0  # when what is waited for was begun
+        self._asked_s = 0.0  # when opening was begun
+        self._unanswered_s = 0.0  # how long the read in hand has been waited for
         self._why = ""  # the camera is away
         self._delay_s, self._try_s = FIRST_DELAY_S, 0.0
         self._seen: Any = None  # the signs, as last looked at
-        self._good_s = time.monotonic() + self._silent_s  # the last usable frame, or a grace for the first
+        # How long a usable frame has been waited for; the first has a grace. While nobody reads, no camera is silent.
+        self._silence_s = -self._silent_s
         self._last: DepthFrame | None = None
         self._raw_seq = -1  # of the last frame as the camera counts
         self._seq_offset = 0
@@ -85,25 +88,28 @@ class LastingCamera:
         """The camera's next frame. Raises FrameTimeout while none comes or the camera is away, BadFrame for one that is
         not new, EndOfStream, and CameraError when only a new process helps."""
         deadline_s = time.monotonic() + timeout_s
-        camera = self._camera or self._opened(deadline_s)
+        camera, begun_s = self._camera or self._opened(deadline_s), time.monotonic()
         try:
             frame = self._checked(self._next(camera, deadline_s, timeout_s))
         except (BadFrame, FrameTimeout) as error:
             answered = self._camera is not None and self._reading is None  # a read that hangs is `_next`'s to judge
-            if answered and time.monotonic() - self._good_s > self._silent_s:
+            self._silence_s += min(time.monotonic() - begun_s, timeout_s + SPARE_S)  # longer, and it was stopped
+            if answered and self._silence_s > self._silent_s:
                 self._leave(str(error))
             raise
-        self._good_s, self._delay_s, self._fruitless = time.monotonic(), FIRST_DELAY_S, 0
+        self._silence_s, self._delay_s, self._fruitless = 0.0, FIRST_DELAY_S, 0
         return frame
 
     def _next(self, camera: Camera, deadline_s: float, timeout_s: float) -> DepthFrame:
         if self._reading is None:
-            self._asked_s = time.monotonic()
+            self._unanswered_s = 0.0
             self._reading = self._worker.do(lambda: camera.read(timeout_s))
+        wait_s = max(0.0, deadline_s - time.monotonic()) + SPARE_S
         try:
-            frame = self._reading.result(max(0.0, deadline_s - time.monotonic()) + 0.05)
+            frame = self._reading.result(wait_s)
         except NotYet:
-            if time.monotonic() - self._asked_s > timeout_s + self._hang_s:
+            self._unanswered_s += wait_s
+            if self._unanswered_s > timeout_s + self._hang_s:
                 self._abandon(camera)
             raise FrameTimeout(f"{self.name}: its driver does not answer") from None
         except (BadFrame, FrameTimeout, EndOfStream):
@@ -185,7 +191,7 @@ class LastingCamera:
                 self._progress()
                 continue
             self._opening, self._camera, self._intrinsics = None, camera, camera.intrinsics
-            self._raw_seq, self._good_s = 1 << 62, time.monotonic() + self._silent_s
+            self._raw_seq, self._silence_s = 1 << 62, -self._silent_s
             self._fruitless += 1
             self._progress()
             return camera

@@ -222,6 +222,51 @@ def test_a_camera_that_falls_silent_is_closed_and_opened_anew() -> None:
     assert well_ordered(seen.frames) and seen.errors[-1][0] < 1.4 + 0.8
 
 
+@pytest.mark.parametrize("stopped", ["between reads", "in a read", "in a read that is answered late"])
+def test_a_loop_that_was_stopped_does_not_take_its_camera_for_silent(
+    stopped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-Z and fg, or an engine that is opened anew: for a minute nobody waited."""
+    away_s = 0.0
+
+    class Clock:
+        sleep = time.sleep
+
+        def monotonic(self) -> float:
+            return time.monotonic() + away_s
+
+        def monotonic_ns(self) -> int:
+            return round(self.monotonic() * 1e9)
+
+    class Sound(Given):
+        def read(self, timeout_s: float = 1.0) -> DepthFrame:
+            nonlocal away_s
+            if self.frames:
+                return replace(super().read(), t_ns=clock.monotonic_ns())
+            if stopped != "between reads":
+                away_s = 60.0
+            if stopped == "in a read that is answered late":
+                over.wait(30)
+            raise FrameTimeout("none yet")
+
+    clock, over = Clock(), threading.Event()
+    monkeypatch.setattr(reopen, "time", clock)
+    with SyntheticCamera(3, MODE) as other:
+        first, second = other.read(), other.read()
+    sound = Sound([first])
+    with LastingCamera(sound, never) as camera:  # type: ignore[arg-type]
+        assert camera.read().seq == first.seq
+        away_s = 60.0 if stopped == "between reads" else 0.0
+        with pytest.raises(FrameTimeout):
+            camera.read(0.01)
+        if stopped == "in a read that is answered late":
+            over.set()
+            with pytest.raises(FrameTimeout, match="none yet"):
+                camera.read()
+        sound.frames.append(second)
+        assert camera.read().seq == second.seq and not sound.closed
+
+
 def test_attempts_to_open_grow_rarer_and_a_plug_makes_one_at_once() -> None:
     attempts: list[float] = []
     plugged = ["nothing"]

@@ -150,9 +150,8 @@ def run(
     except KeyboardInterrupt:
         tell("stopped before there was an engine")
         return
-    arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
     proposer = open_finder(finder, threads, say=tell, tune=tuned and engine == "auto")
-    tracker = Tracker(serving, proposer, smooth, hands, new_person=person_maker(person), arithmetic=arithmetic)
+    new_person = person_maker(person)
 
     def open_it() -> Camera:
         options = {"mode": mode, "fps": fps, "loop": loop, "deterministic": deterministic}
@@ -163,6 +162,9 @@ def run(
         tell("stopped before there was a camera")
         return
     with found as opened, recording_to(record, clock_of(opened, deterministic), complain) as sink:
+        # A service that finds no camera ends, and with it whatever compiles: that begins with a camera.
+        arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
+        tracker = Tracker(serving, proposer, smooth, hands, new_person=new_person, arithmetic=arithmetic)
         rate = "full speed" if fps == 0 else f"{opened.fps:g} Hz"
         tell(f"{opened.name} at {rate} -> {publisher.address}  ({serving.name}, {model.name})")
 

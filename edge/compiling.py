@@ -163,6 +163,8 @@ def compile_now(wait: bool = True) -> None:
     with _alone(folder.parent, wait) as alone:
         if folder.exists() or not alone:
             return
+        for left in folder.parent.glob("*.part"):  # of one that was ended on the way; no other is at it
+            shutil.rmtree(left, ignore_errors=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent, suffix=".part"))
         try:
             try:

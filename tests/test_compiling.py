@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from edge_hand.edge import compiling
 from edge_hand.edge.arithmetic import PLAIN, Arithmetic
+from edge_hand.edge.cameras import CameraError
+from edge_hand.edge.cli import cli
 from edge_hand.edge.compiling import NotCompiled, open_arithmetic
 from edge_hand.edge.doctor import arithmetic as arithmetic_finding
 from edge_hand.edge.refit import Refit
@@ -89,6 +92,19 @@ def test_who_does_not_wait_leaves_it_to_who_compiles_already(cache: Path) -> Non
     assert not compiling.kept().exists()
     compiling.compile_now(wait=False)
     assert compiling.kept().exists()
+
+
+def test_what_one_that_was_killed_left_is_removed(cache: Path) -> None:
+    (cache / "tmp1.part" / "code").mkdir(parents=True)
+    opened()
+    assert not list(cache.glob("*.part")) and compiling.kept().exists()
+
+
+def test_a_start_that_finds_no_camera_begins_no_compiling(cache: Path) -> None:
+    """systemd ends whatever a failed start has begun, and starts anew 3 s later."""
+    flags = ["--camera", "faulty", "--source", "synthetic:3?unplug@0+9", "--bind", "tcp://127.0.0.1:*", "--no-tune"]
+    done = CliRunner().invoke(cli, ["run", *flags, "--fast", "--engine", "onnxruntime"])
+    assert isinstance(done.exception, CameraError) and not cache.exists()
 
 
 def test_another_cpu_or_source_wants_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

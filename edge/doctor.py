@@ -5,6 +5,7 @@ Each check looks at one thing and finds what it finds; none changes anything, no
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -25,6 +26,7 @@ from .compiling import standing
 from .doctor_machine import cameras, clocks, machine, rights
 from .engines.tensorrt import BELOW, LEAST
 from .engines.tensorrt.driver import CudaError, Gpu, probe
+from .engines.tensorrt.memory import GET_PYCUDA, LEAST_PYCUDA, no_pycuda
 from .engines.tensorrt.plan import cache_folder
 from .finding import Finding
 from .keys import KeysError, clients, load_server
@@ -74,11 +76,18 @@ def gpu(root: Path = ROOT, ask: Callable[[], Gpu] = probe) -> list[Finding]:
     if trt is None and importlib.util.find_spec("tensorrt") is None:
         return [*found, _no_tensorrt(root)]
     found += tensorrt_fits(_version(trt or "tensorrt"), cuda_of_tensorrt(), seen)
-    if importlib.util.find_spec("pycuda") is None:
-        found.append(Finding("bad", "PyCUDA", "it is not installed: TensorRT cannot be used", "pip install pycuda"))
-    else:
-        found.append(Finding("ok", "PyCUDA", _version("pycuda")))
-    return found
+    return [*found, _pycuda(_version("pycuda"))]
+
+
+def _pycuda(version: str) -> Finding:
+    try:
+        importlib.import_module("pycuda.driver")
+    except ImportError as error:
+        return Finding("bad", "PyCUDA", f"{no_pycuda(error)}: TensorRT cannot be used", GET_PYCUDA)
+    numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
+    if numbers and numbers < LEAST_PYCUDA:
+        return Finding("bad", "PyCUDA", f"version {version}; this edge-hand needs 2025.1.2 or newer", GET_PYCUDA)
+    return Finding("ok", "PyCUDA", version)
 
 
 def _no_tensorrt(root: Path) -> Finding:

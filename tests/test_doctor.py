@@ -10,18 +10,21 @@ import socket
 import subprocess
 import sys
 import venv
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from edge_hand.edge import board, doctor, doctor_machine
 from edge_hand.edge.cameras import CameraError, realsense
 from edge_hand.edge.doctor import Setup, examine
+from edge_hand.edge.engines import tensorrt
 from edge_hand.edge.engines.tensorrt.driver import CudaError, Gpu
+from edge_hand.edge.engines.tensorrt.memory import CudaMemory
 from edge_hand.edge.finding import Finding, lines
 from edge_hand.edge.keys import add_client, make_server
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError
 from edge_hand.edge.service import SOURCE
 from edge_hand.edge.usb import usb_cameras
 
@@ -268,6 +271,53 @@ def test_an_environment_that_does_not_see_the_system_s_tensorrt_is_opened(
 def test_tensorrt_must_fit_us_and_the_driver(version: str, cuda: int | None, level: str, said: str) -> None:
     (found,) = doctor.tensorrt_fits(version, cuda, ORIN)
     assert found.level == level and said in found.said and bool(found.mend) == (level == "bad")
+
+
+@pytest.fixture
+def fresh_pycuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A TensorRT that will do, and PyCUDA not imported, before and after."""
+    names = ("pycuda", "pycuda.driver")
+    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    trt = SimpleNamespace(__name__="tensorrt", __version__="10.3.0")
+    monkeypatch.setitem(sys.modules, "tensorrt", trt)  # type: ignore[misc]
+    yield monkeypatch
+    monkeypatch.undo()
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(before)
+
+
+@pytest.mark.parametrize(
+    ("driver", "version", "level", "said"),
+    [
+        ("", "2026.1", "ok", "2026.1"),
+        ("", "2019.1", "bad", "version 2019.1; this edge-hand needs 2025.1.2 or newer"),
+        ("raise ImportError('libcurand.so.10: no such\\nfile')", "2026.1", "bad",
+         "pycuda cannot be loaded (libcurand.so.10: no such file): TensorRT cannot be used"),
+        ("import pycuda._driver", "2026.1", "bad",
+         "pycuda cannot be loaded (No module named 'pycuda._driver'): TensorRT cannot be used"),
+    ],
+)  # fmt: skip
+def test_a_pycuda_must_load_and_be_new_enough(
+    driver: str, version: str, level: str, said: str, fresh_pycuda: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(tmp_path, {"pycuda/__init__.py": "", "pycuda/driver.py": driver} | {
+        f"{name}-{number}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n"
+        for name, number in (("pycuda", version), ("tensorrt", "10.3.0"))
+    })  # fmt: skip
+    fresh_pycuda.syspath_prepend(tmp_path)
+    fresh_pycuda.setattr(tensorrt, "probe", lambda: ORIN)
+    found = one(doctor.gpu(tmp_path, lambda: ORIN), "PyCUDA")
+    assert (found.level, found.said, bool(found.mend)) == (level, said, level == "bad")
+    assert tensorrt.unavailable() == (said.removesuffix(": TensorRT cannot be used") if driver else "")
+
+
+def test_a_missing_pycuda_is_no_broken_one(fresh_pycuda: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fresh_pycuda.setattr(sys, "path", [])
+    fresh_pycuda.setattr(doctor, "_version", lambda name: "10.3.0")
+    assert "pycuda is not installed (" in one(doctor.gpu(tmp_path, lambda: ORIN), "PyCUDA").said
+    with pytest.raises(ModelError, match=r"^pycuda is not installed \(.*\); pip install --force-reinstall "):
+        CudaMemory(True)
 
 
 # --- speed

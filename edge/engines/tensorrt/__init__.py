@@ -16,7 +16,7 @@ from ..onnxruntime import OnnxRuntimeEngine
 from .build import Job, version
 from .driver import CudaError, Gpu, probe
 from .engine import PlanRefused, TensorRtEngine
-from .memory import CudaMemory
+from .memory import CudaMemory, no_pycuda
 from .plan import PlanKey, get_plan
 from .structure import structure
 
@@ -53,7 +53,7 @@ def unavailable() -> str:
     except (CudaError, ModelError) as error:
         return str(error).removeprefix("tensorrt: ")
     except ImportError as error:
-        return f"pycuda is not installed ({error})"
+        return no_pycuda(error)
     return ""
 
 

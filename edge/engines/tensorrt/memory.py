@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
-from ....hand.extras import to_get
 from ...model_card import ModelError
 from .driver import CudaError, Graph, capture
+
+LEAST_PYCUDA = (2025, 1, 2)
+GET_PYCUDA = "pip install --force-reinstall --no-cache-dir 'pycuda>=2025.1.2'"  # it is built here, for this CUDA
 
 
 class Buffer(NamedTuple):
@@ -49,7 +51,7 @@ class CudaMemory:
         try:
             import pycuda.driver as cuda
         except ImportError as error:
-            raise ModelError(f"pycuda is not installed ({error}); {to_get('jetson')}") from None
+            raise ModelError(f"{no_pycuda(error)}; {GET_PYCUDA}") from None
         self.unified, self._cuda = unified, cuda
         try:
             cuda.init()
@@ -91,3 +93,9 @@ class CudaMemory:
 
     def synchronize(self) -> None:
         self._stream.synchronize()
+
+
+def no_pycuda(error: ImportError) -> str:
+    """Why pycuda.driver cannot be imported, in a few words: it is not there, or built for something else."""
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "pycuda"
+    return f"pycuda {'is not installed' if missing else 'cannot be loaded'} ({' '.join(str(error).split())[:200]})"

@@ -56,7 +56,7 @@ def setup_of(context: click.Context, config: Path | None, instance: str | None) 
             values = parsed.params
             file = parsed.meta.get("edge_hand.config")
             check_settings(values)
-            return Setup(values["bind"], values["keys"], values["model"], file)
+            return Setup(values["bind"], values["keys"], values["model"], file, metrics=values["metrics"])
     except (ConfigError, CameraError, ModelError) as error:
         return Setup(ADDRESS, problem=str(error))
     except click.ClickException as error:

@@ -30,6 +30,7 @@ from .engines.tensorrt.memory import GET_PYCUDA, LEAST_PYCUDA, no_pycuda
 from .engines.tensorrt.plan import cache_folder
 from .finding import Finding
 from .keys import KeysError, clients, load_server
+from .metrics import check_metrics
 from .model_card import MODELS, ModelError, load_card
 
 PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgpack", "openvino", "pyrealsense2", "tensorrt", "pycuda", "mediapipe")
@@ -38,13 +39,14 @@ REINSTALL = "pip install --force-reinstall --no-deps . in edge-hand's folder"
 
 
 class Setup(NamedTuple):
-    """What `edge-hand run` would use here: its address, keys and model; problem is why that cannot be told."""
+    """What `edge-hand run` would use here: its addresses, keys and model; problem is why that cannot be told."""
 
     bind: str
     keys: Path | None = None
     model: Path | None = None
     config: Path | None = None
     problem: str = ""
+    metrics: str | None = None
 
 
 def examine(setup: Setup, root: Path = ROOT, models: Path = MODELS, cache: Path | None = None) -> list[Finding]:
@@ -52,7 +54,7 @@ def examine(setup: Setup, root: Path = ROOT, models: Path = MODELS, cache: Path 
     parts: list[list[Finding]] = [
         machine(root), cameras(root), rights(root), gpu(root), clocks(root), engine_cache(cache or cache_folder()),
         the_models(models, setup.model), the_config(setup), port(setup.bind),
-        the_keys(setup.keys, setup.config, root), arithmetic(), packages(),
+        metrics_port(setup.metrics), the_keys(setup.keys, setup.config, root), arithmetic(), packages(),
     ]  # fmt: skip
     return [finding for part in parts for finding in part]
 
@@ -192,16 +194,31 @@ def port(bind: str) -> list[Finding]:
         host, number = url.hostname or "", None  # tcp://127.0.0.1:*, or no address at all
     if url.scheme == "ipc" or number is None:
         return _ipc(bind) if url.scheme == "ipc" else [Finding("ok", "address", bind)]
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as test:
+    if why := _taken("" if host == "*" else host, number):
+        mend = f"edge-hand watch --address {bind} shows if it is one of ours; else --bind tcp://{host}:{number + 1}"
+        return [Finding("warn", "address", f"{bind}: {why}", mend)]
+    return [Finding("ok", "address", f"{bind} is free")]
+
+
+def metrics_port(address: str | None) -> list[Finding]:
+    """Whether that of --metrics is free too; it was checked with the settings."""
+    if not address:
+        return []
+    if why := _taken(*check_metrics(address, insecure=True)):
+        mend = "edge-hand status shows if one of ours runs; else another --metrics"
+        return [Finding("warn", "metrics", f"{address}: {why}", mend)]
+    return [Finding("ok", "metrics", f"{address} is free")]
+
+
+def _taken(host: str, number: int) -> str:
+    """Why one may not listen there; empty if one may."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test:
         test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            test.bind(("" if host == "*" else host, number))
+            test.bind((host, number))
         except OSError as error:
-            said = f"{bind}: {refusal(error)}"
-            mend = f"edge-hand watch --address {bind} shows if it is one of ours; else --bind tcp://{host}:{number + 1}"
-            return [Finding("warn", "address", said, mend)]
-    return [Finding("ok", "address", f"{bind} is free")]
+            return refusal(error)
+    return ""
 
 
 def _ipc(bind: str) -> list[Finding]:

@@ -15,9 +15,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import click
 import pytest
 from edge_hand.edge import board, doctor, doctor_machine
 from edge_hand.edge.cameras import CameraError, realsense
+from edge_hand.edge.cli import cli
+from edge_hand.edge.cli_doctor import setup_of
 from edge_hand.edge.doctor import Setup, examine
 from edge_hand.edge.engines import tensorrt
 from edge_hand.edge.engines.tensorrt.driver import CudaError, Gpu
@@ -406,6 +409,20 @@ def test_an_address_in_use_is_told() -> None:
         (found,) = doctor.port(f"tcp://127.0.0.1:{number}")
         assert found.level == "warn" and "address already in use" in found.said and "--bind tcp" in found.mend
     assert doctor.port("tcp://127.0.0.1:*")[0].level == "ok"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:", ""])
+def test_a_port_for_metrics_that_is_in_use_is_told(host: str, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"{host}{taken.getsockname()[1]}"
+        config = put(tmp_path, {"c.toml": f'metrics = "{address}"\n'}) / "c.toml"
+        setup = setup_of(click.Context(cli.commands["doctor"], click.Context(cli)), config, None)
+        found = one(examine(setup, tmp_path, cache=tmp_path), "metrics")
+        assert found.level == "warn" and found.said == f"{address}: address already in use" and found.mend
+    assert one(doctor.metrics_port(address), "metrics").level == "ok"
+    assert doctor.metrics_port(None) == []
 
 
 def test_an_ipc_path_must_be_free_for_a_socket(tmp_path: Path) -> None:

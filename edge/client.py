@@ -14,6 +14,7 @@ from .keys import Keys, load_client, unlock
 
 KINDS = ("joints", "mesh", "cloud", "status", "topology")
 QUEUE = 256  # messages kept while the caller is busy
+CONNECT_MS = 3000  # then it is tried again; the kernel would ask a host that is off but once a minute
 
 
 class SubscribeError(ValueError):
@@ -114,6 +115,11 @@ class Subscription:
             self._socket.setsockopt(zmq.RCVHWM, QUEUE)
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
             self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_MS)
+            # A host that lost its power closes no connection. With HEARTBEAT_IVL libzmq aborts, where a queue is full.
+            for option in (zmq.TCP_KEEPALIVE, zmq.TCP_KEEPALIVE_IDLE, zmq.TCP_KEEPALIVE_INTVL):
+                self._socket.setsockopt(option, 1)  # yes; after a second; each second
+            self._socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
             self._socket.setsockopt(zmq.IPV6, int("[" in self._address))
             if self._keys is not None:
                 unlock(self._socket, self._keys)

@@ -3,7 +3,9 @@
 import { decode } from "@msgpack/msgpack";
 import { Subscriber } from "zeromq";
 
-const socket = new Subscriber({ linger: 0 });
+// A host that lost its power closes no connection: after a second of silence it is asked whether it is still there.
+const asked = { tcpKeepalive: 1, tcpKeepaliveIdle: 1, tcpKeepaliveInterval: 1, tcpKeepaliveCount: 3, connectTimeout: 3000 };
+const socket = new Subscriber({ linger: 0, ...asked });
 socket.connect(process.argv[2] ?? "tcp://127.0.0.1:5555");
 socket.subscribe("joints");
 

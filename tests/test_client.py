@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from edge_hand import subscribe
@@ -87,6 +88,18 @@ def test_after_a_long_absence_no_old_pose_comes_as_new() -> None:
         finally:
             live.set()
             thread.join()
+
+
+def test_a_host_that_vanished_without_a_word_is_noticed_within_seconds() -> None:
+    """The kernel asks whether the publisher is there (a timer of kind 2), soon after it said something last."""
+    with connected() as (publisher, messages):
+        publisher.publish(joints(1))
+        next(messages)
+        port = f"{int(publisher.address.rpartition(':')[2]):04X}"
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+        (timer,) = (line[5] for line in lines if line[2].endswith(f":{port}") and line[3] == "01")
+    kind, _, hundredths = timer.partition(":")
+    assert kind == "02" and int(hundredths, 16) <= 100
 
 
 def test_one_camera_is_not_another_whose_name_begins_the_same() -> None:

@@ -1,10 +1,11 @@
-"""The page of `edge-hand view` in a headless browser."""
+"""The page of `edge-hand view`: its files in Node, and all of it in a headless browser."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,49 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.edge.engines import Engine, open_engine
-from edge_hand.edge.view import served
+from edge_hand.edge.view import PAGE, served
+from edge_hand.edge.view_packet import Packets
 from test_view import daemon
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def in_node(folder: Path, script: str) -> list[str]:
+    """What a script beside the page's files prints."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    for path in PAGE.glob("*.js"):
+        shutil.copy(path, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+    (folder / "test.js").write_text(script)
+    done = subprocess.run(["node", "test.js"], cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_stream_that_falls_silent_without_closing_is_lost(tmp_path: Path) -> None:
+    packet = Packets().packet([], None, now_s=0.0).hex()
+    lines = in_node(
+        tmp_path,
+        """
+        import http from "node:http";
+        import { follow } from "./stream.js";
+        const [later, far] = [setTimeout, fetch];
+        globalThis.setTimeout = (what, ms) => later(what, ms / 4); // a quick clock
+        const server = http.createServer((_, answer) => {
+          let left = 15;
+          const send = () => left-- && answer.write(Buffer.from("PACKET", "hex")) && later(send, 25); // then silence
+          send();
+        });
+        server.listen(0, "127.0.0.1", () => {
+          const origin = `http://127.0.0.1:${server.address().port}`;
+          globalThis.fetch = (path, options) => far(origin + path, options);
+          later(() => process.exit(), 5000);
+          follow(() => console.log("packet"), () => console.log("lost") || process.exit());
+        });
+        """.replace("PACKET", packet),
+    )
+    assert lines == ["packet"] * 15 + ["lost"]
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,21 @@
 // The packets of the view, as edge/view_packet.py makes them: what is newest, again and again.
 
-// Calls show(packet) with each packet, lost() when the stream breaks; tries again for ever.
+const SILENT_MS = 1000; // packets come 30 a second
+
+// Calls show(packet) with each packet, lost() when the stream breaks or falls silent; tries again for ever.
 export async function follow(show, lost) {
   for (;;) {
+    const line = new AbortController();
+    let deadline;
+    const heard = () => {
+      clearTimeout(deadline);
+      deadline = setTimeout(() => line.abort(), SILENT_MS);
+    };
     try {
-      const answer = await fetch("/stream", { cache: "no-store" });
+      heard();
+      const answer = await fetch("/stream", { cache: "no-store", signal: line.signal });
       if (!answer.ok) throw new Error(answer.statusText);
-      await read(answer.body.getReader(), show);
+      await read(answer.body.getReader(), show, heard);
     } catch {
       // the server went away; below we say so and try again
     }
@@ -15,11 +24,12 @@ export async function follow(show, lost) {
   }
 }
 
-async function read(reader, show) {
+async function read(reader, show, heard) {
   let held = new Uint8Array(0);
   for (;;) {
     const { value, done } = await reader.read();
     if (done) return;
+    heard();
     const joined = new Uint8Array(held.length + value.length);
     joined.set(held);
     joined.set(value, held.length);

@@ -21,6 +21,34 @@ from test_view import daemon
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+# As much of a document as the page's files ask for.
+DOM = """
+class Element extends EventTarget {
+  constructor(name = "") {
+    super();
+    Object.assign(this, { name, children: [], style: {}, textContent: "" });
+  }
+  append(...parts) { for (const part of parts) this.children.push(Object.assign(part, { parent: this })); }
+  prepend(part) { this.children.unshift(part); }
+  replaceChildren(...parts) { this.children = parts; }
+  remove() { this.parent.children = this.parent.children.filter((one) => one !== this); }
+  getContext() { return graphics; }
+}
+const elements = {};
+let graphics = null;
+globalThis.window = new EventTarget();
+globalThis.requestAnimationFrame = () => {};
+globalThis.document = {
+  createElement: () => new Element(),
+  querySelector: (name) => (elements[name] ??= new Element(name)),
+  querySelectorAll: () => [],
+};
+const numbers = { frames: 1, dropped: 0, bad_frames: 0, fps: 90, latency_ms: 1, age_ms: 1 };
+const camera = (key) => ({ key, camera: key, here: true, state: "tracked", hands: [], stages_ms: {}, ...numbers });
+const packet = (...keys) => ({ cameras: keys.map(camera), events: [], silent: [] });
+"""
+
+
 def in_node(folder: Path, script: str) -> list[str]:
     """What a script beside the page's files prints."""
     if shutil.which("node") is None:
@@ -57,6 +85,63 @@ def test_a_stream_that_falls_silent_without_closing_is_lost(tmp_path: Path) -> N
         """.replace("PACKET", packet),
     )
     assert lines == ["packet"] * 15 + ["lost"]
+
+
+def test_the_panel_forgets_cameras_that_view_shows_no_more(tmp_path: Path) -> None:
+    lines = in_node(
+        tmp_path,
+        DOM
+        + """
+        const { Panel } = await import("./panel.js");
+        const panel = new Panel(document);
+        for (const keys of [["front", "side"], ["side"], ["front"]]) {
+          panel.show(packet(...keys));
+          console.log(elements["#cameras"].children.map((card) => card.children[0].textContent).join());
+        }
+        """,
+    )
+    assert lines == ["front,side", "side", "front"]
+
+
+# What view.js says, line by line, while a stream comes, breaks, and comes again for ever.
+NOTICES = """
+const bytes = new TextEncoder().encode(JSON.stringify(packet("front")));
+const body = new Uint8Array(8 + bytes.length);
+new DataView(body.buffer).setUint32(0, 4 + bytes.length, true);
+new DataView(body.buffer).setUint32(4, bytes.length, true);
+body.set(bytes, 8);
+globalThis.fetch = async () => new Response(body);
+const later = setTimeout;
+globalThis.setTimeout = (what, ms) => later(what, ms / 50);
+elements["#notice"] = { set textContent(text) { console.log(text); } };
+"""
+
+
+def test_a_browser_without_graphics_is_told_so_again_when_the_stream_is_back(tmp_path: Path) -> None:
+    lines = in_node(tmp_path, DOM + NOTICES + "await import('./view.js'); later(() => process.exit(), 200);")
+    blind = "this browser has no WebGL 2; the numbers on the right are there all the same"
+    assert lines[:4] == [blind, blind, "edge-hand view does not answer; trying again", blind]
+
+
+def test_a_browser_that_loses_its_graphics_says_so_and_begins_anew_when_they_are_back(tmp_path: Path) -> None:
+    lines = in_node(
+        tmp_path,
+        DOM
+        + NOTICES
+        + """
+        graphics = new Proxy({}, { get: () => () => ({}) });
+        globalThis.location = { reload: () => console.log("reloaded") || process.exit() };
+        const lost = new Event("webglcontextlost", { cancelable: true });
+        await import("./view.js");
+        later(() => console.log(elements["#scene"].dispatchEvent(lost) ? "never restored" : "to be restored"), 100);
+        later(() => elements["#scene"].dispatchEvent(new Event("webglcontextrestored")), 300);
+        later(() => process.exit(), 500);
+        """,
+    )
+    at = lines.index("to be restored")
+    assert set(lines[: at - 1]) == {"", "edge-hand view does not answer; trying again"}
+    assert lines[at - 1].startswith("the browser lost its graphics; reload") and lines[-1] == "reloaded"
+    assert set(lines[at + 1 : -1]) == {lines[at - 1], "edge-hand view does not answer; trying again"}
 
 
 @pytest.fixture(scope="module")

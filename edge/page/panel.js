@@ -22,6 +22,11 @@ export class Panel {
     this.names = names;
     this.link("live", "good");
     const list = this.page.querySelector("#cameras");
+    for (const [key, card] of this.cards) {
+      if (packet.cameras.some((c) => c.key === key)) continue;
+      card.remove(); // view shows other cameras now
+      this.cards.delete(key);
+    }
     for (const camera of packet.cameras) {
       if (!this.cards.has(camera.key)) {
         this.cards.set(camera.key, this.make("section", "card"));

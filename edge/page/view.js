@@ -14,13 +14,19 @@ const eyes = new Map(); // of each cell
 let packet = { cameras: [], silent: [] };
 let cells = [];
 let painter = null;
+let blind = ""; // why there is no picture
 let isDue = false;
 
 try {
   painter = new Painter(canvas);
 } catch (error) {
-  tell(`${error.message}; the numbers on the right are there all the same`);
+  goBlind(error.message);
 }
+canvas.addEventListener("webglcontextlost", (event) => {
+  event.preventDefault(); // only then is it restored
+  goBlind("the browser lost its graphics; reload the page if they do not come back");
+});
+canvas.addEventListener("webglcontextrestored", () => location.reload());
 
 follow(
   (newest) => {
@@ -29,7 +35,7 @@ follow(
     if (painter) painter.unit = packet.unit;
     for (const camera of packet.cameras) if (camera.scene) scenes.set(camera.key, camera.scene);
     panel.show(packet);
-    if (painter) tell(packet.cameras.length ? "" : waiting(packet.silent));
+    tell(blind || (packet.cameras.length ? "" : waiting(packet.silent)));
     draw();
   },
   () => {
@@ -43,6 +49,11 @@ follow(
 
 function waiting(silent) {
   return `waiting for ${silent.join(", ") || "a camera"}; is edge-hand run going there?`;
+}
+
+function goBlind(why) {
+  blind = `${why}; the numbers on the right are there all the same`;
+  tell(blind);
 }
 
 function tell(text) {

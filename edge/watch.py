@@ -76,7 +76,7 @@ def watch(
                     screen.status = new
                 if now - last > STALE_S and message is not None:  # an old hand is never shown as if it were there
                     state = screen.status.state if screen.status else "silent"
-                    screen.show(replace(message, hands=()), f"{state}: no frame for {now - last:.0f} s")
+                    screen.show(replace(message, hands=()), f"{state}: no frame for {now - last:.0f} s", count=0)
                 elif now - started > HINT_S and message is None and not hinted:
                     what = f"of {camera} at {address}" if camera else f"at {address}"
                     screen.say(f"nothing {what}{_why_silent(screen.status, others, keys)} (still waiting)")

@@ -345,6 +345,15 @@ def test_watch_never_keeps_showing_an_old_hand(
 ) -> None:
     monkeypatch.setattr(watch_module, "LINE_S", 0.0)
     monkeypatch.setattr(watch_module, "STALE_S", 0.3)
+    counted = 0
+    real_show = Screen.show
+
+    def show(screen: Screen, *given: Any, count: int = 1) -> None:
+        nonlocal counted
+        counted += count
+        real_show(screen, *given, count=count)
+
+    monkeypatch.setattr(Screen, "show", show)
     status = encode_status(
         HEADER, state="stalled", fps=0, frames=9, dropped=0, bad_frames=0, engine="e", model="m", uptime_s=1
     )
@@ -359,3 +368,4 @@ def test_watch_never_keeps_showing_an_old_hand(
         thread.join(5)
         assert not thread.is_alive()
     assert "#7" not in last and "no hand | stalled: no frame for" in last
+    assert counted == 60, "what is drawn while nothing comes counts as frames"

@@ -15,8 +15,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..hand.messages import WireError
-from .client import subscribe
+from .client import Subscription
 from .http_server import Handler, LocalServer, local_address
+from .keys import Keys, load_client
 from .view_board import Board
 from .view_packet import Packets
 
@@ -60,9 +61,10 @@ def served(
 def _fed(board: Board, address: str, name: str, keys: Path | None) -> Iterator[None]:
     """A thread that gives the board what is published at an address."""
     over = threading.Event()
-    subscribe(address, FEW, keys=keys).close()  # what is wrong with it is said here
+    client = None if keys is None else load_client(keys)  # once: the file may go
+    Subscription(address, FEW, latest=True, timeout_s=POLL_S, keys=client).close()  # what is wrong with it is said here
     board.expect(name)
-    thread = threading.Thread(target=_feed, args=(board, address, name, keys, over.is_set), name=name, daemon=True)
+    thread = threading.Thread(target=_feed, args=(board, address, name, client, over.is_set), name=name, daemon=True)
     thread.start()
     try:
         yield
@@ -71,11 +73,11 @@ def _fed(board: Board, address: str, name: str, keys: Path | None) -> Iterator[N
         thread.join()
 
 
-def _feed(board: Board, address: str, name: str, keys: Path | None, over: Callable[[], bool]) -> None:
+def _feed(board: Board, address: str, name: str, keys: Keys | None, over: Callable[[], bool]) -> None:
     complained = False
     while not over():
         looked_at = board.watched > 0
-        with subscribe(address, ALL if looked_at else FEW, timeout_s=POLL_S, keys=keys) as messages:
+        with Subscription(address, ALL if looked_at else FEW, latest=True, timeout_s=POLL_S, keys=keys) as messages:
             while not over() and (board.watched > 0) == looked_at:
                 try:
                     board.take(name, next(messages), time.monotonic())

@@ -223,6 +223,23 @@ def test_keys_are_for_daemons_and_not_for_a_recording_beside_them(engine: Engine
     assert body["cameras"][0]["address"] == "hand.mcap"
 
 
+def test_a_key_file_that_is_gone_stops_no_page_that_opens_later(tmp_path: Path) -> None:
+    folder, key = tmp_path / "keys", tmp_path / "me.key"
+    make_server(folder)
+    add_client(folder, "me", key)
+    with (
+        Publisher("tcp://127.0.0.1:*", keys=folder) as publisher,
+        served([publisher.address], port=0, keys=key) as server,
+    ):
+        key.unlink()
+        with urllib.request.urlopen(server.url + "stream", timeout=20):
+            end = time.monotonic() + 10
+            while not publisher.wants("mesh.front") and time.monotonic() < end:
+                publisher.poll_subscriptions()
+                time.sleep(0.01)
+        assert publisher.wants("mesh.front")
+
+
 @pytest.mark.parametrize("messages", [False, True])
 def test_a_recording_is_shown_with_or_without_messages_in_it(engine: Engine, tmp_path: Path, messages: bool) -> None:
     from edge_hand.edge.recorder import Recorder

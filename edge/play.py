@@ -21,8 +21,9 @@ class Player:
     """Plays one recording. Raises RecordingError and WireError for what cannot be played.
 
     Messages are published at their recorded distances, divided by speed. Unless keep_stamps, their times are moved so
-    that t_publish_ns is now; what lies between capture and publication stays, so that the age a subscriber sees is that
-    of the original. Numbers of frames go on from lap to lap. Status messages say that they are played.
+    that t_publish_ns is when they are due; what lies between capture and publication stays, so that the age a
+    subscriber sees is that of the original. Numbers of frames go on from lap to lap. Status messages say that they are
+    played.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Player:
         self._speed, self._keep = speed, keep_stamps
         self._status: list[bytes] | None = None  # the last one sent
         self._seq_offset, self._first_seq, self._last_seq = 0, -1, -1
+        self._wall_offset_ns = time.time_ns() - time.monotonic_ns()
 
     def run(self, stop: Callable[[], bool], loop: bool = False) -> None:
         """Until the end, or stop() says so; the last message says `stopping`, also where the file is damaged."""
@@ -58,7 +60,7 @@ class Player:
                 due_ns = begun_ns + round((message.t_ns - first_ns) / self._speed)
                 if not self._wait(due_ns, stop):
                     return
-                self._publish(message)
+                self._publish(message, due_ns)
             self.laps += 1
             if not loop:
                 return
@@ -75,7 +77,7 @@ class Player:
                 return True
             time.sleep(min(left_s, POLL_S))
 
-    def _publish(self, message: Published) -> None:
+    def _publish(self, message: Published, due_ns: int) -> None:
         decoded = decode(message.parts)
         body: dict[str, Any] = msgpack.unpackb(message.parts[1])
         if body["seq"] >= 0:
@@ -84,9 +86,10 @@ class Player:
             body["seq"] += self._seq_offset
         is_status = isinstance(decoded, StatusMessage)
         if is_status:
+            self._wall_offset_ns = time.time_ns() - time.monotonic_ns()  # as the daemon does
             body["message"] = one_line(f"{NOTE}: {body['message']}" if body["message"] else NOTE)
         if not self._keep:
-            body |= _moved(body, time.monotonic_ns())
+            body |= self._moved(body, due_ns)
         parts = [message.parts[0], msgpack.packb(body)]
         self._status = parts if is_status else self._status
         self._publisher.publish(parts)
@@ -100,12 +103,11 @@ class Player:
         if body["state"] != "stopping":
             body["state"] = "stopping"
             if not self._keep:
-                body |= _moved(body, time.monotonic_ns())
+                body |= self._moved(body, time.monotonic_ns())
             self._publisher.publish([self._status[0], msgpack.packb(body)])
 
-
-def _moved(body: dict[str, Any], now_ns: int) -> dict[str, int]:
-    """A message's times as if it were published now."""
-    captured_ns = now_ns - (body["t_publish_ns"] - body["t_capture_ns"])
-    unix_ns = captured_ns + time.time_ns() - time.monotonic_ns()
-    return {"t_capture_ns": captured_ns, "t_capture_unix_ns": unix_ns, "t_publish_ns": now_ns}
+    def _moved(self, body: dict[str, Any], now_ns: int) -> dict[str, int]:
+        """A message's times as if it were published then; those of one frame stay the same."""
+        captured_ns = now_ns - (body["t_publish_ns"] - body["t_capture_ns"])
+        unix_ns = captured_ns + self._wall_offset_ns
+        return {"t_capture_ns": captured_ns, "t_capture_unix_ns": unix_ns, "t_publish_ns": now_ns}

@@ -60,11 +60,17 @@ class Player:
                 due_ns = begun_ns + round((message.t_ns - first_ns) / self._speed)
                 if not self._wait(due_ns, stop):
                     return
-                self._publish(message, due_ns)
+                if not (loop and self._is_between_laps(message)):
+                    self._publish(message, due_ns)
             self.laps += 1
             if not loop:
                 return
             self._seq_offset += self._last_seq - self._first_seq + 1
+
+    def _is_between_laps(self, message: Published) -> bool:
+        """Whether it is a status of the daemon's end, or of its beginning in a later lap: what is played goes on."""
+        state = getattr(decode(message.parts), "state", "") if message.parts[0].startswith(b"status") else ""
+        return state == "stopping" or (state == "starting" and self.laps > 0)
 
     def _wait(self, due_ns: int, stop: Callable[[], bool]) -> bool:
         """Until a message is due; False if stop() says so before."""

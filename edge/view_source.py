@@ -96,10 +96,8 @@ class _WithClouds(Publisher):
         self._tracked: set[int] = set()
 
     def publish(self, parts: list[bytes]) -> bool:
-        """Hand over one message, and the cloud that belongs to it; from lap to lap the daemon does not stop."""
+        """Hand over one message, and the cloud that belongs to it."""
         kind = parts[0].partition(b".")[0]
-        if kind == b"status" and getattr(decode(parts), "state", "") == "stopping":
-            return True
         sent = super().publish(parts)
         if kind in (b"joints", b"mesh") and self.wants(f"cloud.{self._recording.camera}"):
             message = decode(parts)

@@ -152,6 +152,20 @@ def test_frame_numbers_go_on_from_lap_to_lap(path: Path) -> None:
     assert len(seqs) > COUNT and seqs == list(range(len(seqs)))
 
 
+def test_from_lap_to_lap_it_neither_stops_nor_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
+    with RecordingWriter(tmp_path / "a.mcap") as writer:
+        writer.write(DepthFrame("front", 0, BEGUN_NS, np.ones((32, 48), np.uint16), 0.001, lens))
+        for at, state in enumerate(("starting", "tracked", "stopping")):
+            writer.message(message("status", 0, state=state, message=""), BEGUN_NS + at * 1_000_000)
+    sent: list[list[bytes]] = []
+    with Recording(tmp_path / "a.mcap") as recording, publisher() as opened:
+        monkeypatch.setattr(opened, "publish", sent.append)
+        player = Player(recording, opened)
+        player.run(lambda: player.laps == 3, loop=True)
+    assert [getattr(decode(parts), "state", "") for parts in sent] == ["starting", *["tracked"] * 3, "stopping"]
+
+
 def test_a_recording_damaged_in_the_middle_ends_with_stopping_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,9 +190,14 @@ class Contents:
             if not chunk.times or chunk.times.keys() - self.channels.keys():
                 self.chunks[at] = self._counted(chunk)
 
-    def messages(self) -> Iterator[Message]:
-        """All of them in the order of the file; those of a channel that the file does not describe are left out."""
+    def messages(self, from_ns: int = 0) -> Iterator[Message]:
+        """All of them in the order of the file; those of a channel that the file does not describe are left out.
+
+        Chunks in which all is from before from_ns are passed over unread.
+        """
         for chunk in self.chunks:
+            if max(map(max, filter(None, chunk.times.values())), default=from_ns) < from_ns:
+                continue
             for number, sequence, log_ns, data in self._messages(chunk):
                 if number in self.channels:
                     yield Message(self.channels[number], sequence, log_ns, data)

@@ -237,9 +237,9 @@ class Recording:
             raise RecordingError(f"{self.path} has no frames" + ("" if self.whole else ": it was cut"))
         self.intrinsics = self._fields(first)[1]
 
-    def stored(self) -> Iterator[Message]:
-        """The frames as stored, for `decode_frame`."""
-        return (message for message in self._messages() if message.channel.topic == self._topic)
+    def stored(self, from_ns: int = 0) -> Iterator[Message]:
+        """The frames as stored, for `decode_frame`; chunks that end before from_ns are passed over unread."""
+        return (message for message in self._messages(from_ns) if message.channel.topic == self._topic)
 
     def published(self) -> Iterator[Published]:
         """The messages that were recorded with the frames, as bytes of the wire; none if only depth was."""
@@ -284,9 +284,9 @@ class Recording:
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError, msgpack.UnpackException) as error:
             raise RecordingError(f"{self.path}: a frame is damaged ({_reason(error)})") from error
 
-    def _messages(self) -> Iterator[Message]:
+    def _messages(self, from_ns: int = 0) -> Iterator[Message]:
         try:
-            yield from self._contents.messages()
+            yield from self._contents.messages(from_ns)
         except (McapError, OSError) as error:
             raise RecordingError(f"{self.path} is damaged ({_reason(error)})") from error
 

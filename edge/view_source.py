@@ -18,7 +18,7 @@ from .cloud import Clouds
 from .loop import Loop, topology
 from .model_card import ModelError
 from .publish import Publisher
-from .recording import Recording, RecordingError
+from .recording import CHUNK_NS, MAX_NS, Recording, RecordingError
 from .shell import say
 
 
@@ -90,9 +90,9 @@ class _WithClouds(Publisher):
     def __init__(self, address: str, recording: Recording) -> None:
         super().__init__(address, topology=topology())
         self._recording, self._clouds = recording, Clouds()
-        self._frames = iter(recording)
+        self._frames: Iterator[DepthFrame] = iter(())
         self._frame: DepthFrame | None = None  # the last one read
-        self._asked_ns = 0
+        self._asked_ns = MAX_NS
         self._tracked: set[int] = set()
 
     def publish(self, parts: list[bytes]) -> bool:
@@ -115,9 +115,9 @@ class _WithClouds(Publisher):
             super().publish(self._clouds.message_of(header, frame, meshes))
 
     def _frame_at(self, t_ns: int) -> DepthFrame | None:
-        """The frame captured then; frames are read forwards, and from the start again for an earlier one."""
-        if t_ns < self._asked_ns:
-            self._frames, self._frame = iter(self._recording), None
+        """The frame captured then; frames are read forwards, and from there anew for one before or far behind."""
+        if not self._asked_ns <= t_ns < self._asked_ns + CHUNK_NS:
+            self._frames, self._frame = map(self._recording.decode_frame, self._recording.stored(t_ns)), None
         self._asked_ns = t_ns
         with contextlib.suppress(StopIteration, RecordingError):  # the end; a damaged frame, behind which it goes on
             while self._frame is None or self._frame.t_ns < t_ns:

@@ -50,12 +50,12 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def damaged(file: Path, messages: bool) -> Path:
-    """Three frames 20 ms apart, each in a chunk of its own; the middle one is damaged."""
+def damaged(file: Path, messages: bool, step_ns: int = 20_000_000) -> Path:
+    """Three frames, each in a chunk of its own; the middle one is damaged."""
     lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
     with RecordingWriter(file) as writer:
         for seq in range(3):
-            t_ns = BEGUN_NS + seq * 20_000_000
+            t_ns = BEGUN_NS + seq * step_ns
             writer.write(DepthFrame("front", seq, t_ns, np.ones((32, 48), np.uint16), 0.001, lens))
             if messages:
                 writer.message(message("status", seq, state="tracked", message=""), t_ns)

@@ -25,7 +25,7 @@ from edge_hand.edge.keys import add_client, make_server
 from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.model_card import DEFAULT_MODEL
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.recording import RecordingError
+from edge_hand.edge.recording import Recording, RecordingError
 from edge_hand.edge.tracker import Tracker
 from edge_hand.edge.view import served
 from edge_hand.edge.view_board import FRESH_S, GONE_S, Board
@@ -43,7 +43,7 @@ from edge_hand.hand.wire import (
     encode_mesh,
     encode_status,
 )
-from test_play import damaged
+from test_play import BEGUN_NS, damaged
 
 ADDRESS = "tcp://127.0.0.1:5555"
 
@@ -286,14 +286,25 @@ def test_frames_that_a_recording_lacks_do_not_make_it_be_read_again() -> None:
         return DepthFrame("front", t_ns, t_ns, np.zeros((4, 4), np.uint16), 0.001, lens)
 
     class Gaps:
-        def __iter__(self) -> Iterator[DepthFrame]:
-            return map(decoded, [10, 20, 60, 70, 80])
+        decode_frame = staticmethod(decoded)
+
+        def stored(self, from_ns: int) -> list[int]:
+            return [10, 20, 60, 70, 80]
 
     source = _WithClouds("tcp://127.0.0.1:*", Gaps())  # type: ignore[arg-type]
     for lap in (1, 2):
         found = [source._frame_at(t_ns) for t_ns in range(10, 110, 10)]
         assert [frame and frame.t_ns for frame in found] == [10, 20, None, None, None, 60, None, 80, None, None]
         assert read == lap * [10, 20, 60, 70, 80]
+
+
+def test_a_page_that_opens_late_waits_for_nothing_that_lies_before(tmp_path: Path) -> None:
+    """What is damaged would end the reading."""
+    path, last_ns = damaged(tmp_path / "hand.mcap", messages=True, step_ns=10**9), BEGUN_NS + 2 * 10**9
+    with Recording(path) as recording:
+        opened_late, opened_again = (_WithClouds("tcp://127.0.0.1:*", recording) for _ in range(2))
+        found = [opened_late._frame_at(last_ns), opened_again._frame_at(BEGUN_NS), opened_again._frame_at(last_ns)]
+    assert [frame and frame.seq for frame in found] == [2, 0, 2]
 
 
 def test_only_pages_of_this_machine_may_read_it() -> None:

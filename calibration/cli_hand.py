@@ -16,6 +16,7 @@ from ..hand.whole import refusal, try_writing, write_json
 if TYPE_CHECKING:
     from .hand import HandResult
     from .observe import Sight
+    from .rig import Rig
 
 SOURCES = "A recording, a folder of depth pictures, or KIND:SERIAL for a camera; one a camera."
 WIDTH = 150  # of the line on the screen
@@ -28,6 +29,7 @@ def _options(command: Any) -> Any:
         (
             click.option("--source", "sources", multiple=True, help=SOURCES),
             click.option("--address", "addresses", multiple=True, help=ADDRESSES),
+            click.option("--mode", help="Of cameras that are a --source, WIDTHxHEIGHT@FPS."),
             click.option("--keys", type=Path, help="The client's keys, if the daemons run with --keys."),
             click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 300), help="At most."),
             click.option("--json", "json_path", type=Path, help="Also write the numbers here."),
@@ -43,8 +45,8 @@ def _options(command: Any) -> Any:
 @click.option("--picture", type=Path, help="Also draw the rig and the residuals into this PNG.")
 @click.option("--force", is_flag=True, help="Go on with a motion that will not do; the verdict is fail.")
 def hand(
-    sources: tuple[str, ...], addresses: tuple[str, ...], keys: Path | None, seconds: float, json_path: Path | None,
-    out: Path, picture: Path | None, force: bool,
+    sources: tuple[str, ...], addresses: tuple[str, ...], mode: str | None, keys: Path | None, seconds: float,
+    json_path: Path | None, out: Path, picture: Path | None, force: bool,
 ) -> None:  # fmt: skip
     """Calibrate with a moving hand and no board. The first camera is the reference.
 
@@ -58,7 +60,7 @@ def hand(
     from .rig import save_rig
 
     must_write(out, picture, json_path)
-    sights = _gather(sources, addresses, keys, seconds, live=True)
+    sights = _gather(sources, addresses, mode, keys, seconds)
     with _one_line():
         result = calibrate(out.stem, sights, force=force, say=say)
         save_rig(result.rig, out)
@@ -79,8 +81,8 @@ def hand(
 @_options
 @click.option("--rig", "rig_path", type=Path, required=True, help="The rig file to check.")
 def verify(
-    sources: tuple[str, ...], addresses: tuple[str, ...], keys: Path | None, seconds: float, json_path: Path | None,
-    rig_path: Path,
+    sources: tuple[str, ...], addresses: tuple[str, ...], mode: str | None, keys: Path | None, seconds: float,
+    json_path: Path | None, rig_path: Path,
 ) -> None:  # fmt: skip
     """Check a rig with new frames of a moving hand. Exit code 0 if it holds, 3 if not, 4 if they do not say.
 
@@ -95,7 +97,7 @@ def verify(
     must_write(json_path)
     with _one_line():
         rig = load_rig(rig_path)
-    sights = _gather(sources, addresses, keys, seconds, live=False)
+    sights = _gather(sources, addresses, mode, keys, seconds, rig)
     with _one_line():
         result = check(rig, sights)
         if json_path is not None:
@@ -149,18 +151,26 @@ def summary(result: HandResult) -> dict[str, Any]:
 
 
 def _gather(
-    sources: tuple[str, ...], addresses: tuple[str, ...], keys: Path | None, seconds: float, *, live: bool
-) -> list[Sight]:
-    """What all cameras saw. Raises CommandError."""
+    sources: tuple[str, ...], addresses: tuple[str, ...], mode: str | None, keys: Path | None, seconds: float,
+    rig: Rig | None = None,
+) -> list[Sight]:  # fmt: skip
+    """What all cameras saw: of a given rig's for all the time, else until it is enough. Raises CommandError, at once
+    for cameras that are not the rig's."""
     from .gate import lacks, measure
     from .gather import listen
+    from .look_at import look_at
     from .progress import line
+    from .verify import must_be_of
 
     if bool(sources) == bool(addresses) or len(sources) + len(addresses) < 2:
         raise CommandError("a rig needs two or more --source, or two or more --address")
+    if addresses and mode is not None:
+        raise CommandError("--mode is for a --source; at an --address it is what `edge-hand run --mode` says there")
     shown = [-10.0]
 
     def watch(sights: list[Sight]) -> bool:
+        if rig is not None:
+            must_be_of(rig, sights)
         motion, names = measure(sights), [sight.serial for sight in sights]
         elapsed_s = max(float(s.times_s[-1] - s.times_s[0]) for s in sights if len(s.times_s))
         terminal = sys.stderr.isatty()
@@ -168,12 +178,10 @@ def _gather(
             shown[0] = elapsed_s
             text = line(motion, names, elapsed_s)
             click.echo(f"\r{text[:WIDTH]:{WIDTH}s}" if terminal else text, err=True, nl=not terminal)
-        return live and elapsed_s >= 10 and not lacks(motion, names)
-
-    from .look_at import look_at
+        return rig is None and elapsed_s >= 10 and not lacks(motion, names)
 
     with _one_line():
-        found = listen(addresses, seconds, keys, watch) if addresses else look_at(sources, seconds, watch)
+        found = listen(addresses, seconds, keys, watch) if addresses else look_at(sources, seconds, watch, mode)
     if sys.stderr.isatty():
         click.echo(err=True)
     return found

@@ -19,20 +19,25 @@ from .sources import LIBREALSENSE
 SILENCE_S = 5.0  # without a frame, after which a camera counts as gone
 
 
-def open_source(text: str) -> tuple[Camera, bool]:
-    """A recording, a folder of depth pictures, or KIND:SERIAL; and whether it is live. Raises CameraError."""
+def open_source(text: str, mode: str | None = None) -> tuple[Camera, bool]:
+    """A recording, a folder of depth pictures, or KIND:SERIAL, a camera of this mode ("640x480@30"); and whether it is
+    live. Raises CameraError."""
     if Path(text).exists():
+        if mode is not None:
+            raise CameraError(f"--mode is for cameras; {text} has the size and the rate that it was recorded with")
         if Path(text).suffix in LIBREALSENSE:
             made = f"edge-hand record --camera replay --source {text} {Path(text).with_suffix('.mcap')}"
             raise CameraError(f"{text} is librealsense's; make a recording of ours of it first: {made}")
         return open_camera("replay", text, deterministic=True), False
     kind, mark, serial = text.partition(":")
     if mark:
-        return open_camera(kind, serial or None), True
+        return open_camera(kind, serial or None, mode=mode), True
     raise CameraError(f"{text} does not exist; a source is a recording, a folder of depth pictures or KIND:SERIAL")
 
 
-def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]], bool]) -> list[Sight]:
+def look_at(
+    sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]], bool], mode: str | None = None
+) -> list[Sight]:
     """Track all sources, a frame of each in turn: recordings up to so many seconds, cameras until watch says
     enough, or until Ctrl-C.
 
@@ -43,7 +48,7 @@ def look_at(sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]
     with ExitStack() as stack:
         cameras, live = [], False
         for text in sources:
-            camera, is_live = open_source(text)
+            camera, is_live = open_source(text, mode)
             cameras.append(stack.enter_context(camera))
             live = live or is_live
         different([camera.name for camera in cameras])

@@ -73,15 +73,20 @@ class Check(NamedTuple):
     moments: int
 
 
-def in_order(rig: Rig, sights: Sequence[Sight]) -> list[Sight]:
-    """The sights in the rig's order, through its lenses. Raises RigError for a camera that the rig does not know as it
-    is, ObserveError for one that is missing."""
+def must_be_of(rig: Rig, sights: Sequence[Sight]) -> None:
+    """Raise RigError for a camera that the rig does not know as it is, ObserveError for one that is missing."""
     for sight in sights:
         rig.check(sight.serial, sight.intrinsics)
-    known = {sight.serial: sight for sight in sights}
-    missing = [camera.serial for camera in rig.cameras if camera.serial not in known]
+    seen = {sight.serial for sight in sights}
+    missing = [camera.serial for camera in rig.cameras if camera.serial not in seen]
     if missing:
         raise ObserveError(f"rig {rig.name} has {', '.join(missing)} too: give a source of every camera")
+
+
+def in_order(rig: Rig, sights: Sequence[Sight]) -> list[Sight]:
+    """The sights in the rig's order, through its lenses. Raises what `must_be_of` does."""
+    must_be_of(rig, sights)
+    known = {sight.serial: sight for sight in sights}
     return [_refined(known[camera.serial], camera) for camera in rig.cameras]
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from edge_hand.calibration import look_at
+from edge_hand.calibration.cli import calibrate
 from edge_hand.calibration.observe import ObserveError, Sight
+from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras import CameraError
 from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.shell import CommandError
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 
@@ -62,3 +67,38 @@ def test_ctrl_c_ends_cameras_with_what_they_have_seen_and_recordings_without(tmp
     paths = [str(recorded(tmp_path / f"{name}.mcap", name, frames=30)) for name in "ab"]
     with pytest.raises(KeyboardInterrupt):
         look_at.look_at(paths, 20.0, stop)
+
+
+def test_cameras_run_in_the_mode_that_is_asked_for_and_recordings_refuse_it(tmp_path: Path) -> None:
+    sights = look_at.look_at(("synthetic:1", "synthetic:2"), 20.0, lambda _: True, "320x240@30")
+    assert [(sight.intrinsics.width, sight.intrinsics.height) for sight in sights] == [(320, 240)] * 2
+    path = recorded(tmp_path / "a.mcap", "a")
+    with pytest.raises(CameraError, match=r"^--mode is for cameras; .*a\.mcap has the size and the rate"):
+        look_at.open_source(str(path), "320x240@30")
+    run = f"hand --address a --address b --mode 320x240@30 --out {tmp_path}/rig.json"
+    assert str(CliRunner().invoke(calibrate, run).exception).startswith("--mode is for a --source; at an --address")
+
+
+def test_cameras_that_are_not_as_the_rig_has_them_are_refused_before_a_hand_moves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens, other = (Intrinsics(64 * n, 48 * n, 40.0 * n, 40.0 * n, 32.0 * n, 24.0 * n) for n in (1, 2))
+    cameras = tuple(RigCamera(name, "depth", lens, np.eye(4), 1e-8 * np.eye(6)) for name in "ab")
+    save_rig(Rig("cell", "", "test", cameras, (), Quality("hand")), tmp_path / "rig.json")
+    looked: list[str | None] = []
+
+    def refused(**seen: Intrinsics) -> str:
+        def look(_: object, __: float, watch: Callable[[list[Sight]], bool], mode: str | None) -> None:
+            looked.append(mode)
+            watch([Sight(n, "depth", k, np.zeros(1), np.full((1, 21, 3), np.nan)) for n, k in seen.items()])
+            pytest.fail("a hand was moved for nothing")
+
+        monkeypatch.setattr(look_at, "look_at", look)
+        asked = f"verify --rig {tmp_path}/rig.json --source s:1 --source s:2 --mode 9x9@30"
+        error = CliRunner().invoke(calibrate, asked).exception
+        assert isinstance(error, CommandError)
+        return str(error)
+
+    assert refused(a=lens, b=other) == "rig cell: camera b was calibrated at 64x48, it runs at 128x96"
+    assert refused(a=lens, c=lens) == "rig cell: no camera c; it has a, b"
+    assert looked == ["9x9@30"] * 2

@@ -32,7 +32,7 @@ class FuseLoop:
         begun_ns = self.totals.begun_ns
         self._header = Header(CAMERA, -1, begun_ns, time.time_ns(), begun_ns)
         self._state: StatusState = "starting"
-        self._told: tuple[str, frozenset[str], frozenset[str], frozenset[str]] | None = None
+        self._told: tuple[str, list[frozenset[str]]] | None = None
         self._status_ns = self._frame_ns = begun_ns
 
     def run(self, listener: Listener, stop: Callable[[], bool]) -> None:
@@ -84,9 +84,11 @@ class FuseLoop:
         self._state = "tracked" if "tracked" in states else "predicted" if states else "lost"
 
     def _heartbeat(self, state: StatusState, now_ns: int) -> None:
-        told = state, frozenset(self.views.silent(now_ns)), frozenset(self.views.unknown), frozenset(self.trouble)
+        views = self.views
+        cameras = views.silent(now_ns), views.unknown, views.unfit.values(), self.trouble
+        told = state, [frozenset(some) for some in cameras]
         new = told != self._told
-        if new and (self._told is None or told[1:] != self._told[1:]):
+        if new and (self._told is None or told[1] != self._told[1]):
             self.say(self._words(now_ns))
         if new or now_ns - self._status_ns > HEARTBEAT_NS:
             self._told = told

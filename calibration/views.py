@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
+from ..hand.camera import Intrinsics
 from ..hand.messages import CloudMessage, JointsMessage, Message
-from .rig import Rig
+from .rig import Rig, RigError
 from .sight import SAME_HOST_NS, Clock, Sighting, View
 
 LIVE_NS = 300_000_000  # a camera without a message for so long is silent
@@ -24,6 +25,7 @@ class Views:
         self.views = {camera.serial: View(i, camera) for i, camera in enumerate(rig.cameras)}
         self.clock: Clock = "monotonic"
         self.unknown: set[str] = set()  # cameras that the rig does not know
+        self.unfit: dict[str, str] = {}  # those that run other than the rig has them, and how
         self.late = 0  # frames that came after the step of their moment
         self._boot: dict[str, int] = {}
         self._came: dict[str, int] = {}  # when the last joints message of a camera came
@@ -33,11 +35,16 @@ class Views:
         self._last_ns: int | None = None
 
     def take(self, message: Message, now_ns: int) -> None:
-        """Add a message; those that are neither joints nor clouds are passed over."""
+        """Add a message; those that are neither joints nor clouds are passed over, and all of a camera that is unfit,
+        as its clouds' intrinsics tell."""
         if not isinstance(message, (JointsMessage, CloudMessage)):
             return
         if message.camera not in self.views:
             self.unknown.add(message.camera)
+            return
+        if isinstance(message, CloudMessage) and message.intrinsics is not None:
+            self._check(message.camera, message.intrinsics)
+        if message.camera in self.unfit:
             return
         if isinstance(message, CloudMessage):
             self._clouded[message.camera] = message.seq
@@ -74,8 +81,12 @@ class Views:
         """Which cameras are there, which are not, and which the rig does not know, in one line."""
         silent = self.silent(now_ns)
         text = f"{len(self.views) - len(silent)} of {len(self.views)} cameras"
-        gone = [f"{s} not heard yet" if ago is None else f"{s} silent for {ago:.1f} s" for s, ago in silent.items()]
-        text += ": " * bool(gone) + ", ".join(gone)
+        gone = [
+            f"{s} not heard yet" if ago is None else f"{s} silent for {ago:.1f} s"
+            for s, ago in silent.items()
+            if s not in self.unfit
+        ]
+        text += ": " * bool(gone) + ", ".join(gone) + "".join(f"; {why}" for why in self.unfit.values())
         return text + (f"; not in the rig file: {', '.join(sorted(self.unknown))}" if self.unknown else "")
 
     def due(self, now_ns: int) -> int | None:
@@ -99,6 +110,17 @@ class Views:
     def at(self, t_ns: int) -> list[Sighting]:
         """What all cameras say of a moment."""
         return [sighting for view in self.views.values() for sighting in view.at(t_ns)]
+
+    def _check(self, serial: str, intrinsics: Intrinsics) -> None:
+        """Leave a camera out, and what it has said, for as long as it runs other than the rig has it."""
+        try:
+            self.rig.check(serial, intrinsics)
+            self.unfit.pop(serial, None)
+        except RigError as error:
+            self.unfit[serial] = str(error)
+            self.views[serial] = View(self.views[serial].index, self.views[serial].camera, self.clock)
+            for said in (self._came, self._clouded, self._seq, self._new):
+                said.pop(serial, None)
 
     def _has_cloud(self, serial: str) -> bool:
         """Whether the depth points of the newest frame are there, of a camera that sends any."""

@@ -346,6 +346,30 @@ def test_depth_points_wait_for_their_joints_and_an_unknown_camera_is_noted():
     assert views.unknown == {"cam2"}
 
 
+def test_a_camera_that_runs_at_another_size_is_left_out_and_told_of_until_it_is_mended():
+    rig, views, wide = a_rig(2), Views(a_rig(2)), Intrinsics(848, 480, 424.0, 424.0, 423.5, 239.5)
+    own = rig.cameras[1].intrinsics
+
+    def cloud(seq: int, lens: Intrinsics) -> CloudMessage:
+        return CloudMessage("cam1", seq, told(rig, 1, seq).t_capture_ns, 0, 0, None, (), lens)
+
+    for k in range(2):
+        views.take(told(rig, k, 1), 0)
+    views.take(cloud(1, wide), 1)
+    views.take(told(rig, 1, 2), 2)
+    views.take(told(rig, 0, 2), 2)
+    t_ns = views.due(2)
+    assert t_ns is not None and {s.camera for s in views.at(t_ns)} == {0}, "and nobody waits for it"
+    why = f"rig {rig.name}: camera cam1 was calibrated at {own.width}x{own.height}, it runs at 848x480"
+    assert views.words(2) == f"1 of 2 cameras; {why}"
+    views.take(cloud(3, own), 3)
+    for k in range(2):
+        views.take(told(rig, k, 3), 3)
+    t_ns = views.due(3 + views.wait_ns)
+    assert views.words(3) == "2 of 2 cameras"
+    assert t_ns is not None and {s.camera for s in views.at(t_ns)} == {0, 1}
+
+
 def test_hosts_with_other_clocks_are_compared_by_the_wall_clock():
     rig, views = a_rig(2), Views(a_rig(2))
     views.take(told(rig, 0, 1), 0)

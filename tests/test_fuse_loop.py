@@ -25,7 +25,7 @@ from edge_hand.hand.kinematics import AVERAGE, pose_hand
 from edge_hand.hand.messages import JointsMessage, MeshMessage, Message, StatusMessage
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.template import template
-from edge_hand.hand.wire import Header, WireHand, decode, encode_joints
+from edge_hand.hand.wire import Header, WireHand, decode, encode_cloud, encode_joints
 
 LENS = Intrinsics(424, 240, 212.0, 212.0, 211.5, 119.5)
 WRIST = np.array([0.02, 0.03, 0.6, 0.0, np.pi, 0.0])
@@ -101,6 +101,20 @@ def test_without_any_camera_it_is_stalled():
         assert loop.totals.frames == 1
         loop.handle([], time.monotonic_ns() + 2_000_000_000)
     assert said[-1].startswith("0 of 2 cameras")
+
+
+def test_a_daemon_at_another_size_is_told_of_even_before_its_joints_were_heard():
+    said: list[str] = []
+    wide = Intrinsics(848, 480, 424.0, 424.0, 423.5, 239.5)
+    with Publisher("tcp://127.0.0.1:*") as publisher:
+        loop = FuseLoop(a_rig(), publisher, say=said.append)
+        loop.handle([heard(a_rig(), 0, 0)], time.monotonic_ns())
+        cloud = decode(encode_cloud(Header("cam1", 0, 0, 0, 0), None, (), wide))
+        loop.handle([Heard(time.monotonic_ns(), cloud)], time.monotonic_ns())
+    assert said == [
+        "1 of 2 cameras: cam1 not heard yet",
+        "1 of 2 cameras; rig cell: camera cam1 was calibrated at 424x240, it runs at 848x480",
+    ]
 
 
 def test_a_listener_hears_several_daemons():

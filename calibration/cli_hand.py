@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,9 +62,11 @@ def hand(
 
     must_write(out, picture, json_path)
     sights = _gather(sources, addresses, mode, keys, seconds)
+    ended = time.monotonic()
     with _one_line():
         result = calibrate(out.stem, sights, force=force, say=say)
         save_rig(result.rig, out)
+        took_s = time.monotonic() - ended
         if picture is not None:
             from .draw_hand import draw_hand
 
@@ -72,7 +75,7 @@ def hand(
             write_json(json_path, summary(result))
     for line in report(result):
         click.echo(line)
-    click.echo(f"{out} is written")
+    click.echo(f"{out} is written, {took_s:.1f} s after the motion")
     if result.rig.quality.verdict == "fail":
         raise SystemExit(3)
 

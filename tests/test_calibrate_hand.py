@@ -225,10 +225,13 @@ def test_the_exit_code_is_the_verdict_s_and_the_file_is_written_either_way(
     rig = replace(found.rig, quality=replace(found.rig.quality, verdict=verdict))  # type: ignore[arg-type]
     found = found._replace(rig=rig)
     monkeypatch.setattr("edge_hand.calibration.cli_hand._gather", lambda *_, **__: [])
-    monkeypatch.setattr("edge_hand.calibration.hand.calibrate", lambda *_, **__: found)
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("edge_hand.calibration.hand.calibrate", lambda *_, **__: now.append(now.pop() + 21.5) or found)
     out = tmp_path / "rig.json"
     run = CliRunner().invoke(command, ["hand", "--source", "a", "--source", "b", "--out", str(out)])
-    assert run.exit_code == code and f"{out} is written" in run.output and load_rig(out).quality.verdict == verdict
+    assert run.exit_code == code and f"{out} is written, 21.5 s after the motion\n" in run.output
+    assert load_rig(out).quality.verdict == verdict
 
 
 def test_a_still_hand_is_noticed() -> None:

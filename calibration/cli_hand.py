@@ -184,7 +184,9 @@ def _gather(
         return rig is None and elapsed_s >= 10 and not lacks(motion, names)
 
     with _one_line():
-        found = listen(addresses, seconds, keys, watch) if addresses else look_at(sources, seconds, watch, mode)
+        found = (
+            listen(addresses, seconds, keys, watch) if addresses else look_at(sources, seconds, watch, mode, click.echo)
+        )
     if sys.stderr.isatty():
         click.echo(err=True)
     return found

@@ -36,15 +36,20 @@ def open_source(text: str, mode: str | None = None) -> tuple[Camera, bool]:
 
 
 def look_at(
-    sources: Sequence[str], seconds: float, watch: Callable[[list[Sight]], bool], mode: str | None = None
+    sources: Sequence[str],
+    seconds: float,
+    watch: Callable[[list[Sight]], bool],
+    mode: str | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> list[Sight]:
     """Track all sources, a frame of each in turn: recordings up to so many seconds, cameras until watch says
     enough, or until Ctrl-C.
 
     Recordings of several hosts are compared by their wall clocks, as `fuse` compares the hosts' daemons.
-    watch is called about twice a second of the frames' own time. Raises CameraError for a camera that gives no frames.
+    watch is called about twice a second of the frames' own time; say hears which engine it is. Raises CameraError for a
+    camera that gives no frames.
     """
-    engine = open_engine()
+    engine = open_engine(say=say)  # where it is a plan to build, minutes before a camera is open
     with ExitStack() as stack:
         cameras, live = [], False
         for text in sources:

@@ -70,7 +70,7 @@ def bench(
             Source(camera, source, mode), engine=engine, model=model, threads=threads, frames=frames,
             seconds=60 * minutes if minutes else AT_RATE_S, flat_out=flat_out is not False,
             at_rate=flat_out is not True, startup=startup, tune=tune, peer=peer,
-            arithmetic=open_arithmetic(say, wait=True) if fast else PLAIN,
+            arithmetic=open_arithmetic(say, wait=True) if fast else PLAIN, say=click.echo,
         )  # fmt: skip
     click.echo(table(result))
     write_result(result, json_path)

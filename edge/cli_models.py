@@ -45,13 +45,13 @@ def evaluate(
         from .person import Person
 
         shape = Person.load(person).shape if person else None
-        opened = open_engine(engine, model, threads)
+        opened = open_engine(engine, model, threads, say=click.echo)
         result = evaluate_recording(source, opened, out=out, track=track, every=every, limit=n, shape=shape)
         click.echo(recording_table(result))
     else:
         trainer = need_trainer("evaluate")
         try:
-            result = trainer.evaluate(data, trainer.Model(model, engine, threads), n, out=out, **labelled)
+            result = trainer.evaluate(data, trainer.Model(model, engine, threads, click.echo), n, out=out, **labelled)
         except trainer.EvaluateError as error:
             raise CommandError(str(error)) from None
         click.echo(trainer.table(result))

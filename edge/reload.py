@@ -38,7 +38,7 @@ def open_lasting_engine(
     failed, by the one that runs anywhere. Raises ModelError."""
     engine = open_engine(kind, model, threads, say=say, tune=tune, refit=refit, at_once=at_once)
     again = ANYWHERE if kind == "auto" else kind
-    openers = [lambda: open_engine(again, model, threads, refit=refit)]
+    openers = [lambda: open_engine(again, model, threads, say=say, refit=refit)]
     if isinstance(engine, SwapEngine):
         engine.openers = openers
         return engine

@@ -62,8 +62,8 @@ def _tracked(
     from .finder import open_finder
     from .tracker import Tracker
 
-    tracker = Tracker(open_engine(engine, model, threads, at_once=True), open_finder(threads=threads))
     camera = stack.enter_context(open_camera("replay", source, loop=True))
+    tracker = Tracker(open_engine(engine, model, threads, say=say, at_once=True), open_finder(threads=threads))
     return Loop(camera, tracker, stack.enter_context(Publisher(address, topology=topology()))).run
 
 

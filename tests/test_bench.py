@@ -29,7 +29,7 @@ from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import cli
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.loop import Loop, topology
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.swap import SwapEngine
 from edge_hand.edge.tracker import Tracker
@@ -37,6 +37,7 @@ from edge_hand.hand.frames import DepthFrame
 
 MODE = "320x240@60"
 FLOAT = MODELS / "dgn-nano.onnx"
+DEMO = str(MODELS.parent / "demo" / "hand.mcap")
 
 
 @pytest.fixture(scope="module")
@@ -364,3 +365,26 @@ def test_a_new_user_s_bench_writes_all_there_is(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["b.json", "b.svg"]
     again = subprocess.run([*command[:4], "merge", "b.json"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0 and again.stdout.count("\n") == 3
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("edge_hand.edge.engines", ["eval", "--source", DEMO]),
+        ("edge_hand.trainer.evaluate", ["eval", "--data", "synthetic:test", "--n", "1"]),
+        ("edge_hand.edge.bench.measure", ["bench", "--camera", "replay", "--source", DEMO]),
+        ("edge_hand.calibration.look_at", ["calibrate", "hand", "--source", DEMO, "--source", DEMO, "--out", "r.json"]),
+    ],
+)
+def test_what_waits_for_a_plan_says_how_its_build_goes(
+    module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(*_: Any, say: Any, **__: Any) -> None:
+        say("tensorrt: Building, 1 of 2")
+        raise ModelError("tensorrt: no plan")
+
+    if "trainer" in module:
+        pytest.importorskip("torch", reason="the trainer's packages are not installed")
+    monkeypatch.setattr(f"{module}.open_engine", opened)
+    run = CliRunner().invoke(cli, arguments)
+    assert str(run.exception) == "tensorrt: no plan" and "tensorrt: Building, 1 of 2\n" in run.output

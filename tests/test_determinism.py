@@ -35,7 +35,7 @@ WITH_GPU = """
 import sys, time
 from edge_hand.edge import cli
 from edge_hand.edge.engines import onnxruntime, tensorrt
-def open_engine(model, card, threads):
+def open_engine(model, card, threads, **_):
     time.sleep(0.2)
     engine = onnxruntime.OnnxRuntimeEngine(model, card, 1)
     engine.name = "stand-in"

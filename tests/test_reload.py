@@ -110,7 +110,7 @@ def test_a_model_file_that_was_replaced_by_a_good_one_is_taken(model: Path, fram
 def test_a_gpu_is_given_the_float_form_of_a_model_in_a_cpu_s_8_bits(
     model: Path, frames: list[DepthFrame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt, "open_engine", lambda model, card, threads: open_engine("onnxruntime", model))
+    monkeypatch.setattr(tensorrt, "open_engine", lambda model, card, threads, **_: open_engine("onnxruntime", model))
     daemon = Daemon(engine="tensorrt")
     assert daemon.engine.card == load_card(FLOAT)
     assert daemon.reload() == "nothing to change"

@@ -110,7 +110,7 @@ from edge_hand.edge.model_card import DEFAULT_MODEL, load_card
 from edge_hand.edge.probe import crops
 from edge_hand.edge.swap import SwapEngine
 began = threading.Event()
-def proven(model, card, threads):
+def proven(model, card, threads, **_):
     engine, image = onnxruntime.OnnxRuntimeEngine(model, card, 1), crops(64, 1)[0]
     began.set()
     end_s = time.monotonic() + 0.4
@@ -291,7 +291,9 @@ def test_auto_says_in_one_line_what_it_passed_over() -> None:
         said: list[str] = []
         engine = open_engine("auto", say=said.append)
         assert said == [f"engine: {choice.explain(engine.name)}"] and engine.name.startswith("onnxruntime ")
-    assert Choice("tensorrt", FLOAT, ()).explain("tensorrt 10.3") == "tensorrt 10.3"
+    assert Choice("tensorrt", FLOAT, ()).explain("onnxruntime 1.31.1, 1 thread") == (
+        "tensorrt: dgn-nano.onnx is being built or loaded; onnxruntime 1.31.1, 1 thread until then"
+    )
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -305,14 +307,18 @@ def test_auto_serves_on_the_cpu_until_the_better_engine_is_ready_or_waits_for_it
             shutil.copy(file, tmp_path / file.name)
     release = threading.Event()
 
-    def fake_open(model: Path, card: Any, threads: int) -> Any:
+    def fake_open(model: Path, card: Any, threads: int, *, refit: bool, say: Any) -> Any:
+        say("tensorrt: Building, 1 of 2")
         release.wait(10 if at_once else 0.1)
         return open_engine("onnxruntime", model)
 
     monkeypatch.setattr(tensorrt, "unavailable", lambda: "")
     monkeypatch.setattr(tensorrt, "open_engine", fake_open)
-    engine: Any = open_engine("auto", tmp_path / DEFAULT_MODEL.name, at_once=at_once)
+    said = list[str]()
+    engine: Any = open_engine("auto", tmp_path / DEFAULT_MODEL.name, at_once=at_once, say=said.append)
+    assert said[0].startswith("engine: tensorrt: dgn-nano.onnx is being built or loaded; onnxruntime ")
     if not at_once:
+        assert said[1] == "tensorrt: Building, 1 of 2" and said[2].startswith("engine: dgn-nano on ")
         assert not isinstance(engine, SwapEngine) and engine.card.precision == "fp32"
         return
     engine.run(crops(64)[0])

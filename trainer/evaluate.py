@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -35,11 +36,13 @@ class EvaluateError(Exception):
 
 
 class Model(NamedTuple):
-    """What to evaluate: an .onnx file with its card, opened with an engine, or the .pt checkpoint of a run."""
+    """What to evaluate: an .onnx file with its card, opened with an engine, or the .pt checkpoint of a run; say hears
+    which engine it became."""
 
     path: Path
     engine: str = "auto"
     threads: int = 1
+    say: Callable[[str], None] | None = None
 
     def open(self) -> Engine:
         """Raises ModelError, and EvaluateError for a checkpoint that cannot be read."""
@@ -51,7 +54,7 @@ class Model(NamedTuple):
                 return TorchEngine(self.path, self.threads)
             except TrainError as error:
                 raise EvaluateError(str(error)) from None
-        return open_engine(self.engine, self.path, self.threads, net=None)
+        return open_engine(self.engine, self.path, self.threads, net=None, say=self.say)
 
 
 class Guess(NamedTuple):

@@ -139,10 +139,11 @@ def bench(
     tune: bool = True,
     peer: Peer | None = None,
     arithmetic: Arithmetic = PLAIN,
+    say: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure flat out and at the sensor's rate, whichever is asked for; the first of them fills the result's own
     fields, the other is `at_rate`. seconds is for how long at the sensor's rate. Raises BenchError, or what camera and
-    engine do; a fresh daemon that does not start is told as `startup_failed`.
+    engine do; a fresh daemon that does not start is told as `startup_failed`. say hears what the engine has to say.
 
     capture is the time from the frame's stamp to its pick-up, total from the stamp to after the last send. Frames come
     from memory, but for a live camera at its own rate.
@@ -155,7 +156,7 @@ def bench(
         held = take_in(camera, (frames or FRAMES) + WARM_UP if endless or frames else None)
     if len(held) <= WARM_UP:
         raise too_few(len(held))
-    opened = ready(open_engine(engine, model, threads, tune=tune, at_once=True))
+    opened = ready(open_engine(engine, model, threads, say=say, tune=tune, at_once=True))
     finder = open_finder(threads=threads, tune=tune and engine == "auto")
     ready(getattr(finder, "engine", opened))
 

@@ -2,8 +2,9 @@
 
 A backend `<kind>.py` has `open_engine(model: Path, card: ModelCard, threads: int) -> Engine`; its SDK is imported
 inside it. One that `auto` may prefer also has `unavailable() -> str`, why this machine cannot run it, and
-`suited(model: Path) -> Path`, which file of a network it runs. One for CPUs, which `..tune` tries, has `unavailable`,
-`version() -> str` and `choices(threads: int) -> list[dict]`, the further options of its open_engine.
+`suited(model: Path) -> Path`, which file of a network it runs; its open_engine takes refit and say too. One for CPUs,
+which `..tune` tries, has `unavailable`, `version() -> str` and `choices(threads: int) -> list[dict]`, the further
+options of its open_engine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import pkgutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -59,7 +61,9 @@ class Choice(NamedTuple):
     passed_over: tuple[str, ...]
 
     def explain(self, name: str) -> str:
-        """One line; name is the engine's."""
+        """One line; name is that of the engine which serves first."""
+        if self.kind != ANYWHERE:
+            name = f"{self.kind}: {self.model.name} is being built or loaded; {name} until then"
         return "; ".join([*self.passed_over, name])
 
 
@@ -87,17 +91,17 @@ def open_engine(
     auto is onnxruntime, which runs anywhere; where there is a better one, it is built and proven first, and one engine
     serves from the first frame to the last. With at_once a `swap.SwapEngine` serves with onnxruntime until then. With
     tune, for those that run for long, a machine without a GPU may change to what its self-tuning found (`..tune`).
-    say hears in one line what was chosen and why, and later of changes, from whatever thread. threads 0 leaves their
-    number to the tuning, else it is 1. net is the kind of network that the caller can use, None any. refit asks for an
-    engine that takes other weights without being built anew, where there is one: its `retrained(model)` gives it, or
-    None.
+    say hears in one line what was chosen and why, and later how a build goes and of changes, from whatever thread.
+    threads 0 leaves their number to the tuning, else it is 1. net is the kind of network that the caller can use, None
+    any. refit asks for an engine that takes other weights without being built anew, where there is one: its
+    `retrained(model)` gives it, or None.
     """
     check_engine(kind, model, net)
+    say = say or (lambda line: _log.info("%s", line))
     if kind != "auto":
-        return _checked(_open(kind, model, threads, refit), model)
+        return _checked(_open(kind, model, threads, refit, say), model)
     chosen = Choice(ANYWHERE, model, ()) if net == "finder" else choose(model)  # a finder stays on the CPU
     first = _checked(_open(ANYWHERE, model, threads), model)
-    say = say or (lambda line: _log.info("%s", line))
     if chosen.kind == ANYWHERE and tune:
         return _tuned(chosen, threads, first, say)
     say(f"engine: {chosen.explain(first.name)}")
@@ -107,8 +111,8 @@ def open_engine(
 
     serving = SwapEngine(first, say)
     file = chosen.model
-    better, plain = (lambda: _open(chosen.kind, file, threads, refit)), (lambda: _open(ANYWHERE, file, threads))
-    serving.offer(better, plain, SWAP_LIMIT_MM)
+    better = partial(_open, chosen.kind, file, threads, refit, say)
+    serving.offer(better, lambda: _open(ANYWHERE, file, threads), SWAP_LIMIT_MM)
     if at_once:
         return serving
     serving.wait(threading.TIMEOUT_MAX)
@@ -182,8 +186,10 @@ def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], Non
     return serving
 
 
-def _open(kind: str, model: Path, threads: int, refit: bool = False) -> Engine:
-    options = {"refit": True} if refit and kind in PREFERRED else {}
+def _open(
+    kind: str, model: Path, threads: int, refit: bool = False, say: Callable[[str], None] | None = None
+) -> Engine:
+    options = {"refit": refit, "say": say} if kind in PREFERRED else {}
     backend = importlib.import_module("." + kind, __name__)
     if kind in PREFERRED and model.stem.endswith("-int8") and "-tensorrt-" not in model.stem:
         model = backend.suited(model)  # 8 bits as a CPU takes them

@@ -17,7 +17,7 @@ from .build import Job, version
 from .driver import CudaError, Gpu, probe
 from .engine import PlanRefused, TensorRtEngine
 from .memory import CudaMemory, no_pycuda
-from .plan import PlanKey, get_plan
+from .plan import PlanKey, Say, get_plan
 from .structure import structure
 
 LEAST, BELOW = (10, 3), (12, 0)
@@ -57,8 +57,10 @@ def unavailable() -> str:
     return ""
 
 
-def open_engine(model: Path, card: ModelCard, threads: int, *, refit: bool = False) -> TensorRtEngine:
-    """The model as a running plan, checked against ONNX Runtime. Raises ModelError.
+def open_engine(
+    model: Path, card: ModelCard, threads: int, *, refit: bool = False, say: Say | None = None
+) -> TensorRtEngine:
+    """The model as a running plan, checked against ONNX Runtime; say hears how its build goes. Raises ModelError.
 
     refit makes a plan whose weights can be replaced, which NVIDIA says is slower; not so in 8 bits.
     """
@@ -72,23 +74,25 @@ def open_engine(model: Path, card: ModelCard, threads: int, *, refit: bool = Fal
     job = Job(precision=card.precision, refit=refit)
     key = plan_key(trt, gpu, card, job)
     memory = CudaMemory(gpu.unified)
-    engine = from_cache(trt, model, card, key, job, memory)
+    engine = from_cache(trt, model, card, key, job, memory, say or (lambda line: _log.info("%s", line)))
     if engine.refittable:
         engine.structure = structure(model.read_bytes())
     check(engine, model, card, threads)
     return engine
 
 
-def from_cache(trt: Any, model: Path, card: ModelCard, key: PlanKey, job: Job, memory: Any) -> TensorRtEngine:
+def from_cache(
+    trt: Any, model: Path, card: ModelCard, key: PlanKey, job: Job, memory: Any, say: Say = lambda line: None
+) -> TensorRtEngine:
     """The kept plan if TensorRT takes it, else a new one in its place. Raises ModelError."""
-    plan = get_plan(model, key, job, say=_tell)
+    plan = get_plan(model, key, job, say=say)
     try:
         return TensorRtEngine(trt, plan.data, card, memory, plan.note)
     except PlanRefused as error:
         if not plan.kept:
             raise
         _log.warning("%s; building it again", error)
-    plan = get_plan(model, key, job, say=_tell, refused=plan.data)
+    plan = get_plan(model, key, job, say=say, refused=plan.data)
     return TensorRtEngine(trt, plan.data, card, memory, plan.note)
 
 
@@ -142,7 +146,3 @@ def _import() -> Any:
     if not LEAST <= version(trt) < BELOW:
         raise ModelError(f"tensorrt: version {trt.__version__}; this edge-hand needs 10.3 or newer, below 12")
     return trt
-
-
-def _tell(line: str) -> None:
-    _log.info("%s", line)

@@ -2,7 +2,8 @@
 
     STORE/0001/adapted-1.onnx, .json         a version: its models, each with its card,
                adapted-1-int8.onnx, .json    where it comes from and the hashes of all files (version.json),
-               gate.json, version.json       and the report of the gate that let it in
+               gate.json, version.json       and the report of the gate that let it in;
+               adapted-1-tensorrt-fp16.onnx  where the network before had that form
     STORE/current.json                       {"use": 2, "before": [0, 1], "proven": [1]}; 0 is the network that ships
 
 Versions are written under another name and renamed, the pointer is replaced whole: a power cut leaves the old state or
@@ -27,6 +28,7 @@ from .home import home
 from .model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
 
 FORMAT = 1
+FORMS = {"fp32": "", "fp16": "-tensorrt-fp16"}  # how a version's file in a precision is found, else by the precision
 SHIPPED = 0  # the number of the network that ships
 REMEMBERED = 50  # steps back at most
 
@@ -287,7 +289,7 @@ def _pointer(store: Path) -> Pointer:
 def _copy(model: Path, folder: Path, number: int) -> str:
     """Copy a model and its card under the version's name; the name."""
     card = load_card(model)
-    name = f"adapted-{number}" + ("" if card.precision == "fp32" else f"-{card.precision}")
+    name = f"adapted-{number}{FORMS.get(card.precision, f'-{card.precision}')}"
     copy = folder / f"{name}.onnx"
     if copy.exists():
         raise StoreError(f"{model}: a second model in {card.precision}")

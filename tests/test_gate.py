@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +17,14 @@ pytest.importorskip("numba", reason="the gate needs the trainer's packages")
 
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.engines import open_engine
+from edge_hand.edge.engines import open_engine, tensorrt
 from edge_hand.edge.model_card import MODELS
 from edge_hand.edge.model_store import versions
 from edge_hand.edge.recording import Recording, RecordingWriter
+from edge_hand.exporters import onnx as exporter
+from edge_hand.exporters import tensorrt as tensorrt_export
 from edge_hand.exporters.onnx import export
+from edge_hand.exporters.tensorrt import export_tensorrt
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.se3 import transform
 from edge_hand.trainer.adapt import gate
@@ -282,6 +286,28 @@ def test_an_accepted_network_is_exported_kept_and_in_use_and_a_refused_one_leave
     report, version = accept(WEIGHTS, worse, [path], store=store, part=(0.4, 1.0), check=False)
     assert report.accepted and version is not None and versions(store) == [version]
     assert version.made_from == "hand.mcap" and version.report["accepted"] and version.model.name == "adapted-1.onnx"
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_network_on_a_gpu_keeps_its_16_bits_when_it_is_adapted(
+    has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exported(_: Path, out: Path) -> None:  # the shipped network
+        shutil.copy(FLOAT, out)
+        shutil.copy(FLOAT.with_suffix(".json"), out.with_suffix(".json"))
+
+    monkeypatch.setattr(exporter, "export", exported)
+    monkeypatch.setattr(tensorrt_export, "PROBES", 1)
+    monkeypatch.setattr(gate, "judge", lambda *_, **__: gate.GateReport(True, (), {}))
+    monkeypatch.setattr(gate, "put_in_use", lambda *_: None)
+    exported(WEIGHTS, plain := tmp_path / "plain.onnx")
+    if has_it:
+        export_tensorrt(plain, "fp16")
+    version = accept(WEIGHTS, plain, [], store=tmp_path / "models")[1]
+    assert version is not None and version.model.name == "adapted-1.onnx"
+    half = tensorrt.suited(version.model)
+    assert half.name == ("adapted-1-tensorrt-fp16.onnx" if has_it else "adapted-1.onnx")
+    assert tensorrt._form(version.model, "fp16" if has_it else "fp32") == half, "what a refit looks for"
 
 
 @pytest.mark.slow

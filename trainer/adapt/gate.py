@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...edge.engines import Engine, open_engine
+from ...edge.engines.tensorrt import suited
 from ...edge.finder import open_finder
 from ...edge.health import Health
-from ...edge.model_card import load_card
+from ...edge.model_card import ModelError, load_card
 from ...edge.model_store import Version, add, current, default_store, number_of
 from ...edge.model_use import put_in_use
 from ...edge.refit import Refit
@@ -184,13 +185,14 @@ def accept(
 ) -> tuple[GateReport, Version | None]:
     """Export a checkpoint in floats, and in the precision of what serves, each compared with torch; judge the latter
     against what serves; keep both in the store and put them in use, in running daemons too, if they are better, else
-    change nothing.
+    change nothing. Where what serves has TensorRT's 16-bit form beside it, the new one gets it too.
 
     What serves is the store's version in use, if there is one, else old, or the int8 model beside it. options are
     `judge`'s. The card takes over how far the old network's confidence could be believed. Raises ExportError,
     TrainError, ModelError, StoreError.
     """
     from ...exporters.onnx import export
+    from ...exporters.tensorrt import export_tensorrt
 
     store = store or default_store()
     now, quick = current(store), old.with_name(f"{old.stem}-int8.onnx")
@@ -207,6 +209,8 @@ def accept(
             export(checkpoint, models[0], None, precision)
         for model in models:
             replace(load_card(model), confidence=card.confidence).write(model)
+        if _has_half(old):
+            models.append(export_tensorrt(plain, "fp16"))
         report = judge(old, models[0], recordings, rig, say=say, **options)
         if not report.accepted:
             return report, None
@@ -215,6 +219,14 @@ def accept(
         version = add(store, models, made_from, report.as_json(), report.baseline, over)
     put_in_use(store, version.number, say)
     return report, version
+
+
+def _has_half(model: Path) -> bool:
+    """Whether a GPU would be given its 16-bit form."""
+    try:
+        return load_card(suited(model)).precision == "fp16"
+    except ModelError:
+        return False
 
 
 class _Rows:

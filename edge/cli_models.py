@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from .cli_options import engine_options, eval_options, json_option, model_note, train_options
-from .model_card import find_model
+from .model_card import ModelCard, find_model
 from .shell import CommandError, make_folders, need_trainer, write_result
 
 
@@ -88,7 +88,7 @@ def train(
 
 @click.command()
 @click.option("--checkpoint", type=Path, help="last.pt of a training run.")
-@click.option("--model", type=find_model, metavar="NAME|FILE", help="A float model, to make TensorRT's form of.")
+@click.option("--model", type=find_model, metavar="NAME|FILE", help="A float model, to make another form of.")
 @click.option("--out", type=Path, help="The .onnx to write, its card goes beside it; or a .pt. For TensorRT a folder.")
 @click.option(
     "--target",
@@ -97,24 +97,38 @@ def train(
     show_default=True,
     help="The engine that is to run it.",
 )
-@click.option("--precision", default=None, help="fp32 (default), int8; for TensorRT fp16 (default), int8.")
+@click.option(
+    "--precision",
+    default=None,
+    help="fp32 (default), int8; for TensorRT fp16 (default), int8: in fp32 it takes the float model as it is.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="RECORDING",
+    help="With --model and int8: take the scales from the hands in a recording, not from rendered ones.",
+)
 @click.option("--metrics", type=Path, help="JSON of `edge-hand eval` to keep in the card.")
 def export(
     checkpoint: Path | None, model: Path | None, out: Path | None, target: str, precision: str | None,
-    metrics: Path | None,
+    calibration: Path | None, metrics: Path | None,
 ) -> None:  # fmt: skip
-    """Write a trained network as ONNX with its card, if it agrees with torch; or its weights alone, to train on.
+    """Write a trained network as ONNX with its card, if it agrees with torch; or its weights alone, to train on; or
+    another form of a float model, if it agrees with that.
 
     \b
     edge-hand export --checkpoint runs/dgn/last.pt --out dgn.onnx
     edge-hand export --checkpoint runs/dgn/last.pt --out dgn.pt     # weights alone, for edge-hand train --init
     edge-hand export --model dgn-nano --target tensorrt --precision fp16
+    edge-hand export --model dgn.onnx --precision int8 --out dgn-int8.onnx --calibration hand.mcap
     """
-    if target == "tensorrt":
-        _export_tensorrt(checkpoint, model, out, precision or "fp16")
+    if calibration and (model is None or precision != "int8"):
+        raise click.UsageError("--calibration is for 8 bits: give --model, a float .onnx, and --precision int8")
+    if model or target == "tensorrt":
+        _export_form(checkpoint, model, out, target, precision, calibration, metrics)
         return
-    if checkpoint is None or out is None or model is not None:
-        raise click.UsageError("give --checkpoint RUN/last.pt --out FILE, or --model NAME --target tensorrt")
+    if checkpoint is None or out is None:
+        raise click.UsageError("give --checkpoint RUN/last.pt --out FILE, or --model NAME")
     need_trainer("train")
     from ..exporters.onnx import ExportError
     from ..exporters.onnx import export as write
@@ -131,21 +145,42 @@ def export(
         card = write(checkpoint, out, json.loads(metrics.read_text()) if metrics else None, precision or "fp32")
     except (ExportError, TrainError, OSError, ValueError) as error:
         raise CommandError(str(error)) from None
-    mean_mm, max_mm = card.parity["mean_mm"], card.parity["max_mm"]
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {mean_mm:.3f} mm from torch, at most {max_mm:.2f}")
+    _tell(out, card, "torch")
 
 
-def _export_tensorrt(checkpoint: Path | None, model: Path | None, out: Path | None, precision: str) -> None:
-    """TensorRT's form of a float model, in the model's folder or in that of --out."""
-    if model is None or checkpoint is not None:
-        raise click.UsageError("--target tensorrt: give --model, the float .onnx that `export --checkpoint` wrote")
+def _export_form(
+    checkpoint: Path | None, model: Path | None, out: Path | None, target: str, precision: str | None,
+    calibration: Path | None, metrics: Path | None,
+) -> None:  # fmt: skip
+    """Another form of a float model: TensorRT's in the model's folder or in that of --out, or 8 bits for CPUs."""
+    if model is None or checkpoint is not None or metrics is not None:
+        raise click.UsageError(
+            "another form of a network: give --model, the float .onnx that `export --checkpoint` wrote, without "
+            "--checkpoint and --metrics"
+        )
+    if target == "onnxruntime" and (precision != "int8" or out is None):
+        raise click.UsageError("--model: give --precision int8 --out FILE, or --target tensorrt")
     need_trainer("train")
     from ..exporters.onnx import ExportError
+    from ..exporters.onnxruntime import export_int8
     from ..exporters.tensorrt import export_tensorrt
 
-    make_folders(out)
     try:
-        written = export_tensorrt(model, precision, out)
+        if target == "tensorrt":
+            make_folders(out)
+            written = export_tensorrt(model, precision or "fp16", out, calibration)
+            click.echo(
+                f"{written}: {written.stat().st_size / 1e6:.1f} MB; the device builds its plan from it when it starts"
+            )
+            return
+        assert out is not None
+        make_folders(out.parent)
+        card = export_int8(model, out, calibration)
     except ExportError as error:
         raise CommandError(str(error)) from None
-    click.echo(f"{written}: {written.stat().st_size / 1e6:.1f} MB; the device builds its plan from it when it starts")
+    _tell(out, card, model.name)
+
+
+def _tell(out: Path, card: ModelCard, what: str) -> None:
+    mean_mm, max_mm = card.parity["mean_mm"], card.parity["max_mm"]
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {mean_mm:.3f} mm from {what}, at most {max_mm:.2f}")

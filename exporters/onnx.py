@@ -27,6 +27,7 @@ from ..trainer.checkpoint import TrainConfig, load_net, prior, share_without, wi
 from ..trainer.losses import metres
 from ..trainer.nets import NETS, net_module, output_of
 from ..trainer.synth.samples import CUBE_M, Generator, Sample
+from .calibration import rendered
 from .quantize import QuantizeError, quantize
 
 OPSET = 17
@@ -71,7 +72,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
         outputs = to_onnx(deployed, "image", image, module.OUTPUTS, temporary)
         if precision == "int8":
             try:
-                quantize(temporary, temporary)
+                quantize(temporary, temporary, rendered())
             except QuantizeError as error:
                 raise ExportError(str(error)) from None
         else:

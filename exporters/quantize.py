@@ -7,18 +7,14 @@ What is first, last or places points stays in 32 bits: coordinates do not surviv
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from ..trainer.synth.samples import Generator
-
-CALIBRATION_CROPS = 256
 QUANTIZED = {"Conv", "Relu", "MaxPool"}  # with additions and resizing too it was slower
 # Modules of `trainer/nets/dgn.py`. The mesh head counts most: in floats, 1.3 mm from torch where it was 1.9 (1,000 test
 # crops) in the same time. Calibration by percentile or entropy and on other numbers of crops changed 0.1 mm at most.
@@ -40,9 +36,9 @@ class Inputs(CalibrationDataReader):  # type: ignore[misc]
         return None if array is None else {self._name: array}
 
 
-def quantize(model: Path, out: Path) -> None:
-    """Write the 8-bit form of a float Dual Grid Net. Raises QuantizeError."""
-    quantize_where(model, out, "image", _crops(), _is_quantized)
+def quantize(model: Path, out: Path, images: Iterable[Any]) -> None:
+    """Write the 8-bit form of a float Dual Grid Net; its scales come from the images. Raises QuantizeError."""
+    quantize_where(model, out, "image", images, _is_quantized)
 
 
 def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wanted: Callable[[str], bool]) -> None:
@@ -73,13 +69,6 @@ def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wan
     finally:
         logger.setLevel(level)
         plain.unlink(missing_ok=True)
-
-
-def _crops() -> Iterator[Any]:
-    """Crops of the validation stream."""
-    generator = Generator("val", seed=2)
-    for i in range(CALIBRATION_CROPS):
-        yield np.ascontiguousarray(generator.sample(i).image[None, None])
 
 
 def _is_quantized(node: str) -> bool:

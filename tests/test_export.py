@@ -17,8 +17,8 @@ from edge_hand.edge.engines import open_engine
 from edge_hand.edge.model_card import ModelCard, load_card, sha256
 from edge_hand.edge.reading import predict
 from edge_hand.edge.shell import CommandError
+from edge_hand.exporters import calibration
 from edge_hand.exporters import onnx as exporter
-from edge_hand.exporters import quantize as quantizer
 from edge_hand.exporters.onnx import LIMITS_MM, Deployed, ExportError, export
 from edge_hand.hand.frames import HandCrop
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, build_net, load_net
@@ -57,7 +57,7 @@ def test_an_export_agrees_with_torch(exported: tuple[Path, ModelCard], checkpoin
 def test_an_8_bit_export_computes_in_integers_and_stays_near_torch(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantizer, "CALIBRATION_CROPS", 16)
+    monkeypatch.setattr(calibration, "CROPS", 16)
     out = tmp_path / "tiny8.onnx"
     card = export(checkpoint, out, precision="int8")
     assert card.precision == "int8" and card.parity["mean_mm"] < LIMITS_MM["int8"] and load_card(out) == card
@@ -71,7 +71,7 @@ def test_an_8_bit_export_computes_in_integers_and_stays_near_torch(
 def test_8_bits_that_cannot_be_had_are_one_line_and_leave_nothing_behind(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quantizer, "CALIBRATION_CROPS", 0)
+    monkeypatch.setattr(calibration, "CROPS", 0)
     with pytest.raises(ExportError, match=r": 8 bits need crops to take the scales from, and there are none$"):
         export(checkpoint, tmp_path / "x.onnx", precision="int8")
     assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from edge_hand.edge.engines.tensorrt.plan import run_build
 from edge_hand.edge.engines.tensorrt.structure import structure
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
 from edge_hand.edge.probe import compare, crops
+from edge_hand.exporters import calibration, parity
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import tensorrt as target
 from edge_hand.exporters.fp16 import Fp16Error, to_half, trunk, widen
@@ -159,10 +160,10 @@ def test_a_network_without_convolutions_keeps_its_floats() -> None:
 def test_an_export_has_a_card_and_a_parity(
     precision: str, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(target, "PROBES", 6)
+    monkeypatch.setattr(parity, "PROBES", 6)
     monkeypatch.setattr(target, "SENSITIVE_PROBES", 2)
     monkeypatch.setattr(target, "SENSITIVE_MM", 9.0)
-    monkeypatch.setattr(target, "CALIBRATION_CROPS", 8)
+    monkeypatch.setattr(calibration, "CROPS", 8)
     monkeypatch.setitem(target.LIMITS_MM, "int8", 9.0)
     out = export_tensorrt(model, precision)
     card, source = load_card(out), load_card(model)
@@ -177,7 +178,7 @@ def test_an_export_has_a_card_and_a_parity(
 def test_a_mismatch_is_refused_and_leaves_nothing_behind(
     model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(target, "PROBES", 3)
+    monkeypatch.setattr(parity, "PROBES", 3)
     monkeypatch.setitem(target.LIMITS_MM, "fp16", 1e-6)
     with pytest.raises(ExportError) as caught:
         export_tensorrt(model, "fp16")
@@ -188,7 +189,7 @@ def test_a_mismatch_is_refused_and_leaves_nothing_behind(
 def test_bad_orders_are_one_line(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"^--target tensorrt --precision fp32: possible are fp16, int8; "):
         export_tensorrt(model, "fp32")
-    with pytest.raises(ExportError, match=r"dgn-nano-int8\.onnx: it is in int8; TensorRT's is made from "):
+    with pytest.raises(ExportError, match=r"dgn-nano-int8\.onnx: it is in int8; give the fp32 one, which "):
         export_tensorrt(DEFAULT_MODEL, "fp16", tmp_path)
     with pytest.raises(ModelError, match="no such file"):
         export_tensorrt(tmp_path / "none.onnx", "fp16")

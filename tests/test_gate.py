@@ -22,7 +22,7 @@ from edge_hand.edge.model_card import MODELS
 from edge_hand.edge.model_store import versions
 from edge_hand.edge.recording import Recording, RecordingWriter
 from edge_hand.exporters import onnx as exporter
-from edge_hand.exporters import tensorrt as tensorrt_export
+from edge_hand.exporters import parity
 from edge_hand.exporters.onnx import export
 from edge_hand.exporters.tensorrt import export_tensorrt
 from edge_hand.hand.frames import DepthFrame
@@ -297,7 +297,7 @@ def test_a_network_on_a_gpu_keeps_its_16_bits_when_it_is_adapted(
         shutil.copy(FLOAT.with_suffix(".json"), out.with_suffix(".json"))
 
     monkeypatch.setattr(exporter, "export", exported)
-    monkeypatch.setattr(tensorrt_export, "PROBES", 1)
+    monkeypatch.setattr(parity, "PROBES", 1)
     monkeypatch.setattr(gate, "judge", lambda *_, **__: gate.GateReport(True, (), {}))
     monkeypatch.setattr(gate, "put_in_use", lambda *_: None)
     exported(WEIGHTS, plain := tmp_path / "plain.onnx")

@@ -35,6 +35,7 @@ OBJECTS = {
     "_context": "IExecutionContext",
     "_runtime": "Runtime",
 }
+RETURNED = {"get_error": "ParserError"}  # whose methods those of what a method gives are
 OWN = {"card", "close", "plan", "run", "name", "structure"}  # of TensorRtEngine, which is called engine too
 
 
@@ -55,7 +56,16 @@ def uses(source: str, file: str) -> Iterator[Use]:
     }
     called = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            for base in [ast.unparse(b).removeprefix("trt.") for b in node.bases if ast.unparse(b).startswith("trt.")]:
+                for method in [m for m in node.body if isinstance(m, ast.FunctionDef) and not m.name.startswith("__")]:
+                    as_called = ast.Call(ast.Name(method.name), list[ast.expr](map(_name, method.args.args[1:])), [])
+                    yield Use(f"{file}:{method.lineno}", base, method.name, as_called, False)
         if not isinstance(node, ast.Attribute):
+            continue
+        if isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute):
+            if owner := RETURNED.get(node.value.func.attr):
+                yield Use(f"{file}:{node.lineno}", owner, node.attr, called.get(id(node)), False)
             continue
         chain = ast.unparse(node).split(".")
         where, call, guarded = f"{file}:{node.lineno}", called.get(id(node)), chain[-1] in guards
@@ -72,6 +82,10 @@ def uses(source: str, file: str) -> Iterator[Use]:
                     yield Use(where, owner, chain[-1], call, guarded)
 
 
+def _name(argument: ast.arg) -> ast.Name:
+    return ast.Name(argument.arg)
+
+
 @functools.cache
 def every_use() -> list[Use]:
     return [use for file in sorted(CODE.glob("[!m]*.py")) for use in uses(file.read_text(), file.name)]
@@ -79,23 +93,31 @@ def every_use() -> list[Use]:
 
 def wrong(use: Use, surface: dict[str, Any], versions: tuple[str, ...]) -> str:
     """What is wrong with a use in one of the versions; empty if nothing is."""
-    if not use.owner or use.owner == "ILogger" or use.owner == "ILogger.Severity":
-        top = use.owner.split(".")[0] or use.name
-        found = [surface[kind][top] for kind in ("classes", "enums", "functions", "constants") if top in surface[kind]]
-        return _missing(use, found[0]["in"], versions) if found else f"{use.where}: trt.{top} is unknown"
+    if not use.owner:
+        kinds = ("classes", "enums", "functions", "constants")
+        found = [surface[kind][use.name] for kind in kinds if use.name in surface[kind]]
+        if not found:
+            return f"{use.where}: trt.{use.name} is unknown"
+        signatures = found[0].get("init") or found[0].get("sigs") or []
+        return _missing(use, found[0]["in"], versions) or _miscalled(use, signatures)
+    if use.owner == "ILogger.Severity":
+        return _missing(use, surface["classes"]["ILogger"]["constants"].get(use.name, {"in": []})["in"], versions)
     if use.owner in surface["enums"]:
         members = surface["enums"][use.owner]["members"]
         return _missing(use, members.get(use.name, []), versions)
     thing = surface["classes"][use.owner]
     method, value = thing["methods"].get(use.name), thing["properties"].get(use.name)
     present = method["in"] if method else value["in"] if isinstance(value, dict) else value or []
-    gone = _missing(use, present, versions)
-    if gone or use.call is None or not method or not method["sigs"]:
-        return gone
-    given = len(use.call.args), {keyword.arg for keyword in use.call.keywords}
-    if any(_fits(signature, *given) for signature in method["sigs"]):
+    return _missing(use, present, versions) or _miscalled(use, method["sigs"] if method else [])
+
+
+def _miscalled(use: Use, signatures: list[str]) -> str:
+    if use.call is None or not signatures:
         return ""
-    return f"{use.where}: {use.owner}.{use.name} is not called so: {method['sigs'][0]}"
+    given = len(use.call.args), {keyword.arg for keyword in use.call.keywords}
+    if any(_fits(signature, *given) for signature in signatures):
+        return ""
+    return f"{use.where}: {use.owner or 'trt'}.{use.name} is not called so: {signatures[0]}"
 
 
 def _missing(use: Use, present: list[str], versions: tuple[str, ...]) -> str:
@@ -104,7 +126,7 @@ def _missing(use: Use, present: list[str], versions: tuple[str, ...]) -> str:
 
 
 def _fits(signature: str, positional: int, keywords: set[str | None]) -> bool:
-    match = re.match(r"\w+\((.*)\) ->", signature)
+    match = re.match(r"\w+\((.*)\)( ->|$)", signature)
     parts = [part.strip() for part in re.sub(r"\[[^\]]*\]", "", match[1] if match else "").split(",") if part.strip()]
     parts = [part for part in parts if not part.startswith("self")]
     names = [part.split(":")[0] for part in parts]
@@ -134,6 +156,21 @@ def test_the_code_uses_what_every_supported_version_has(surface: dict[str, Any])
         ("self._context.execute_async_v3(stream=0)", "is not called so: execute_async_v3"),
         ("self._context.set_tensor_address('x')", "is not called so: set_tensor_address"),
         ("trt.Nonsense", "trt.Nonsense is unknown"),
+        ("trt.Builder(1, 2, 3)", "trt.Builder is not called so: __init__"),
+        ("trt.Runtime()", "trt.Runtime is not called so: __init__"),
+        ("trt.OnnxParser(network)", "trt.OnnxParser is not called so: __init__"),
+        ("trt.nptype()", "trt.nptype is not called so: nptype"),
+        ("trt.ILogger.Severity.NONSENSE", "ILogger.Severity.NONSENSE is missing in"),
+        ("parser.get_error(0).nonsense()", "ParserError.nonsense is missing in"),
+        ("parser.get_error(0).desc(1)", "ParserError.desc is not called so: desc"),
+        (
+            "class M(trt.IProgressMonitor):\n def phase_begin(self, a): ...",
+            "IProgressMonitor.phase_begin is missing",
+        ),
+        (
+            "class M(trt.ILogger):\n def log(self, severity): ...",
+            "ILogger.log is not called so: log(",
+        ),
     ],
 )
 def test_the_check_sees_what_a_version_lacks(line: str, why: str, surface: dict[str, Any]) -> None:

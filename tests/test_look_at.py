@@ -88,7 +88,7 @@ def test_cameras_that_are_not_as_the_rig_has_them_are_refused_before_a_hand_move
     looked: list[str | None] = []
 
     def refused(**seen: Intrinsics) -> str:
-        def look(_: object, __: float, watch: Callable[[list[Sight]], bool], mode: str | None) -> None:
+        def look(_: object, __: float, watch: Callable[[list[Sight]], bool], mode: str | None, ___: object) -> None:
             looked.append(mode)
             watch([Sight(n, "depth", k, np.zeros(1), np.full((1, 21, 3), np.nan)) for n, k in seen.items()])
             pytest.fail("a hand was moved for nothing")

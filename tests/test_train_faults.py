@@ -17,8 +17,11 @@ from typing import Any
 import pytest
 import torch
 from edge_hand.trainer import train as training
+from edge_hand.trainer.batches import drawn
 from edge_hand.trainer.checkpoint import CHECKPOINT_VERSION, build_net, load_checkpoint, save
 from edge_hand.trainer.parallel import Group
+from edge_hand.trainer.synth.room_crops import RoomCrops
+from edge_hand.trainer.synth.samples import Generator
 from edge_hand.trainer.train import Log, TrainConfig, TrainError, load_net, train
 
 TINY = TrainConfig(width=8, samples=8, batch=4, warmup=4, coarse=4, bf16=False)
@@ -45,25 +48,44 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- a loss that is no number
 
 
-@pytest.mark.parametrize(("coarse", "bad"), [(4, "the refit nan"), (100, "loss nan, gradient nan")])
+@pytest.mark.parametrize(
+    ("changes", "which", "bad"),
+    [
+        ({"coarse": 4}, "rendered 12 to 15", "the refit nan"),
+        ({"coarse": 100, "room_share": 0.25}, "rendered 9 to 11, rooms 3 to 3", "loss nan, gradient nan"),
+    ],
+)
 def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(
-    trained: Path, tmp_path: Path, coarse: int, bad: str
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], which: str, bad: str
 ) -> None:
     """A rate of 1e30 overflows in the first step after the good checkpoint; the next step's loss is no number."""
+    asked: list[str] = []
+    for name, drawer in (("rendered", Generator), ("rooms", RoomCrops)):
+
+        def told(self: Any, first: int, n: int, name: str = name, draw: Any = drawer.batch) -> Any:
+            asked.append(f"{name} {first} to {first + n - 1}")
+            return draw(self, first, n)
+
+        monkeypatch.setattr(drawer, "batch", told)
     state = load_checkpoint(trained)
     for optimizer in state["optimizers"]:
         for settings in optimizer["param_groups"]:
             settings["peak"] = 1e30
     path = tmp_path / "last.pt"
-    torch.save(state | {"config": state["config"] | {"samples": 40, "coarse": coarse}}, path)
+    torch.save(state | {"config": state["config"] | {"samples": 40, **changes}}, path)
     before = path.read_bytes()
     said = refusal(replace(TINY, samples=40), tmp_path, resume=True)
-    pattern = (
-        r"training samples 12 to 15 of seed 0 give (.*): stopped before it reached the weights; last.pt is as it was"
-    )
+    pattern = r"step 3 of seed 0 \((.*)\) gives (.*): stopped before it reached the weights; last.pt is as it was"
     found = re.fullmatch(pattern, said)
-    assert found and bad in found[1], said
+    assert found and found[1] == which and bad in found[2], said
+    assert which == ", ".join(asked[-len(which.split(", ")) :])
     assert path.read_bytes() == before
+
+
+def test_the_samples_of_all_processes_and_of_every_kind_are_named() -> None:
+    config = replace(TINY, seed=5, batch=16, room_share=0.25, real="nyu:/", real_share=0.125)
+    named = "step 3 of seed 5 (rendered 30 to 39, rooms 12 to 15, real 6 to 7)"
+    assert drawn(config, Group(1, 2), 48) == named
 
 
 def test_weights_that_are_no_numbers_are_never_written(trained: Path, tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ def batches(
 ) -> Endless[Labels, None, None]:
     """This process's share of every batch from sample `seen` on, without end: of n processes the r-th has the r-th n-th
     of the indices, so that together they see what one alone would. Crops of rooms and real frames come last."""
-    n, in_rooms = real_count(config, group) if real else 0, room_count(config, group)
-    image_px, lone = net_module(config.net).IMAGE_PX, config.batch // group.size - n - in_rooms
+    lone, in_rooms, n = sample_counts(config, group)
+    image_px = net_module(config.net).IMAGE_PX
     rooms = RoomCrops("train", config.seed, config.left_share, image_px=image_px) if in_rooms else None
     with closing(rendered(config, group, seen // config.batch, workers, lone)) as source:
         for step, labels in enumerate(source, seen // config.batch):
@@ -31,6 +31,20 @@ def batches(
             if rooms:
                 labels = together(labels, to_labels(rooms.batch(at * in_rooms, in_rooms), group.device))
             yield joined(labels, real.batch(at * n, n)) if real else labels
+
+
+def sample_counts(config: TrainConfig, group: Group) -> tuple[int, int, int]:
+    """How many of a process's samples of a batch are lone hands, crops of rooms and real frames."""
+    n, in_rooms = real_count(config, group) if config.real else 0, room_count(config, group)
+    return config.batch // group.size - n - in_rooms, in_rooms, n
+
+
+def drawn(config: TrainConfig, group: Group, seen: int) -> str:
+    """What the batch of all processes after `seen` is made of: its step, its seed, which samples of each kind."""
+    step, counts = seen // config.batch, sample_counts(config, group)
+    each = {kind: n * group.size for kind, n in zip(("rendered", "rooms", "real"), counts, strict=True) if n}
+    which = ", ".join(f"{kind} {step * n} to {(step + 1) * n - 1}" for kind, n in each.items())
+    return f"step {step} of seed {config.seed} ({which})"
 
 
 def room_count(config: TrainConfig, group: Group) -> int:

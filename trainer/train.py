@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..hand.whole import refusal
 from . import parallel
-from .batches import batches, room_count, sample_options, to_labels
+from .batches import batches, drawn, room_count, sample_options, to_labels
 from .checkpoint import (
     CHECKPOINT_VERSION,
     TrainConfig,
@@ -203,7 +203,7 @@ def step(run: Run, labels: Labels, group: Group, *, stop: bool = False) -> tuple
     try:
         terms: dict[str, Tensor] = run.criterion(output, labels, run.seen >= config.coarse)
     except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of vertices that are no numbers
-        raise TrainError(not_finite({"the refit": math.nan}, config, run.seen)) from None
+        raise TrainError(not_finite({"the refit": math.nan}, drawn(config, group, run.seen))) from None
     if run.teacher:
         terms["teacher"] = config.teacher_weight * distance_to_teacher(run.teacher, image, output, labels)
         terms["loss"] = terms["loss"] + terms["teacher"]
@@ -216,7 +216,7 @@ def step(run: Run, labels: Labels, group: Group, *, stop: bool = False) -> tuple
     *values, stopping, norm_ = [*told.tolist(), float(norm)]
     means = dict(zip(terms, values, strict=True))
     if not all(math.isfinite(value) for value in (*values, norm_)):
-        raise TrainError(not_finite({**means, "gradient": norm_}, config, run.seen))
+        raise TrainError(not_finite({**means, "gradient": norm_}, drawn(config, group, run.seen)))
     for optimizer in run.optimizers:
         optimizer.step()
     done = run.seen / config.batch
@@ -334,10 +334,10 @@ def progress(seen: int, samples: int, per_s: float, means: dict[str, float]) -> 
     return f"{seen:>9,} / {samples:,} samples  {per_s:4.0f}/s  {left_min:4.0f} min left  {terms}"
 
 
-def not_finite(values: dict[str, float], config: TrainConfig, seen: int) -> str:
+def not_finite(values: dict[str, float], which: str) -> str:
+    """The line for a loss that is no number; which says of which samples."""
     bad = ", ".join(f"{name} {value}" for name, value in values.items() if not math.isfinite(value))
-    which = f"training samples {seen} to {seen + config.batch - 1} of seed {config.seed}"
-    return f"{which} give {bad}: stopped before it reached the weights; last.pt is as it was"
+    return f"{which} gives {bad}: stopped before it reached the weights; last.pt is as it was"
 
 
 def unsaved(path: Path, problem: OSError) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from edge_hand.edge.finder import CUBE_M, PICTURE, THRESHOLD, Maps, network_input, open_finder, proposals
 from edge_hand.exporters import finder as exporter
 from edge_hand.exporters.onnx import ExportError
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandRoi
+from edge_hand.trainer import train_finder
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError
 from edge_hand.trainer.nets.finder import Criterion, FinderNet, Output, Targets, targets
 from edge_hand.trainer.optimizers import build_optimizers
@@ -21,6 +25,7 @@ from edge_hand.trainer.synth.lone_hands import LoneHands
 from edge_hand.trainer.synth.pictures import Hands, depth_m, hands_of, open_shards, record, render_shards, vary
 from edge_hand.trainer.train_finder import load_finder, matches, score, step, train
 from numpy.typing import NDArray
+from test_train_faults import no_file_beyond
 
 Array = NDArray[Any]
 TINY = TrainConfig(net="finder", width=8, samples=16, batch=8, warmup=4, coarse=0, bf16=False)
@@ -137,7 +142,7 @@ def test_the_network_learns_a_few_pictures_by_heart() -> None:
     net = FinderNet(16)
     optimizers = build_optimizers(net, TINY)
     for _ in range(40):
-        step(net, Criterion(), optimizers, z, there, bf16=False)
+        step(net, Criterion(), optimizers, z, there, bf16=False, which="a batch")
     with torch.no_grad():
         out = net(torch.from_numpy(network_input(z)))  # still with its batch's statistics
     maps = (out.heat[:, 0], out.offset, out.log_z[:, 0], out.right[:, 0])
@@ -230,6 +235,64 @@ def test_a_run_goes_on_where_it_stopped_and_is_exported(cache: Path, tmp_path: P
         card = exporter.export(path, out, cache, precision)
         assert card.kind == "finder" and card.training["seen"] == 32 and card.parity["max_logit"] < 1
         assert open_finder(out)(scene(0).frame) == [] or THRESHOLD > 0
+
+
+def refusal(config: TrainConfig, out: Path, cache: Path, **options: Any) -> str:
+    with pytest.raises(TrainError) as error:
+        train(config, out, cache, validate_every=0, **options)
+    return str(error.value)
+
+
+def test_a_cache_without_scenes_is_waited_for_only_while_some_are_rendered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    refused = f"--cache {cache}: no shard 0 or later and none to come; see --scenes"
+    assert refusal(TINY, tmp_path / "run", cache) == refused and capsys.readouterr().out == ""
+    monkeypatch.setattr(train_finder.time, "sleep", lambda _: None)
+    alive = iter([True, True, False])  # until the process that renders dies
+    assert refusal(TINY, tmp_path / "run", cache, rendered=lambda: next(alive)) == refused
+    assert capsys.readouterr().out == f"waiting for the first 24 scenes in {cache}\n"
+
+
+def test_the_command_without_scenes_ends_in_one_line(tmp_path: Path) -> None:
+    given = ["--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"), "--scenes", "0"]
+    result = CliRunner().invoke(train_finder.main, given)
+    assert str(result.exception) == (
+        f"train_finder: --cache {tmp_path}/cache: no shard 0 or later and none to come; see --scenes"
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 60, 500, -4], ids=["empty", "in the head", "in the scenes", "at the end"])
+def test_a_shard_cut_short_is_one_line(cache: Path, tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "train-0000.npy"
+    path.write_bytes((cache / path.name).read_bytes()[:keep])
+    damaged = f"{path}: not 24 rendered scenes, or a damaged file; remove it, and render it again"
+    assert refusal(TINY, tmp_path / "run", tmp_path) == damaged
+    np.save(path, np.zeros(24))
+    assert refusal(TINY, tmp_path / "run", tmp_path) == damaged
+
+
+def test_a_full_disk_costs_no_checkpoint_and_no_training_time(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train(TINY, tmp_path, cache, validate_every=0)
+    before = path.read_bytes()
+    monkeypatch.setattr(train_finder, "SAVE_S", -1)  # after every step
+    monkeypatch.setattr(train_finder, "SAY_S", -1)
+    with no_file_beyond(10_000):
+        last = refusal(replace(TINY, samples=24), tmp_path, cache, resume=True)
+    said = capsys.readouterr().out.splitlines()
+    assert last == f"{path} cannot be written: file too large; the checkpoint before it is intact"
+    assert said[0] == f"{last}; training goes on" and " 24 / 24 samples " in said[1]
+    assert path.read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_names_its_batch(cache: Path, tmp_path: Path) -> None:
+    wild = replace(TINY, seed=3, samples=800, lr=1e30, muon_lr=1e30)
+    pattern = r"the batch after (\d+) samples of seed 3 gives (.*): stopped before it reached the weights; .*"
+    found = re.fullmatch(pattern, refusal(wild, tmp_path, cache))
+    assert found and int(found[1]) % 8 == 0 and "loss nan" in found[2] and "gradient nan" in found[2]
 
 
 def test_an_export_that_is_not_torch_s_network_is_refused(cache: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -7,7 +7,6 @@ python -m edge_hand.trainer.train_finder --out runs/finder --cache runs/rooms --
 from __future__ import annotations
 
 import copy
-import json
 import math
 import multiprocessing as mp
 import sys
@@ -29,8 +28,9 @@ from ..hand.frames import HandRoi
 from .checkpoint import CHECKPOINT_VERSION, TrainConfig, TrainError, load_checkpoint, load_weights, save
 from .nets.finder import Criterion, FinderNet, targets
 from .optimizers import build_optimizers, schedule
+from .parallel import Group
 from .synth.pictures import SHARD, Hands, depth_m, hands_of, open_shards, render_shards, vary
-from .train import progress, update_average
+from .train import Log, not_finite, progress, unsaved, update_average
 
 Array = NDArray[Any]
 SAY_S, SAVE_S, RESCAN_S = 10, 120, 30
@@ -50,10 +50,12 @@ def train(
     minutes: float | None = None,
     validate_every: int = 50_000,
     validation: int = 500,
+    rendered: Callable[[], bool] = lambda: False,
 ) -> Path:
     """Learn from the shards in cache, those that appear meanwhile too, until config.samples are seen; last.pt's path.
 
-    first_shard: earlier ones are left out. validation: scenes of the stream "val" that are looked at.
+    first_shard: earlier ones are left out. validation: scenes of the stream "val" that are looked at. rendered: whether
+    more shards are on their way; the first is waited for.
     """
     path = out / "last.pt"
     out.mkdir(parents=True, exist_ok=True)
@@ -73,36 +75,42 @@ def train(
         load_weights(averaged, state["averaged"], path)
         for optimizer, its in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its)
-    criterion = Criterion()
+    criterion, log = Criterion(), Log(out, Group(), False)
     begun = said = saved = time.monotonic()
     begun_seen, steps = seen, 0
     totals: dict[str, float] = {}
-    for z, hands in batches(cache, config, seen, first_shard):
+    for z, hands in batches(cache, config, seen, first_shard, rendered):
         finished = seen >= config.samples or (minutes is not None and time.monotonic() - begun > 60 * minutes)
         if validate_every and seen > begun_seen and (finished or seen % validate_every < config.batch):
             scores = evaluate(averaged, cache, validation)
-            print(f"{seen:>9,} samples: {told(scores)}", flush=True)
-            write(out / "log.jsonl", {"seen": seen, **scores})
+            log.say(f"{seen:>9,} samples: {told(scores)}")
+            log.write({"seen": seen, **scores})
         now = time.monotonic()
         if now - saved > SAVE_S or finished:
             weights = {"net": net.state_dict(), "averaged": averaged.state_dict()}
             kept = {"config": asdict(config), "seen": seen, "optimizers": [o.state_dict() for o in optimizers]}
-            save({"version": CHECKPOINT_VERSION, **kept, **weights}, path)
+            try:
+                save({"version": CHECKPOINT_VERSION, **kept, **weights}, path)
+            except OSError as problem:
+                if finished:
+                    raise TrainError(unsaved(path, problem)) from None
+                log.say(f"{unsaved(path, problem)}; training goes on")
             saved = now
         if finished:
             break
         for optimizer in optimizers:
             for settings in optimizer.param_groups:
                 settings["lr"] = settings["peak"] * schedule(config, seen)
-        terms = step(net, criterion, optimizers, z, hands, config.bf16)
+        which = f"the batch after {seen} samples of seed {config.seed}"
+        terms = step(net, criterion, optimizers, z, hands, config.bf16, which)
         done = seen / config.batch
         update_average(averaged, net, min(config.ema ** (config.batch / 64), (1 + done) / (10 + done)))
         seen, steps = seen + config.batch, steps + 1
         totals = {name: totals.get(name, 0.0) + value for name, value in terms.items()}
         if now - said > SAY_S:
             means = {name: round(total / steps, 4) for name, total in totals.items()}
-            print(progress(seen, config.samples, (seen - begun_seen) / (now - begun), means), flush=True)
-            write(out / "log.jsonl", {"seen": seen, **means})
+            log.say(progress(seen, config.samples, (seen - begun_seen) / (now - begun), means))
+            log.write({"seen": seen, **means})
             totals, steps, said = {}, 0, now
     return path
 
@@ -129,8 +137,10 @@ def step(
     z: Array,
     hands: Hands,
     bf16: bool,
-) -> dict[str, float]:  # fmt: skip
-    """One step on pictures (B, 112, 160) m; the loss's terms. One that is not finite is a TrainError."""
+    which: str,
+) -> dict[str, float]:
+    """One step on pictures (B, 112, 160) m; the loss's terms. One that is not finite is a TrainError; which names the
+    batch in it."""
     net.train()
     picture = torch.from_numpy(network_input(z)).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -141,7 +151,7 @@ def step(
     norm = nn.utils.clip_grad_norm_(net.parameters(), 5.0)
     values = {name: float(value.detach()) for name, value in terms.items()}
     if not all(math.isfinite(value) for value in (*values.values(), float(norm))):
-        raise TrainError(f"the loss is not finite ({values}, gradient {float(norm)}); last.pt is as it was")
+        raise TrainError(not_finite({**values, "gradient": float(norm)}, which))
     for optimizer in optimizers:
         optimizer.step()
     return values
@@ -151,15 +161,20 @@ def labels(hands: Hands) -> tuple[Array, Array, Array]:
     return hands.centre_m.astype(np.float32), hands.right, hands.role
 
 
-def batches(cache: Path, config: TrainConfig, seen: int, first_shard: int) -> Iterator[tuple[Array, Hands]]:
-    """Batches without end, drawn at random from the shards there are; waits for the first."""
+def batches(
+    cache: Path, config: TrainConfig, seen: int, first_shard: int, rendered: Callable[[], bool]
+) -> Iterator[tuple[Array, Hands]]:
+    """Batches without end, drawn at random from the shards there are; waits for the first while any are rendered."""
     shards: list[Array] = []
     scanned = -math.inf
     waiting = False
     while True:
         if time.monotonic() - scanned > RESCAN_S or not shards:
+            more = rendered()  # before the look: what ends in between has left its shard
             shards, scanned = open_shards(cache, "train", first_shard), time.monotonic()
         if not shards:
+            if not more:
+                raise TrainError(f"--cache {cache}: no shard {first_shard} or later and none to come; see --scenes")
             if not waiting:
                 print(f"waiting for the first {SHARD} scenes in {cache}", flush=True)
             waiting = True
@@ -241,11 +256,6 @@ def told(scores: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in scores.items()) or "no validation scenes yet"
 
 
-def write(path: Path, entry: dict[str, float]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-
-
 def scenes_of(stream: str) -> Callable[[int], Any]:
     """The scenes to learn from by index: people, and every sixth time hands on bare forearms."""
     from .synth.lone_hands import LoneHands
@@ -261,13 +271,13 @@ def _render(cache: Path, numbers: range, validation: range) -> None:
 
 
 @contextmanager
-def rendering(cache: Path, scenes: int, first_shard: int) -> Iterator[None]:
-    """Render in a process of its own, for as long as the caller works."""
+def rendering(cache: Path, scenes: int, first_shard: int) -> Iterator[Callable[[], bool]]:
+    """Render in a process of its own, for as long as the caller works; gives whether it still does."""
     numbers = range(first_shard, first_shard + math.ceil(scenes / SHARD))
     process = mp.get_context("spawn").Process(target=_render, args=(cache, numbers, range(4)), daemon=True)
     process.start()
     try:
-        yield
+        yield process.is_alive
     finally:
         process.terminate()
         process.join()
@@ -291,9 +301,9 @@ def main(
     torch.set_num_threads(threads)
     config = TrainConfig(net="finder", samples=samples, warmup=4000, coarse=0, negative_share=0.0)
     try:
-        with rendering(cache, scenes, first_shard) if scenes else nullcontext():
+        with rendering(cache, scenes, first_shard) if scenes else nullcontext(lambda: False) as rendered:
             train(config, out, cache, first_shard=first_shard, resume=resume, minutes=minutes,
-                  validate_every=validate_every)  # fmt: skip
+                  validate_every=validate_every, rendered=rendered)  # fmt: skip
     except TrainError as error:
         sys.exit(f"train_finder: {error}")
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from ...edge.finder import PICTURE, resample
 from ...hand.frames import DepthFrame
+from ...hand.whole import refusal
+from ..checkpoint import TrainError
 
 Array = NDArray[Any]
 SHARD = 500  # scenes a file
@@ -67,9 +69,21 @@ def render_shards(cache: Path, stream: str, numbers: Iterable[int], scene: Calla
 
 
 def open_shards(cache: Path, stream: str, first: int = 0) -> list[Array]:
-    """The shards there are, from number `first` on, each (500,) of RECORD, mapped into memory."""
+    """The shards there are, from number `first` on, each (500,) of RECORD, mapped into memory. Raises TrainError."""
     paths = [path for path in sorted(cache.glob(f"{stream}-*.npy")) if int(path.stem.split("-")[1]) >= first]
-    return [np.load(path, mmap_mode="r") for path in paths]
+    return [_open_shard(path) for path in paths]
+
+
+def _open_shard(path: Path) -> Array:
+    try:
+        shard: Array = np.load(path, mmap_mode="r")
+    except OSError as error:
+        raise TrainError(f"{path}: cannot be read ({refusal(error)})") from None
+    except (ValueError, EOFError):
+        shard = np.zeros(0)
+    if shard.dtype != RECORD or shard.shape != (SHARD,):
+        raise TrainError(f"{path}: not {SHARD} rendered scenes, or a damaged file; remove it, and render it again")
+    return shard
 
 
 def depth_m(pictures: Array) -> NDArray[np.float32]:

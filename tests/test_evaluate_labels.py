@@ -103,6 +103,13 @@ def test_an_exported_net_of_parameters_is_posed_as_its_checkpoint_is(net: str, t
         assert results[0][key] == pytest.approx(results[1][key], abs=0.05), key
 
 
+def test_a_network_that_knows_no_hand_is_refused_in_one_line() -> None:
+    finder = DEFAULT_MODEL.with_name("finder.onnx")
+    with pytest.raises(EvaluateError) as error:
+        evaluate("synthetic:clean", Model(finder), 2)
+    assert str(error.value) == f"model {finder}: its kind is 'finder'; eval measures networks of hands"
+
+
 def test_views_are_named_by_what_the_camera_sees() -> None:
     # At rest the fingers point down the picture and the back looks away from the camera.
     assert view_of(hand(0, 0, 0)) == view_of(hand(0, 0, np.pi)) == "palm"

@@ -27,6 +27,7 @@ from ..hand.crop import camera_from_crop, crop_depth
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from . import metrics
 from .datasets import Dataset, DatasetError, Label, open_dataset, read_predictions, write_predictions
+from .nets import NETS
 
 Array = NDArray[Any]
 
@@ -45,7 +46,7 @@ class Model(NamedTuple):
     say: Callable[[str], None] | None = None
 
     def open(self) -> Engine:
-        """Raises ModelError, and EvaluateError for a checkpoint that cannot be read."""
+        """Raises ModelError, and EvaluateError for a checkpoint that cannot be read and a network of something else."""
         if self.path.suffix == ".pt":
             from .checkpoint import TrainError
             from .torch_engine import TorchEngine
@@ -54,7 +55,10 @@ class Model(NamedTuple):
                 return TorchEngine(self.path, self.threads)
             except TrainError as error:
                 raise EvaluateError(str(error)) from None
-        return open_engine(self.engine, self.path, self.threads, net=None, say=self.say)
+        engine = open_engine(self.engine, self.path, self.threads, net=None, say=self.say)
+        if engine.card.kind not in (net.module for net in NETS.values()):
+            raise EvaluateError(f"model {self.path}: its kind is {engine.card.kind!r}; eval measures networks of hands")
+        return engine
 
 
 class Guess(NamedTuple):

@@ -27,6 +27,7 @@ def evaluate(
 
     \b
     edge-hand eval --data synthetic:test --json test.json
+    edge-hand eval --data synthetic:test --model runs/dgn/last.pt    # a checkpoint, not exported yet
     edge-hand eval --source recording/ --out overlays/
     """
     if (data is None) == (source is None):
@@ -36,6 +37,8 @@ def evaluate(
         raise CommandError(
             "eval: --track, --person, --every go with --source; --finder, --predictions, --score with --data"
         )
+    if source and model.suffix == ".pt":
+        raise CommandError(f"eval: {model} is a checkpoint, which goes with --data; `edge-hand export` makes a model")
     make_folders(out, json_path and json_path.parent, labelled["predictions"] and labelled["predictions"].parent)
     if not labelled["score"]:
         click.echo(model_note(ctx))

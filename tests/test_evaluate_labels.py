@@ -52,6 +52,9 @@ def test_the_result_says_all_there_is_to_say(result: dict[str, Any]) -> None:
         assert sum(groups[name]["n"] for name in names if name in groups) == 60
     said = table(result)
     assert said.startswith("60 frames of synthetic:test, a hand in 100.0%\njoints   mean ") and "side right in" in said
+    joints = {line.split()[0]: line.split()[1:] for line in said.splitlines()[4:10]}
+    assert list(joints) == ["wrist", "thumb", "index", "middle", "ring", "little"]
+    assert joints["little"][-2:] == ["tip", f"{result['per_joint_mm']['little_tip']:.1f}"]
 
 
 @pytest.mark.slow

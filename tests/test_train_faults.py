@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -260,6 +261,27 @@ def test_a_run_that_cannot_start_is_one_line(trained: Path, tmp_path: Path, chan
     names = {"no": str(tmp_path / "no.pt"), "it": str(trained)}
     config = replace(TINY, **{k: v.format(**names) if isinstance(v, str) else v for k, v in changes.items()})
     assert refusal(config, tmp_path / "run") == text.format(**names)
+
+
+def test_tensorboard_is_given_every_record_at_its_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, ...]] = []
+
+    class Writer:
+        def __init__(self, folder: Path) -> None:
+            told.append((folder,))
+
+        def add_scalar(self, *scalar: Any) -> None:
+            told.append(scalar)
+
+        def close(self) -> None:
+            told.append(())
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=Writer))
+    run(TINY, tmp_path, tensorboard=True)
+    assert told[0] == (tmp_path,) and told[-1] == ()
+    (record,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert record.pop("seen") == 8 and {"loss", "per_s", "lr"} <= record.keys()
+    assert {name: (value, 8) for name, value in record.items()} == {name: tuple(at) for name, *at in told[1:-1]}
 
 
 def test_tensorboard_that_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

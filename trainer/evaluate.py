@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +198,10 @@ def table(result: dict[str, Any]) -> str:
         f"worst joint below 20 mm in {w['below_20_mm']:.1%}, below 40 mm in {w['below_40_mm']:.1%}"
         + (f"; side right in {result['side_right']:.1%}" if result.get("side_right") is not None else ""),
     ]
+    lines.append("each joint, mm")
+    for finger, names in groupby(result["per_joint_mm"], lambda name: name.partition("_")[0]):
+        each = (f"{name.removeprefix(finger).strip('_')} {result['per_joint_mm'][name]:.1f}" for name in names)
+        lines.append(f"  {finger:<14} {'  '.join(each).strip()}")
     if "vertex_mm" in result:
         v = result["vertex_mm"]
         refit = "" if v["before_refit"] is None else f"; before the refit {v['before_refit']} mm"

@@ -117,6 +117,15 @@ def test_a_published_hand_far_from_every_true_one_is_false():
     assert near_a_hidden_one["false_frames"] == 1  # what does not show cannot be seen
 
 
+def test_false_hands_in_a_row_are_one_run_and_none_goes_on_in_the_next_sequence() -> None:
+    there = "01001110011"
+    told = [[Published(1, pose_of(hand("right")))] if c == "1" else [] for c in there]
+    shown = [scene(i) for i in range(len(there))]
+    report = evaluate_scenes(2 * len(there), lambda: Told(told), per_sequence=len(there), scenes=lambda *_: iter(shown))
+    assert report["false_runs"] == {"n": 6, "median": 2.0, "longest": 3} and report["false_hands"] == 12
+    assert "  in a row        6 times, 2 frames in the median, 3 the longest" in text(report).splitlines()
+
+
 def test_sides_are_right_wrong_or_unknown():
     truth = hand("right")
     told = [[Published(1, pose_of(truth, side))] for side in ("right", "left", "unknown", "right")]

@@ -78,6 +78,7 @@ class _Counts:
     predicted: int = 0
     frames_false: int = 0
     hands_false: int = 0
+    false_runs: list[int] = field(default_factory=list)
     side_right: int = 0
     side_unknown: int = 0
     switches: int = 0
@@ -106,7 +107,8 @@ def evaluate_scenes(
     those found, `predicted` how many of them were published so. false: no hand is there, or another published one has
     it. switches: a hand that stays in the picture, or is out of it for 0.2 s at most, goes on under another id. back:
     hands that come back within 5 s, and how many of them with the id that they had. wait: frames from the first in
-    which a hand must be found until it is, 0 at once. Raises ValueError if there is nothing to measure.
+    which a hand must be found until it is, 0 at once. false_runs: frames in a row with a false hand.
+    Raises ValueError if there is nothing to measure.
     """
     if frames < 1 or per_sequence < 1:
         raise ValueError(f"{frames} frames in sequences of {per_sequence}: at least 1 of each is needed")
@@ -126,6 +128,7 @@ def _one_sequence(
 ) -> None:
     present: dict[str, _Presence] = {}
     left: dict[str, _Presence] = {}
+    run = 0
     for i, scene in enumerate(scenes):
         published = tracker.process(scene.frame)
         for stage, us in tracker.stages_us.items():
@@ -133,10 +136,16 @@ def _one_sequence(
                 counts.stages_us.setdefault(stage, []).append(us)
         failed = _one_frame(counts, scene, published, present, left)
         counts.frames += 1
+        if "false" in failed:
+            run += 1
+        elif run:
+            counts.false_runs.append(run)
+            run = 0
         for kind in failed:
             counts.failures.append(Failure(kind, number, i))
             if draw:
                 draw(counts.failures[-1], scene, published)
+    counts.false_runs += [run] * (run > 0)
     counts.waits += [p.waited for p in present.values() if p.waited is not None and not p.found]
 
 
@@ -242,6 +251,11 @@ def _report(c: _Counts, sequences: int) -> dict[str, Any]:
         "predicted": share(c.predicted, c.found),
         "false_hands": c.hands_false,
         "false_frames": share(c.frames_false, c.frames),
+        "false_runs": {
+            "n": len(c.false_runs),
+            "median": float(np.median(c.false_runs)) if c.false_runs else 0,
+            "longest": max(c.false_runs, default=0),
+        },
         "side_right": share(c.side_right, len(c.errors_mm)),
         "side_unknown": share(c.side_unknown, len(c.errors_mm)),
         "id_switches_per_10000": share(c.switches * 10_000, c.frames),
@@ -261,12 +275,13 @@ def _report(c: _Counts, sequences: int) -> dict[str, Any]:
 
 def text(report: Mapping[str, Any]) -> str:
     """The report, a number a line."""
-    wait, error = report["wait_frames"], report["joint_error_mm"]
+    wait, error, runs = report["wait_frames"], report["joint_error_mm"], report["false_runs"]
     lines = [
         f"frames            {report['frames']} in {report['sequences']} sequences",
         f"hands to find     {report['hands_to_find']}",
         f"recall            {100 * report['recall']:.2f} %, {100 * report['predicted']:.2f} % of them predicted",
         f"false hands       {100 * report['false_frames']:.3f} % of frames",
+        f"  in a row        {runs['n']} times, {runs['median']:g} frames in the median, {runs['longest']} the longest",
         f"side right        {100 * report['side_right']:.2f} %",
         f"side unknown      {100 * report['side_unknown']:.2f} %",
         f"id switches       {report['id_switches_per_10000']:.1f} in 10,000 frames",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 
 pytest.importorskip("numba", reason="the trainer's pictures need numba")
 
+from edge_hand.edge.model_card import MODELS, load_card
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.template import template
-from edge_hand.trainer.evaluate_scenes import Sheets, evaluate_scenes, match, must_be_found, text
+from edge_hand.trainer.evaluate_scenes import Sheets, evaluate_scenes, main, match, must_be_found, text
 from edge_hand.trainer.synth.rooms import Scene, SceneHand
 
 CAMERA = Intrinsics(160, 120, 130.0, 130.0, 79.5, 59.5)
@@ -200,6 +202,32 @@ def test_text_has_a_number_a_line_and_failures_are_drawn(tmp_path: Path):
     json.dumps(report)
     assert {p.name for p in sheets.save(tmp_path)} == {"missed.png", "late.png"}
     assert all((tmp_path / name).stat().st_size > 500 for name in ("missed.png", "late.png"))
+
+
+def test_the_command_makes_the_folders_and_writes_of_the_network_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shown = iter([scene(i) for i in range(3)])
+    measure = functools.partial(evaluate_scenes, scenes=lambda *_: shown)
+    monkeypatch.setattr("edge_hand.trainer.evaluate_scenes.evaluate_scenes", measure)
+    out = tmp_path / "new" / "scenes.json"
+    main(["--frames", "3", "--json", str(out), "--model", "dgn-nano", "--finder", "geometry"])
+    result = json.loads(out.read_text())
+    assert result["model"] == load_card(MODELS / "dgn-nano.onnx").sha256 and result["frames"] == 3
+    assert capsys.readouterr().out.startswith("frames            3 in 1 sequences")
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (("--json", "/dev/null/x/y.json"), "evaluate_scenes: folder /dev/null/x cannot be made: not a directory"),
+        (("--model", "/no.onnx"), "evaluate_scenes: model /no.onnx: no such file"),
+        (("--finder", "dgn-nano"), "its kind is 'dgn'; this needs finder"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_measured(given: tuple[str, str], text: str):
+    with pytest.raises(SystemExit, match=text):
+        main(["--frames", "1000000", *given])
 
 
 def test_nothing_to_measure_is_refused():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.finder import open_finder
 from edge_hand.edge.look import Eye, belief, evidence
+from edge_hand.edge.model_card import MODELS, load_card
 from edge_hand.edge.tracker import Tracker
+from edge_hand.trainer import evaluate_steadiness
 from edge_hand.trainer.evaluate_steadiness import bone_std_mm, clip, follow, jitter_mm, still, swing
 from edge_hand.trainer.judge import cases
 from edge_hand.trainer.logistic import fit
@@ -54,6 +59,20 @@ def test_a_clip_is_one_hand_whose_bones_keep_their_length() -> None:
 def test_a_still_hand_does_not_move_from_one_second_to_the_next() -> None:
     joints = np.array([joints for _, joints in clip(1, 25, 10, still, 1.0, False)])  # 2.5 s
     np.testing.assert_array_equal(joints, np.broadcast_to(joints[0], joints.shape))
+
+
+def test_steadiness_is_written_of_the_network_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joints = np.random.default_rng(0).normal(size=(3, 21, 3))
+    seen = evaluate_steadiness.Clip(joints, joints, joints, np.zeros((3, 20)), missed=1)
+    monkeypatch.setattr(evaluate_steadiness, "follow", lambda *_: seen)
+    out = tmp_path / "new" / "steadiness.json"
+    given = ["--hands", "1", "--model", "dgn-nano", "--finder", "geometry", "--json", str(out)]
+    done = CliRunner().invoke(evaluate_steadiness.main, given)
+    assert done.exit_code == 0 and done.output.startswith("30 Hz    still_raw_mm "), done.output
+    result = json.loads(out.read_text())
+    assert result["model"] == load_card(MODELS / "dgn-nano.onnx").sha256 and result["90 Hz"]["measured"] == 6
+    refused = CliRunner().invoke(evaluate_steadiness.main, ["--json", "/dev/null/x/y.json"])
+    assert str(refused.exception) == "evaluate_steadiness: folder /dev/null/x cannot be made: not a directory"
 
 
 def test_a_clip_is_followed_and_what_comes_before_is_left_out() -> None:

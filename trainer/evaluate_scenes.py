@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.draw import Picture, contact_sheet, depth_picture, draw_joints, save_png, view_of
+from ..edge.model_card import DEFAULT_MODEL, ModelError, find_model
+from ..edge.shell import CommandError, make_folders, write_result
 from ..hand.frames import DepthFrame, HandPose
-from ..hand.whole import write_json
 from .synth.rooms import Scene, SceneHand, sequence
 
 Array = NDArray[Any]
@@ -351,30 +352,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--fps", type=float, default=FPS, help="[%(default)s]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers and every failure here")
     parser.add_argument("--out", type=Path, metavar="DIR", help="draw sheets of failures here")
+    parser.add_argument("--model", default=DEFAULT_MODEL.stem, help="the network: a name or a file [%(default)s]")
+    parser.add_argument("--finder", default="finder", help="a name, a file or geometry [%(default)s]")
     args = parser.parse_args(arguments)
     from ..edge.engines import open_engine
+    from ..edge.finder import open_finder
     from ..edge.tracker import Tracker
 
-    engine, sheets = open_engine(), Sheets() if args.out else None
+    sheets = Sheets() if args.out else None
     try:
+        make_folders(args.out, args.json and args.json.parent)
+        engine, finder = open_engine(model=find_model(args.model)), open_finder(args.finder)
         report = evaluate_scenes(
             args.frames,
-            lambda: Tracker(engine),
+            lambda: Tracker(engine, finder),
             per_sequence=args.per_sequence,
             first=args.first,
             fps=args.fps,
             on_failure=sheets,
             progress=lambda n: print(f"\r{n} of {args.frames} frames", end="", file=sys.stderr),
         )
-    except ValueError as error:
-        sys.exit(f"evaluate_scenes: {error}")
-    print(file=sys.stderr)
-    print(text(report))
-    if args.json:
-        write_json(args.json, report)
-    if sheets:
-        for path in sheets.save(args.out):
+        print(file=sys.stderr)
+        print(text(report))
+        for path in sheets.save(args.out) if sheets else ():
             print(path)
+        write_result({"model": engine.card.sha256, **report}, args.json)
+    except (CommandError, ModelError, ValueError) as error:
+        sys.exit(f"evaluate_scenes: {error}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ python -m edge_hand.trainer.evaluate_steadiness --json steadiness.json
 
 from __future__ import annotations
 
-import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.engines import open_engine
+from ..edge.finder import open_finder
+from ..edge.model_card import DEFAULT_MODEL, ModelError, find_model
 from ..edge.person import Person
+from ..edge.shell import CommandError, make_folders, write_result
 from ..edge.tracker import Tracker
 from ..hand.body import hand_with_arm
 from ..hand.frames import DepthFrame
@@ -142,10 +145,16 @@ def outside_limits(clips: Sequence[Clip]) -> int:
 @click.option("--hands", default=12, show_default=True, type=click.IntRange(1), help="Hands for each measure.")
 @click.option("--first", default=0, show_default=True, type=click.IntRange(0), help="Number of the first hand.")
 @click.option("--seconds", default=2.0, show_default=True, help="Measured of each, once the shape is held.")
+@click.option("--model", default=DEFAULT_MODEL.stem, show_default=True, help="The network: a name or a file.")
+@click.option("--finder", default="finder", show_default=True, help="A name, a file or geometry.")
 @click.option("--json", "json_path", type=Path)
-def main(hands: int, first: int, seconds: float, json_path: Path | None) -> None:
+def main(hands: int, first: int, seconds: float, model: str, finder: str, json_path: Path | None) -> None:
     """Print the table of docs/tracking.md."""
-    engine = open_engine()
+    try:
+        make_folders(json_path and json_path.parent)
+        engine, proposer = open_engine(model=find_model(model)), open_finder(finder)
+    except (CommandError, ModelError) as error:
+        sys.exit(f"evaluate_steadiness: {error}")
     result: dict[str, Any] = {"model": engine.card.sha256}
 
     def clips(
@@ -154,7 +163,9 @@ def main(hands: int, first: int, seconds: float, json_path: Path | None) -> None
         frames = round((SETTLED_S + seconds) * fps)
         return [
             follow(
-                Tracker(engine, max_hands=1, new_person=person), clip(i, frames, fps, motion, size, limber), SETTLED_S
+                Tracker(engine, proposer, max_hands=1, new_person=person),
+                clip(i, frames, fps, motion, size, limber),
+                SETTLED_S,
             )
             for i in range(first, first + hands)
         ]
@@ -189,8 +200,7 @@ def main(hands: int, first: int, seconds: float, json_path: Path | None) -> None
     for name, values in result.items():
         if isinstance(values, dict):
             click.echo(f"{name:<9}" + "  ".join(f"{key} {float(value):.3g}" for key, value in values.items()))
-    if json_path:
-        json_path.write_text(json.dumps(result, indent=1, default=float) + "\n")
+    write_result(result, json_path)
 
 
 if __name__ == "__main__":

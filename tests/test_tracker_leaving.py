@@ -1,0 +1,40 @@
+"""A hand that leaves the picture, or comes too near to be measured, is predicted, then lost, and found again."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba", reason="numba draws the clips")
+
+from edge_hand.edge.engines import open_engine
+from edge_hand.edge.tracker import Tracker
+from edge_hand.trainer.evaluate_steadiness import clip
+from numpy.typing import NDArray
+
+FPS, HOLD, MOVE = 30, 4, 6
+FRAMES = np.cumsum([HOLD, MOVE, MOVE, MOVE])  # at rest, on its way out, away, on its way back, at rest
+
+
+@pytest.mark.parametrize(
+    "way_m",
+    [(-0.5, 0, 0), (0.5, 0, 0), (0, 0, -0.36)],
+    ids=["out at the left", "out at the right", "nearer than the sensor can measure"],
+)
+def test_a_hand_that_leaves_is_predicted_then_lost_and_found_again(way_m: tuple[float, float, float]) -> None:
+    tracker, said, ids = Tracker(open_engine(), max_hands=1), [], set()
+
+    def shift(t_s: float) -> NDArray[np.float64]:
+        return np.interp(t_s * FPS, FRAMES, [0, 1, 1, 0]) * np.array(way_m)
+
+    for frame, truth in clip(5, FRAMES[-1] + HOLD, FPS, shift, 1.0, False):
+        hands = tracker.process(frame)
+        said.append(hands[0].pose.state if hands else "none")
+        for hand in hands:
+            ids.add(hand.id)
+            off_m = np.linalg.norm(hand.pose.joints_m - truth, axis=1)
+            assert off_m.max() < (0.04 if hand.pose.state == "tracked" else 0.12), (frame.seq, said)
+    assert [state for state, _ in groupby(said)] == ["tracked", "predicted", "none", "tracked"], said
+    assert len(ids) == 1

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from PIL import Image
 
 Array = NDArray[Any]
 BONES = ((0, 1), (1, 2), (2, 3))
@@ -231,6 +232,18 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, capsys: pytest.Cap
         said.startswith(f"edge-hand: {tmp_path}/none.json: not a JSON file that can be read (")
         and said.count("\n") == 1
     )
+
+
+def test_results_of_one_model_on_two_sets_are_two_curves(tmp_path: Path) -> None:
+    steep, flat = ({"worst_joint": list(np.linspace(0, top, 81))} for top in (1, 0.5))
+    (tmp_path / "net.pt").touch()
+    of_one = {"model_file": str(tmp_path / "net.pt")}
+    a = result(tmp_path / "a.json", 7.5, success=steep, **of_one)
+    b = result(tmp_path / "b.json", 5.5, success=flat, **of_one, data="synthetic:clean")
+    assert main([str(a), str(b), "--picture", str(tmp_path / "p.png")]) == 0
+    with Image.open(tmp_path / "p.png") as picture:
+        drawn = np.asarray(picture)
+    assert all((drawn == colour).all(-1).sum() > 500 for colour in metrics.COLOURS[:2])
 
 
 def test_the_command_prints_the_table_and_writes_the_picture(

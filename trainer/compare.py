@@ -164,7 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = compare(given.results, given.rounds)
         print(markdown(results))
         if given.picture:
-            curves = {r["name"]: np.array(r["success"]["worst_joint"]) for r in results if "success" in r}
+            rates = {f"{r['name']} {r['data']}": r["success"] for r in results if "success" in r}
+            curves = {name: np.array(each["worst_joint"]) for name, each in rates.items()}
             save_png(given.picture, success_picture(curves, "frames whose worst joint is closer"))
         write_result(results, given.json)
     except (CommandError, CompareError, ModelError, OSError) as error:

@@ -68,6 +68,7 @@ def evaluate_synthetic(stream: str, model: Model, n: int | None = None, workers:
     confidence has the constants for the model's card and how true they are (`reliability.py`)."""
     n = n or TEST_SAMPLES
     sha256 = model.open().card.sha256  # and refuse a wrong model before processes start
+    model = model._replace(say=None)  # it has been said
     chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
     columns: list[Measured] = []
     progress = Progress(n)

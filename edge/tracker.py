@@ -96,6 +96,7 @@ class Tracker:
         self._tell_sides_apart(looks)
         if self._search_is_due(frame, looks):
             self._search(frame, looks)
+        self._recognise(frame, looks)
         self._heed_sides(frame, looks)
         return self._publish(frame, looks)
 
@@ -258,29 +259,29 @@ class Tracker:
         self._refused = [(c, t) for c, t in self._refused if 0 <= frame.t_ns - t < REFUSED_NS]
         return any(_near(centre, roi, RIVAL_M) for centre, _ in self._refused)
 
-    def _recognise(self, track: Track, frame: DepthFrame, looks: dict[Track, Look]) -> None:
-        """A hand that is about to be published may be one of its side lost a while ago, or not seen where it should
-        be: it takes that one's number and shape."""
+    def _recognise(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
+        """Say which hands are to be published. A new one may be one lost a while ago, or not seen where it should be,
+        of its side, or of the other while either's is in doubt: it takes that one's number, shape and votes."""
         old = [t for t in self._lost if frame.t_ns - t.t_ns >= REMEMBERED_NS]
         self._lost = [t for t in self._lost if t not in old]
         self._known = _best_known(self._known, *(t.person for t in old))
-        missing = [t for t in self.tracks if t not in looks and t.published]
-        same = [t for t in (*self._lost, *missing) if t.is_left == track.is_left]
-        if same:
-            was = min(same, key=lambda t: float(np.linalg.norm(t.centre_m - looks[track].centre_m)))
-            (self._lost if was in self._lost else self.tracks).remove(was)
-            track.id, track.person = was.id, was.person
-            track.right_votes += 0.5 * was.right_votes
+        for track, look in looks.items():
+            track.published = track.published or (track.measured > 0 and track.belief > PUBLISH)
+            if not track.published or track.id:
+                continue
+            missing = [t for t in self.tracks if t not in looks and t.published]
+            same = [t for t in (*self._lost, *missing) if _may_be_one(t, track)]
+            if same:
+                was = min(same, key=partial(_difference, track, look.centre_m))
+                (self._lost if was in self._lost else self.tracks).remove(was)
+                track.id, track.person = was.id, was.person
+                track.right_votes += 0.5 * was.right_votes
 
     # --- publish
 
     def _publish(self, frame: DepthFrame, looks: dict[Track, Look]) -> list[WireHand]:
         begun = time.perf_counter()
         hands: list[WireHand] = []
-        for track in looks:
-            track.published = track.published or (track.measured > 0 and track.belief > PUBLISH)
-            if track.published and not track.id:
-                self._recognise(track, frame, looks)
         for track in list(self.tracks):
             if track in looks:
                 hand = self._poser.measured(track, frame, looks[track])
@@ -323,6 +324,17 @@ def _near(centre_m: Array, roi: HandRoi, reach_m: float) -> bool:
 def _strangeness(track: Track, roi: HandRoi) -> float:
     """How unlike a track a proposal is: how far away, and on the other side of the body."""
     return _distance(track.centre_m, roi) + OTHER_SIDE_M * (roi.side == ("right" if track.is_left else "left"))
+
+
+def _may_be_one(a: Track, b: Track) -> bool:
+    """Whether two tracks can be of one hand: of one side, as far as that is decided."""
+    return a.is_left == b.is_left or min(abs(a.right_votes), abs(b.right_votes)) < SIDE_DECIDED
+
+
+def _difference(track: Track, centre_m: Array, other: Track) -> float:
+    """How far a track was from where another is seen, and on the other side of the body."""
+    gap = float(np.linalg.norm(other.centre_m - centre_m))
+    return gap + OTHER_SIDE_M * (other.is_left != track.is_left)
 
 
 def _best_known(*persons: Person | None) -> Person | None:

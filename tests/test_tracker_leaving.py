@@ -38,3 +38,17 @@ def test_a_hand_that_leaves_is_predicted_then_lost_and_found_again(way_m: tuple[
             assert off_m.max() < (0.04 if hand.pose.state == "tracked" else 0.12), (frame.seq, said)
     assert [state for state, _ in groupby(said)] == ["tracked", "predicted", "none", "tracked"], said
     assert len(ids) == 1
+
+
+def test_a_hand_whose_side_is_in_doubt_when_it_comes_back_keeps_its_number() -> None:
+    """Seen anew it is taken for a left hand at first; its number and its votes say that it is the right one."""
+    tracker, frames = Tracker(open_engine(), max_hands=1), np.cumsum([5, 8, 9, 8])
+
+    def shift(t_s: float) -> NDArray[np.float64]:
+        return np.interp(t_s * FPS, frames, [0, 1, 1, 0]) * np.array([0, 0, -0.4])
+
+    seen = []
+    for frame, _ in clip(1, frames[-1] + 2, FPS, shift, 1.0, False):
+        seen.append([(hand.id, hand.pose.side) for hand in tracker.process(frame)])
+    assert [] in seen and seen[-1] == [(1, "right")]
+    assert {one for some in seen for one in some} <= {(1, "right"), (1, "unknown")}

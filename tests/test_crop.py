@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -240,3 +241,17 @@ def test_training_and_daemon_see_the_same_crop(name: str, view: tuple[float, ...
     assert abs(np.median(difference_mm)) < 0.3
     for a, b in zip(np.nonzero(seen), np.nonzero(trained), strict=True):
         assert a.mean() == pytest.approx(b.mean(), abs=0.25)  # px: no shift between the two
+
+
+def test_the_picture_ends_half_a_pixel_beyond_its_last_one_and_does_not_go_on_at_the_other_edge() -> None:
+    depth_m = np.full((CAMERA.height, CAMERA.width), CENTRE[2])
+    wide = replace(CAMERA, width=CAMERA.width + 400, height=CAMERA.height + 400)
+    around = np.zeros((wide.height, wide.width))
+    around[: CAMERA.height, : CAMERA.width] = depth_m
+    cut, whole = frame_of(depth_m), frame_of(around, wide)
+    right, below = (CAMERA.width - 1 - CAMERA.cx) / CAMERA.fx, (CAMERA.height - 1 - CAMERA.cy) / CAMERA.fy
+    reach = CUBE_M / 2 / CENTRE[2]
+    for slope in np.linspace(-0.03, 0.03, 121):
+        for x, y in ((right - reach + slope, 0.0), (0.0, below - reach + slope), (right, below + slope)):
+            roi = roi_at(np.array([x, y, 1.0]) * CENTRE[2])
+            np.testing.assert_array_equal(crop_depth(cut, roi, 16).image, crop_depth(whole, roi, 16).image)

@@ -146,11 +146,17 @@ def test_after_a_gap_or_a_jump_in_time_it_begins_anew(dt_ns: int) -> None:
     smoother = Smoother()
     last_ns = 10**13
     for i in range(10):
-        smoother(last_ns - (9 - i) * 33_000_000, *(x[0] for x in poses_at(np.zeros(1))))
-    wrists, angles = poses_at(np.array([0.004]), angles=FIST * 0.95)
+        smoother(last_ns - (9 - i) * 33_000_000, *(x[0] for x in poses_at(np.array([0.02 * i]), 0.05 * i)))
+    wrists, angles = poses_at(np.array([0.184, 0.19, 0.192]), angles=FIST * 0.95)
     now = smoother(last_ns + dt_ns, wrists[0], angles[0])
     np.testing.assert_array_equal(now.T_camera_wrist, wrists[0])
-    assert not now.velocity_m_s.any()
+    assert not now.velocity_m_s.any() and not now.angular_velocity_rad_s.any()
+    new = Smoother()
+    new(0, wrists[0], angles[0])
+    for i in (1, 2):
+        now = smoother(last_ns + dt_ns + i * 33_000_000, wrists[i], angles[i])
+        for value, expected in zip(now, new(i * 33_000_000, wrists[i], angles[i]), strict=True):
+            np.testing.assert_array_equal(value, expected)
 
 
 def test_no_turn_is_special() -> None:
@@ -178,14 +184,16 @@ def test_a_prediction_goes_on_and_slows_down_and_ends() -> None:
     smoother = Smoother()
     last = smoothed(*poses_at(1.0 * t, 1.5 * t), 30, smoother)[-1]
     end_ns = round(29 * 1e9 / 30) + 7
-    x, speed = [last.T_camera_wrist[0, 3]], [float(last.velocity_m_s[0])]
+    x, speed, turn = [last.T_camera_wrist[0, 3]], [float(last.velocity_m_s[0])], [0.0]
     for ms in (33, 66, 100, 133):
         ahead = smoother.predict(end_ns + ms * 1_000_000)
         assert ahead is not None
         x.append(ahead.T_camera_wrist[0, 3])
         speed.append(float(ahead.velocity_m_s[0]))
+        turn.append(float(rotation_vector(ahead.T_camera_wrist[:3, :3] @ last.T_camera_wrist[:3, :3].T)[2]))
     assert (np.diff(x) > 0).all() and (np.diff(x, 2) < 0).all() and (np.diff(speed) < 0).all()
     assert 0.015 < x[1] - x[0] < 0.033
+    np.testing.assert_allclose(turn, 1.5 * (np.array(x) - x[0]), rtol=0.1)
     assert smoother.predict(end_ns + PREDICT_NS + 1) is None
     assert smoother.predict(end_ns - 1) is None
     again = smoother.predict(end_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -123,6 +124,24 @@ def test_without_readings_or_outside_the_picture_nothing_is_known() -> None:
     assert (visible(with_depth(frame, 0 * frame.depth), joints) == -1).all()
     for move in ([2.0, 0, 0], [-2.0, 0, 0], [0, 2.0, 0], [0, -2.0, 0], [0, 0, -2.0], [0, 0, -joints[0, 2]]):
         assert visible(frame, joints + move)[0] == -1, move
+
+
+def test_a_joint_beside_the_picture_is_unknown_whatever_the_other_edge_shows() -> None:
+    frame, joints = a_hand()
+    flat = np.concatenate([joints[:, :2], np.full((21, 1), 0.5)], 1)
+    wall = with_depth(frame, np.full(frame.depth.shape, 500))
+    assert (visible(wall, flat) == 1).all()
+    wide, high = 0.5 * CAMERA.width / CAMERA.fx, 0.5 * CAMERA.height / CAMERA.fy
+    for move in ([wide, 0, 0], [-wide, 0, 0], [0, high, 0], [0, -high, 0]):
+        assert (visible(wall, flat + move) == -1).all(), move
+
+
+def test_what_is_seen_does_not_depend_on_the_unit_of_the_counts() -> None:
+    frame, joints = a_hand()
+    said = visible(frame, joints)
+    for per_count in (4, 10):
+        fine = replace(frame, depth=frame.depth * np.uint16(per_count), depth_unit_m=0.001 / per_count)
+        np.testing.assert_array_equal(visible(fine, joints), said)
 
 
 @pytest.mark.filterwarnings("error")

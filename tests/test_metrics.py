@@ -89,6 +89,21 @@ def test_a_frame_without_a_hand_is_a_failure_and_in_no_mean() -> None:
     assert metrics.report(np.full_like(truth, np.nan), truth, JOINT_NAMES) == {"n": 4, "found": 0.0}
 
 
+def test_one_joint_far_off_spoils_its_frame_and_a_missing_frame_spoils_no_other_number() -> None:
+    truth = np.repeat(hands(0, n=1), 4, 0)
+    predicted = truth + (0, 0, 4)
+    predicted[:, 8, 2] = truth[:, 8, 2] + 30
+    predicted[1] = np.nan
+    result = metrics.report(
+        predicted, truth, JOINT_NAMES, bones=[(0, 5)], follows=np.ones(4), persons=["a", "a", "b", "b"]
+    )
+    mean = (20 * 4 + 30) / 21
+    assert result["worst_joint"] == {"below_20_mm": 0, "below_40_mm": 0.75}
+    assert result["success"]["worst_joint"][30:32] == [0, 0.75] and result["success"]["mean_joint"][5:7] == [0, 0.75]
+    assert result["per_person_mm"] == pytest.approx({"a": mean, "b": mean}, abs=1e-4)
+    assert 0 < result["pa_mm"] < mean and result["still_jitter_mm"] == 0 and result["bone_std_mm"] == 0
+
+
 def test_jitter_is_measured_where_the_truth_stands_still_in_one_sequence() -> None:
     truth = np.repeat(hands(1, n=1), 6, axis=0)
     truth[3:] += 50  # a jump between frames 2 and 3

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
@@ -80,6 +81,42 @@ def test_prometheus_own_parser_reads_what_the_loop_counted() -> None:
     assert 1e-4 < value("edge_hand_stage_seconds", stage="engine", quantile="0.5") < 10
     (info,) = families["edge_hand_info"].samples
     assert info.labels["model"].startswith("dgn-nano") and "onnxruntime" in info.labels["engine"]
+
+
+def test_every_number_is_the_loops_in_seconds() -> None:
+    """Without a parser's help: 1001 frames whose engine took 1 to 1001 ms, the first of them out of the window."""
+    tracks = [SimpleNamespace(published=published) for published in (True, False, True)]
+    card = SimpleNamespace(name='a "b"\n\\c', sha256="0123456789abcdef")
+    tracker = SimpleNamespace(
+        stages_us={"engine": 0.0}, tracks=tracks, engine=SimpleNamespace(name="onnxruntime", card=card)
+    )
+    totals = SimpleNamespace(frames=1001, dropped=7, bad_frames=3, fps=29.5)
+    camera, publisher = SimpleNamespace(name="front"), SimpleNamespace(dropped=11)
+    loop = SimpleNamespace(tracker=tracker, totals=totals, camera=camera, publisher=publisher, total_us=0.0)
+    metrics = Metrics("0", lambda: loop)  # type: ignore[arg-type,return-value]
+    try:
+        for ms in range(1, 1002):
+            tracker.stages_us["engine"], loop.total_us = 1e3 * ms, 2e3 * ms
+            metrics.frame()
+        metrics.status("predicted", "")
+        before = metrics.text()
+        totals.bad_frames = 4
+        metrics.status("stalled", "no frame")  # no frame came, and one more could not be used
+        lines = dict(line.rsplit(" ", 1) for line in metrics.text().splitlines() if line[0] != "#")
+    finally:
+        metrics.close()
+    found = {name.removeprefix("edge_hand_").replace('camera="front"', ""): float(v) for name, v in lines.items()}
+    expected = {
+        "frames_total{}": 1001, "frames_dropped_total{}": 7, "frames_bad_total{}": 4, "messages_refused_total{}": 11,
+        "hands{}": 2, "fps{}": 29.5, 'state{,state="stalled"}': 1, 'state{,state="predicted"}': 0,
+        'stage_seconds{,stage="engine",quantile="0.5"}': 0.5015, 'stage_seconds_sum{,stage="engine"}': 501.501,
+        'stage_seconds_count{,stage="engine"}': 1001, 'latency_seconds{,quantile="0.99"}': 1.98202,
+        "latency_seconds_sum{}": 1003.002, "latency_seconds_count{}": 1001,
+        'info{,engine="onnxruntime",model="a \\"b\\"\\n\\\\c 0123456789ab"}': 1,
+    }  # fmt: skip
+    assert {name: found.get(name) for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert 0 <= found["uptime_seconds{}"] < 60
+    assert 'frames_bad_total{camera="front"} 3\n' in before and 'state="predicted"} 1\n' in before
 
 
 def test_before_the_first_frame_there_is_something_to_read() -> None:

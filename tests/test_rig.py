@@ -22,7 +22,13 @@ from edge_hand.calibration.rig import (
     load_rig,
     save_rig,
 )
-from edge_hand.calibration.uncertainty import inverted_covariance, point_sigma_mm, volume_sigma_mm
+from edge_hand.calibration.uncertainty import (
+    Volume,
+    inverted_covariance,
+    point_sigma_mm,
+    pose_difference,
+    volume_sigma_mm,
+)
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
 
@@ -222,3 +228,16 @@ def test_the_uncertainty_in_the_volume_is_that_of_drawn_cameras() -> None:
     covariance = inverted_covariance(T, root @ root.T)
     assert np.allclose(point_sigma_mm(covariance, points), 1e3 * np.sqrt(squares / 4000), rtol=0.06)
     assert volume_sigma_mm(covariance) == pytest.approx(float(np.sqrt((squares / 4000).mean()) * 1e3), rel=0.15)
+
+
+def test_how_far_apart_two_poses_are_is_told_in_the_volume_of_the_reference() -> None:
+    volume, at = Volume((0.1, -0.05, 0.7), 0.4), np.array([0.1, -0.05, 0.7])
+    points = volume.points_m()
+    np.testing.assert_allclose([points.mean(0), np.ptp(points, axis=0)], [at, [0.4] * 3])
+    b = transform(so3_exp(np.array([0.3, 0.9, -0.2])), np.array([0.6, 0.1, 0.2]))
+    beside = transform(np.eye(3), np.array([0.003, 0.0, 0.004])) @ b
+    np.testing.assert_allclose(pose_difference(beside, b, volume), (0.0, 5.0, 5.0), atol=1e-9)
+    turn = so3_exp(np.array([0.0, 0.0, 0.01]))
+    turned = transform(turn, at - turn @ at) @ b  # about the middle of the volume
+    arm = np.hypot(*(b[:2, 3] - at[:2]))
+    np.testing.assert_allclose(pose_difference(turned, b, volume), (np.degrees(0.01), 10 * arm, 2.0), rtol=1e-4)

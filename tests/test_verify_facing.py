@@ -8,9 +8,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+from edge_hand.calibration.icp import FEWEST_MOMENTS
 from edge_hand.calibration.observe import Sight
 from edge_hand.calibration.rig import Quality, Rig, RigCamera
-from edge_hand.calibration.verify import as_json, verify
+from edge_hand.calibration.uncertainty import Difference
+from edge_hand.calibration.verify import CameraCheck, PairCheck, _notes, _reasons, as_json, verify
 from edge_hand.calibration.verify import report as verify_report
 from edge_hand.hand.se3 import transform
 from test_calibrate_hand import clip_of, sights_of
@@ -73,3 +75,36 @@ def test_frames_whose_depth_points_never_meet_do_not_say_and_are_no_error() -> N
     moved = tuple(replace(c, T_ref_cam=transform(np.eye(3), np.array([0.1, 0, 0])) @ c.T_ref_cam) for c in rig.cameras)
     lost = verify(replace(rig, cameras=(rig.cameras[0], *moved[1:])), apart)
     assert lost.verdict == "fail" and lost.reasons[0].startswith("the rig is not that of these cameras")
+
+
+def camera(
+    serial: str, moved_mm: float, sigma_mm: float = 0.5, moments: int = 100, clock_s: float = 0.0
+) -> CameraCheck:
+    return CameraCheck(serial, Difference(0.1, moved_mm, moved_mm), sigma_mm, clock_s, moments)
+
+
+def pair(p50_mm: float = 1.0, p95_mm: float = 4.0, met: float = 0.5, could_meet: float = 0.5) -> PairCheck:
+    return PairCheck("A", "B", p50_mm, p95_mm, p50_mm, p95_mm, met, could_meet, {})
+
+
+def test_a_camera_moved_if_it_is_farther_off_than_the_limit_and_than_the_frames_can_be_wrong() -> None:
+    still = camera("A", 0.0)
+    for moved in (camera("B", 2.9), camera("B", 5.0, sigma_mm=2.1), camera("B", 50.0, moments=FEWEST_MOMENTS - 1)):
+        assert _reasons([still, moved], [pair()], False) == []
+    one, other = _reasons([still, camera("B", 5.0, sigma_mm=1.9)], [pair()], False)
+    assert one == "A or B moved" and other.startswith("B is 5.0 mm, 0.10 deg from where the rig has it (sigma 1.9 mm")
+    three = _reasons([still, camera("B", 9.0), camera("C", 8.0)], [], False)
+    assert three[0].startswith("all cameras moved against A: ") and [line[:2] for line in three[1:]] == ["B ", "C "]
+    assert [line[:5] for line in _reasons([still, camera("B", 9.0), camera("C", 1.0)], [], False)] == ["B is "]
+    assert _reasons([still], [], True)[0].startswith("the rig is not that of these cameras")
+
+
+def test_points_too_far_apart_or_nowhere_together_are_a_reason_and_a_clock_is_a_note() -> None:
+    assert _reasons([], [pair(p50_mm=2.6)], False)[0].startswith("A and B: points are 2.6 mm apart, ")
+    assert _reasons([], [pair(p95_mm=8.1)], False)[0].endswith("95 of 100 within 8.1 (limits 2.5, 8)")
+    apart = pair(9.0, 9.0, met=0.04)
+    assert _reasons([], [apart], False) == ["under the rig A and B nowhere see the same skin"]
+    facing = apart._replace(could_meet=0.04)
+    assert _reasons([], [facing], False) == [] and len(_notes([], [facing])) == 1 and _notes([], [apart, pair()]) == []
+    notes = _notes([camera("B", 0.0, clock_s=-0.006), camera("C", 0.0, sigma_mm=3.5), camera("D", 0.0)], [])
+    assert [note[:30] for note in notes] == ["B: its clock is off by -6.0 ms", "C: these frames say where it i"]

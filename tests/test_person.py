@@ -170,7 +170,10 @@ def test_frames_that_are_not_trusted_or_not_finite_or_repeated_teach_nothing() -
     assert person.frames == 1
     for i in range(100):  # the clock stands, or jumps back: time does not pass
         observe(-i * FRAME_NS)
-    assert not person.held
+    assert not person.held and person.frames > 90
+    seen_ns = person.seen_ns
+    observe(10**12)  # a hand that was away was not seen meanwhile
+    assert person.seen_ns - seen_ns <= 10**8
 
 
 def test_the_evidence_points_to_the_true_scale_however_the_network_shrinks_its_hand() -> None:

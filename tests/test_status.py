@@ -16,6 +16,7 @@ from edge_hand.edge.cli import cli
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.status import OK, STALLED, UNREACHABLE, Fare, duration, exit_code, listen, report
 from edge_hand.hand.wire import Header, decode, encode_joints, encode_status
+from test_wire import a_hand
 
 NUMBERS = {"frames": 1234, "dropped": 12, "bad_frames": 1, "engine": "onnxruntime", "model": "dgn-nano 0123"}
 
@@ -111,6 +112,7 @@ def test_a_lost_hand_is_no_fault_and_a_slow_start_is_one() -> None:
     assert exit_code([fare(state="starting", uptime_s=2.0)], []) == OK
     assert exit_code([fare(state="starting", uptime_s=60.0)], []) == STALLED
     assert exit_code([fare(state="tracked"), fare(state="stalled")], []) == STALLED
+    assert exit_code([fare(state="stopping")], []) == STALLED
     assert exit_code([], []) == UNREACHABLE
 
 
@@ -122,6 +124,20 @@ def test_age_grows_from_the_capture_of_the_newest_frame() -> None:
     fare.take(decode(status("stalled")), 12.0)
     assert fare.age_ms(12.0) == pytest.approx(2008.0), "a status is no new frame"
     assert fare.stages_ms == {} and fare.latency_ms is None, "medians are of the last second"
+
+
+def test_what_no_frame_of_the_last_second_showed_is_not_told() -> None:
+    fare = Fare("a", "front")
+    started = encode_status(Header("front", -1, 5, 5, 5), state="starting", fps=0.0, uptime_s=1.0, **NUMBERS)  # type: ignore[arg-type]
+    fare.take(decode(started), 9.0)
+    assert fare.age_ms(9.5) is None and fare.as_dict(9.5)["hands"] == []
+    for seq, stages in ((1, {"crop": 500.0}), (2, {"crop": 500.0, "engine": 900.0})):
+        header = Header("front", seq, 0, 0, 8_000_000)
+        fare.take(decode(encode_joints(header, [a_hand()], stages_us=stages, dropped=0)), 10.0)
+    assert fare.stages_ms == {"crop": 0.5, "engine": 0.45} and len(fare.as_dict(10.0)["hands"]) == 1
+    kept = fare.copy()
+    fare.take(decode(status("stalled")), 12.0)
+    assert fare.as_dict(12.0)["hands"] == [] and len(kept.as_dict(12.0)["hands"]) == 1
 
 
 def test_a_camera_that_has_not_told_its_state_yet_is_named() -> None:

@@ -180,6 +180,20 @@ def test_a_lost_hand_cannot_be_published() -> None:
         encode_joints(HEADER, [a_hand(7, state="lost")], stages_us={}, dropped=0)
 
 
+def test_what_no_subscriber_would_read_cannot_be_published() -> None:
+    with pytest.raises(WireError, match=r"^17 hands, the wire carries at most 16"):
+        encode_joints(HEADER, [a_hand(n) for n in range(17)], stages_us={}, dropped=0)
+    for scene, hand in ((MAX_POINTS + 1, 3), (3, MAX_POINTS + 1)):
+        with pytest.raises(WireError, match="_m has 20001 points, the wire carries at most 20000"):
+            encode_cloud(HEADER, points(scene), [HandCloud(1, points(hand))])
+    with pytest.raises(WireError, match=f"bytes, the wire carries at most {MAX_BYTES}"):
+        encode_mesh(HEADER, [a_hand(n, vertices=40_000) for n in range(9)])
+    with pytest.raises(WireError, match=r"^status: state 'well' is none of starting, "):
+        encode_status(
+            HEADER, state="well", fps=1.0, uptime_s=1.0, frames=1, dropped=0, bad_frames=0, engine="", model=""
+        )  # type: ignore[arg-type]
+
+
 def test_a_number_that_is_not_finite_cannot_be_published() -> None:
     hand = a_hand()
     hand.pose.joints_m[3, 1] = np.nan

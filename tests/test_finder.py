@@ -95,6 +95,7 @@ def test_what_is_looked_up_is_what_is_computed(name: str, unit_m: float) -> None
     camera = CAMERAS[name]
     counts = np.random.default_rng(0).integers(0, 1 << 16, (camera.height, camera.width)).astype(np.uint16)
     counts[counts % 3 == 0] = 0
+    counts[0, 0] = 1000  # is not what lies outside the frame
     frame = DepthFrame("test", 0, 0, counts, unit_m, camera)
     quick = network_input_of(frame)
     assert np.array_equal(quick, network_input(resample(frame))) and quick.dtype == np.float32

@@ -252,7 +252,7 @@ class Fuser:
         if hand.weights:
             gain = min(1.0, (t_ns - hand.t_ns) * 1e-9 / GAIN_S)
             before = np.stack([hand.weights.get(s.sighting.camera, np.zeros(21)) for s in mine])
-            weights = np.minimum(weights, before + gain) + 1e-6
+            weights = np.minimum(weights, before + gain * weights) + 1e-6
         return np.asarray(weights / weights.sum(0))
 
     def _without_jump(self, hand: FusedHand, t_ns: int, pose: Pose, cameras: set[int]) -> Pose:

@@ -149,6 +149,14 @@ def test_nothing_jumps_when_a_camera_leaves():
     assert all(len(hands) == 1 and hands[0].id == 1 for _, hands in steps[2:])
 
 
+def test_nothing_jumps_when_a_camera_joins():
+    off = np.array([0.01, 0, 0])
+    steps = run(a_rig(), range(90), lambda k, i: off * (k == 2), lambda i: range(2) if i < 45 else range(3), conf=0.5)
+    errors = errors_mm(steps[25:]).mean(1)
+    assert np.linalg.norm(errors[15] - errors[-1]) > 1.5, "the camera's joining should make a difference"
+    assert np.linalg.norm(np.diff(errors, axis=0), axis=1).max() < 1.5
+
+
 def test_one_camera_alone_goes_on():
     steps = run(a_rig(), range(60), nothing, lambda i: range(3) if i < 30 else [1])
     assert np.abs(errors_mm(steps[20:])).max() < 5

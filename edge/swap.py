@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,8 +26,10 @@ PROBATION = 300  # runs after a change in which every output is looked at, and t
 MOST_FAILURES = 5  # of an engine that is opened anew each time, without `probation` good runs between them
 FORGOTTEN_S = 0.5  # after its closing nobody holds an engine any more
 LEAVE_S = 10.0  # that a process which ends waits for a candidate
+LET_GO_S = 2.0  # and then for a thread that lets go of its engines
 FIRST_DELAY_S = 0.2  # from one round of opening to the next, doubling
 _log = logging.getLogger(__name__)
+_workers: WeakSet[threading.Thread] = WeakSet()
 
 Open = Callable[[], Engine]
 
@@ -53,6 +56,14 @@ def waited_for(hurry: Callable[[], None] = lambda: None) -> Iterator[None]:
     finally:
         done.set()
         atexit.unregister(leave)
+
+
+@atexit.register  # before any block that is waited for, and so called after them
+def _join_workers() -> None:
+    """A thread that frees an engine, of which it was the last to hold one, while the interpreter ends aborts it too."""
+    for worker in list(_workers):
+        if not building():
+            worker.join(LET_GO_S)
 
 
 class SwapEngine:
@@ -161,6 +172,7 @@ class SwapEngine:
                 target=self._prepare, args=(candidate, lambda engine: _far(engine, reference, limit_mm)), daemon=True
             )
             self._worker.start()
+            _workers.add(self._worker)
 
     def propose(self, candidate: Open, check: Callable[[Engine], str], asked: ModelCard) -> None:
         """Open a candidate here and now, in the caller's thread; serve with it from the next frame on if it takes what

@@ -137,6 +137,34 @@ def test_a_process_that_ends_waits_for_a_candidate_that_is_being_proven(begin: s
     assert (done.returncode, done.stdout, done.stderr) == (0, "proven\n", "")
 
 
+LETS_GO = """
+import threading, time
+from edge_hand.edge.model_card import DEFAULT_MODEL, ModelError, load_card
+from edge_hand.edge.swap import SwapEngine
+class Slow:
+    name, card = "slow", load_card(DEFAULT_MODEL)
+    def __del__(self):
+        where = threading.current_thread() is threading.main_thread()
+        time.sleep(0.2)
+        print("freed", "at the end" if where else "in the thread that held it last")
+let_go = threading.Event()
+def candidate():
+    let_go.wait(10)
+    time.sleep(0.1)
+    raise ModelError("nothing better")
+engine = SwapEngine(Slow())
+engine.offer(candidate, candidate, 1)
+del engine
+let_go.set()
+"""
+
+
+def test_a_process_that_ends_waits_for_the_thread_that_is_the_last_to_hold_an_engine() -> None:
+    """As a start that fails lets it go."""
+    done = subprocess.run([sys.executable, "-c", LETS_GO], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "freed in the thread that held it last\n", "")
+
+
 def test_a_process_that_ends_does_not_wait_for_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     leave: list[Callable[[], None]] = []
     monkeypatch.setattr("atexit.register", leave.append)

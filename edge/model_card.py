@@ -52,9 +52,10 @@ class ModelCard:
 
 
 def find_model(name: str) -> Path:
-    """A path as it is, or the name of a model that ships with edge-hand."""
+    """The name of a model that ships with edge-hand, or a path as it is; what is called the same here is ./NAME."""
     shipped = MODELS / f"{name}.onnx"
-    return shipped if os.path.isfile(shipped) and not os.path.exists(name) else Path(name)  # Path's own may raise
+    named = os.path.basename(name) == name
+    return shipped if named and os.path.isfile(shipped) else Path(name)  # Path's own may raise
 
 
 def same_training(one: ModelCard, other: ModelCard) -> bool:

@@ -25,7 +25,7 @@ from edge_hand.edge.finder import (
     resample,
     side_of,
 )
-from edge_hand.edge.model_card import DEFAULT_MODEL, ModelError, load_card
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, find_model, load_card
 from edge_hand.edge.surfaces import find_hands
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandRoi
@@ -156,6 +156,16 @@ def test_a_model_of_another_kind_and_a_missing_one_are_one_line() -> None:
         open_finder(DEFAULT_MODEL)
     with pytest.raises(ModelError, match=r"model nowhere\.onnx: no such file \(shipped with edge-hand: "):
         open_finder("nowhere.onnx")
+
+
+def test_what_is_called_like_a_shipped_model_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "finder").mkdir()
+    (tmp_path / "dgn-nano").touch()
+    for name in ("finder", "dgn-nano"):
+        assert find_model(name) == MODELS / f"{name}.onnx"
+        assert find_model(f"./{name}") == Path(name)
+    assert open_finder("finder").judges
 
 
 def test_an_empty_frame_and_a_far_wall_hold_no_hand(finder: Finder) -> None:

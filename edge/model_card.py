@@ -68,7 +68,10 @@ def card_path(model: Path) -> Path:
 
 
 def load_card(model: Path) -> ModelCard:
-    """The card of a model file whose bytes it vouches for; anything amiss is an UnreadableModel of one line."""
+    """The card of a model file whose bytes it vouches for; anything amiss is an UnreadableModel of one line, and a path
+    without a name a ModelError."""
+    if not model.name:
+        raise ModelError(f"model '{model}': give a name or an .onnx file")
     try:
         return _load_card(model)
     except ModelError as error:

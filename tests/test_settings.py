@@ -24,6 +24,8 @@ from test_cli import edge_hand, refusal
         ("--engine tpu", "engine 'tpu': there is no such engine; possible are auto, onnxruntime"),
         ("--model such", "model such: no such file (shipped with edge-hand: dgn-nano"),
         ("--model finder", "model "),
+        ("--model /", "model '/': give a name or an .onnx file"),
+        ("--finder=", "model '.': give a name or an .onnx file"),
         ("--finder nope", "model nope: no such file (shipped with edge-hand: dgn-nano"),
         ("--camera synthetic --bind 5555", "--bind 5555: expected tcp://HOST:PORT or ipc://PATH, for example "),
         ("--metrics foo", "--metrics foo: expected [HOST:]PORT, for example 127.0.0.1:9100"),

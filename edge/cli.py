@@ -139,7 +139,8 @@ def run(
     check_settings(context.params)
     tell, complain = (LOG.info, LOG.warning) if log else (click.echo, say)
     desk, notifier = Desk(tell, complain), Notifier()
-    # Before a network is loaded: the address may be in use.
+    # Before a network is loaded: the person cannot be kept there, the address may be in use.
+    new_person = person_maker(person)
     publisher = context.with_resource(Publisher(bind, topology=topology(), insecure=insecure, keys=keys))
     if note := own_note(context):
         tell(note)
@@ -151,7 +152,6 @@ def run(
         tell("stopped before there was an engine")
         return
     proposer = open_finder(finder, threads, say=tell, tune=tuned and engine == "auto")
-    new_person = person_maker(person)
 
     def open_it() -> Camera:
         options = {"mode": mode, "fps": fps, "loop": loop, "deterministic": deterministic}

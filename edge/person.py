@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..hand.kinematics import AVERAGE, Shape
 from ..hand.skeleton import PART_JOINTS, PART_SCALES
-from ..hand.whole import write_whole
+from ..hand.whole import try_writing, write_whole
 from .chain import JOINT_PARTS
 from .refit import EACH_AXIS, THRICE, Fit, Refit
 from .schur import eliminated
@@ -91,7 +91,7 @@ class Person:
         try:
             write_whole(path, text, 0o600)
         except OSError as error:
-            raise PersonError(f"person {path}: cannot be written ({error.strerror})") from None
+            raise _unwritten(path, error) from None
 
     @classmethod
     def load(cls, path: Path) -> Person:
@@ -110,20 +110,34 @@ class Person:
 
 
 def person_maker(path: Path | None) -> Callable[[], Person]:
-    """What makes the person of each new hand: the one saved at path, if one was. Raises PersonError."""
-    if path is None or not path.exists():
+    """What makes the person of each new hand: the one saved at path, if one was. Raises PersonError, also where
+    `keep_shape` could not write."""
+    if path is None:
+        return Person
+    try:
+        try_writing(path)
+    except OSError as error:
+        raise _unwritten(path, error) from None
+    if not path.exists():
         return Person
     shape = Person.load(path).shape
     return lambda: Person(shape)
 
 
 def keep_shape(path: Path, person: Person | None) -> str:
-    """Save a person whose shape is held, and say in one line what became of it. Raises PersonError."""
+    """Save a person whose shape is held, and say in one line what became of it."""
     if person is None or not person.held:
         seen = 0.0 if person is None else person.seen_ns * 1e-9
         return f"person {path}: not written, the hand was seen well for {seen:.1f} s and {HELD_NS * 1e-9:g} are needed"
-    person.save(path)
+    try:
+        person.save(path)
+    except PersonError as error:
+        return str(error)
     return f"person {path}: the palm is {person.shape.alpha[0]:.2f} times the template's"
+
+
+def _unwritten(path: Path, error: OSError) -> PersonError:
+    return PersonError(f"person {path}: cannot be written ({error.strerror})")
 
 
 def shape_evidence(refit: Refit, fit: Fit, points_m: Array, weights: Array | None = None) -> tuple[Array, Array]:

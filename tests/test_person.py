@@ -247,6 +247,21 @@ def test_a_file_that_cannot_be_read_or_written_is_refused_in_one_line(tmp_path: 
         person_maker(tmp_path / "me.json")
 
 
+def test_a_file_that_could_not_be_kept_is_refused_before_anything_else_begins(tmp_path: Path) -> None:
+    path = tmp_path / "no" / "me.json"
+    with pytest.raises(PersonError, match=r"me\.json: cannot be written \(No such file or directory\)$"):
+        person_maker(path)
+    run = ["run", "--camera", "synthetic", "--bind", f"ipc://{path.parent}/s", "--person", str(path)]
+    assert isinstance(CliRunner().invoke(cli, run).exception, PersonError)
+
+
+def test_a_disk_that_refuses_in_the_end_is_said_and_takes_no_summary_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "me.json"
+    person_maker(path)
+    path.mkdir()
+    assert keep_shape(path, Person(AVERAGE)) == f"person {path}: cannot be written (Is a directory)"
+
+
 @pytest.fixture
 def signals() -> Iterator[None]:
     """As they were before a daemon in this process."""

@@ -9,7 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from depth_png import encode_depth_png
-from edge_hand.edge.cameras import BadFrame, CameraError, EndOfStream, FrameTimeout, camera_kinds, open_camera
+from edge_hand.edge.cameras import (
+    BadFrame,
+    CameraError,
+    EndOfStream,
+    FrameTimeout,
+    camera_kinds,
+    check_camera,
+    open_camera,
+)
 from edge_hand.edge.cameras.replay import PngFolder, ReplayCamera
 from edge_hand.edge.recording import RecordingWriter
 from edge_hand.hand.camera import Intrinsics
@@ -203,8 +211,12 @@ def test_an_unknown_camera_or_option_says_what_is_possible(folder):
     assert {"realsense", "replay"} <= set(camera_kinds())
     with pytest.raises(CameraError, match=r"camera 'webcam': there is no such camera; possible .*realsense, replay"):
         open_camera("webcam")
-    with pytest.raises(CameraError, match=r"camera 'replay' has no option --mode; it has --fps, --loop"):
-        open_camera("replay", str(folder), mode="640x480@30", fps=None)
+    with pytest.raises(CameraError, match=r"camera 'replay' has no option --mode; it has --fps, --loop$"):
+        open_camera("replay", str(folder), mode="640x480@30", fps=None, loop=False)
+    with pytest.raises(CameraError, match=r"camera 'replay' has no option --mode$"):
+        open_camera("replay", str(folder), mode="640x480@30")
+    with pytest.raises(CameraError, match=r"no option --deterministic; it has --mode, --fps, --loop$"):  # of `run`
+        check_camera("realsense", mode=None, fps=None, loop=False, deterministic=True)
     with pytest.raises(CameraError, match="--fps -1: give the rate in Hz, or 0"):
         open_camera("replay", str(folder), fps=-1)
 

@@ -90,7 +90,8 @@ def _ask(what: str, kind: str, source: str | None, options: dict[str, Any]) -> A
     known = list(inspect.signature(backend.open_camera).parameters)[1:]
     for key in given:
         if key not in known:
-            raise CameraError(f"camera {kind!r} has no option --{key}; it has {', '.join('--' + k for k in known)}")
+            has = ", ".join(f"--{name}" for name in known if name in options)  # and the command has too
+            raise CameraError(f"camera {kind!r} has no option --{key}" + (f"; it has {has}" if has else ""))
     try:
         return getattr(backend, what, lambda *_, **__: None)(source, **given)
     except OSError as error:  # a folder that may not be searched

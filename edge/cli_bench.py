@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .cameras import camera_kinds
-from .cli_options import engine_options, json_option, own_note
+from .cli_options import engine_options, json_option, model_options, own_note
 from .shell import make_folders, say, write_result
 
 
@@ -101,11 +101,11 @@ def merge(results: tuple[Path, ...], into: Path | None) -> None:
 
 
 @bench.command()
-@engine_options
+@model_options
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="In all.")
 @json_option
 @click.pass_context
-def engines(ctx: click.Context, engine: str, model: Path, threads: int, seconds: float, json_path: Path | None) -> None:
+def engines(ctx: click.Context, model: Path, threads: int, seconds: float, json_path: Path | None) -> None:
     """Race every CPU engine and precision there is, by turns: time a crop, and distance from the float network.
 
     \b
@@ -113,8 +113,6 @@ def engines(ctx: click.Context, engine: str, model: Path, threads: int, seconds:
     """
     from .tune import rank
 
-    if engine != "auto":
-        raise click.UsageError("bench engines tries all that there are; leave --engine out")
     make_folders(json_path and json_path.parent)
     if note := own_note(ctx):
         click.echo(note)

@@ -28,7 +28,7 @@ def camera_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--threads", default=0, type=click.IntRange(0, 64), help="Engine threads; default: tuned, or 1."),
         click.option(
@@ -40,12 +40,15 @@ def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="own: the network in use (see `edge-hand models list`); a shipped one's name; "
             "or an .onnx file with its card beside it.",
         ),
-        click.option(
-            "--engine", default="auto", metavar="KIND", show_default=True, help=f"auto, {', '.join(engine_kinds())}."
-        ),
     ):
         command = option(command)
     return command
+
+
+def engine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    kinds = f"auto, {', '.join(engine_kinds())}."
+    engine = click.option("--engine", default="auto", metavar="KIND", show_default=True, help=kinds)
+    return engine(model_options(command))
 
 
 def chosen_model(name: str) -> Path:

@@ -350,6 +350,7 @@ def test_mistakes_on_the_command_line_are_told_before_the_work() -> None:
     for arguments, why in (
         (["--compare", "mediapipe", "--at-rate"], "--compare measures flat out"),
         (["--plot", "x.png"], "the picture is an SVG"),
+        (["engines", "--engine", "auto"], "No such option '--engine'"),
     ):
         done = CliRunner().invoke(cli, ["bench", *arguments])
         assert done.exit_code == 2 and why in done.output

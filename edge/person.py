@@ -110,18 +110,18 @@ class Person:
 
 
 def person_maker(path: Path | None) -> Callable[[], Person]:
-    """What makes the person of each new hand: the one saved at path, if one was. Raises PersonError, also where
-    `keep_shape` could not write."""
+    """What makes the person of each new hand: the one saved at path, if one was. Raises PersonError, also where there
+    is none and `keep_shape` could not write one."""
     if path is None:
         return Person
+    if path.exists():
+        shape = Person.load(path).shape
+        return lambda: Person(shape)
     try:
         try_writing(path)
     except OSError as error:
         raise _unwritten(path, error) from None
-    if not path.exists():
-        return Person
-    shape = Person.load(path).shape
-    return lambda: Person(shape)
+    return Person
 
 
 def keep_shape(path: Path, person: Person | None) -> str:

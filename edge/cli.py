@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from ..hand.extras import to_get
 from .cameras import Camera, CameraError
 from .cli_adapt import adapt
 from .cli_bench import bench
@@ -34,6 +35,8 @@ from .shell import CommandError, say
 THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
             errno.ENAMETOOLONG}  # fmt: skip
 
+TRAIN = {"torch", "numba", "onnx"}  # what the extra brings
+
 
 class Commands(click.Group):
     """With `calibrate` and `fuse`, which stand above the daemon and are only imported when they are asked for."""
@@ -53,11 +56,16 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Ctrl-C ends whatever does not handle it with the exit code that shells expect, and no word."""
+        """Ctrl-C ends whatever does not handle it with the exit code that shells expect, and no word. A package of the
+        extra `train` that is missing is one line, wherever a command finds out."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(130)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in TRAIN:
+                raise
+            raise CommandError(f"this command needs {error.name}: {to_get('train')}") from None
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

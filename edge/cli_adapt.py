@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .cli_options import json_option
-from .shell import CommandError, make_folders, need_trainer, write_result
+from .shell import CommandError, make_folders, write_result
 
 
 @click.command()
@@ -40,9 +40,9 @@ def adapt(
     edge-hand adapt --source hand.mcap --out adapted
     edge-hand adapt --source a.mcap --source b.mcap --source c.mcap --rig rig.json
     """
-    session = need_trainer("adapt.session")
     from ..calibration.rig import RigError
     from ..exporters.onnx import ExportError
+    from ..trainer.adapt import session
     from ..trainer.adapt.run import without_terms
     from ..trainer.checkpoint import TrainError
 

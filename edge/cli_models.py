@@ -11,7 +11,7 @@ import click
 
 from .cli_options import engine_options, eval_options, json_option, model_note, train_options
 from .model_card import ModelCard, find_model
-from .shell import CommandError, make_folders, need_trainer, write_result
+from .shell import CommandError, make_folders, write_result
 
 
 @click.command(name="eval")
@@ -52,7 +52,9 @@ def evaluate(
         result = evaluate_recording(source, opened, out=out, track=track, every=every, limit=n, shape=shape)
         click.echo(recording_table(result))
     else:
-        trainer = need_trainer("evaluate")
+        from ..trainer import evaluate as trainer
+
+        assert data is not None
         try:
             result = trainer.evaluate(data, trainer.Model(model, engine, threads, click.echo), n, out=out, **labelled)
         except trainer.EvaluateError as error:
@@ -75,7 +77,8 @@ def train(
     edge-hand train --out runs/dgn --real recording:hand.mcap --real-share 0.25
     torchrun --nproc-per-node 4 --no-python edge-hand train --out runs/dgn
     """
-    trainer = need_trainer("train")
+    from ..trainer import train as trainer
+
     make_folders(out)
     try:
         config = trainer.config_of(out, {k: v for k, v in options.items() if v is not None}, resume)
@@ -132,7 +135,6 @@ def export(
         return
     if checkpoint is None or out is None:
         raise click.UsageError("give --checkpoint RUN/last.pt --out FILE, or --model NAME")
-    need_trainer("train")
     from ..exporters.onnx import ExportError
     from ..exporters.onnx import export as write
     from ..trainer.checkpoint import TrainError, save_weights
@@ -163,7 +165,6 @@ def _export_form(
         )
     if target == "onnxruntime" and (precision != "int8" or out is None):
         raise click.UsageError("--model: give --precision int8 --out FILE, or --target tensorrt")
-    need_trainer("train")
     from ..exporters.onnx import ExportError
     from ..exporters.onnxruntime import export_int8
     from ..exporters.tensorrt import export_tensorrt

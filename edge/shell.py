@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,22 +9,11 @@ from typing import Any
 
 import click
 
-from ..hand.extras import to_get
 from ..hand.whole import refusal, write_json
 
 
 class CommandError(Exception):
     """A user's mistake, in one line."""
-
-
-def need_trainer(module: str) -> Any:
-    """A module of the trainer, or the one line that says what to install."""
-    try:
-        return importlib.import_module(f"edge_hand.trainer.{module}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("edge_hand"):
-            raise
-        raise CommandError(f"this command needs {error.name}: {to_get('train')}") from None
 
 
 def make_folders(*folders: Path | None) -> None:

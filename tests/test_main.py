@@ -20,6 +20,27 @@ def test_a_closed_output_is_none() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [
+        ("numba", "eval --data synthetic:test --n 1"),
+        ("onnx", "export --checkpoint no.pt --out no.onnx"),
+        ("torch", "eval --data synthetic:test --model no.pt"),
+    ],
+)
+def test_whoever_lacks_a_package_that_a_command_needs_is_told_what_to_install(
+    package: str, arguments: str, tmp_path: Path
+) -> None:
+    code = f"import sys; sys.modules['{package}'] = None; from edge_hand.edge.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments.split()],
+        capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    said = f"edge-hand: this command needs {package}: pip install '.[train]' in edge-hand's folder\n"
+    assert (done.returncode, done.stderr) == (1, said)
+    assert not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_is_exit_code_130_and_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

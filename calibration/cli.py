@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..edge.shell import CommandError, say
+from ..edge.shell import CommandError, must_write, say
 from ..hand.whole import write_whole
-from .cli_hand import hand, mistake, must_write, verify
+from .cli_hand import hand, mistake, verify
 from .watch_cli import watch
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..edge.shell import CommandError, say
-from ..hand.whole import refusal, try_writing, write_json
+from ..edge.shell import CommandError, must_write, say
+from ..hand.whole import refusal, write_json
 
 if TYPE_CHECKING:
     from .hand import HandResult
@@ -210,16 +210,6 @@ def _one_line() -> Iterator[None]:
         yield
     except (CameraError, SubscribeError, KeysError, ObserveError, RigError, OSError) as error:
         raise mistake(error) from None
-
-
-def must_write(*paths: Path | None) -> None:
-    """Raise CommandError for a file that cannot be written, before anybody moves a hand or a board about."""
-    for path in paths:
-        try:
-            if path is not None:
-                try_writing(path)
-        except OSError as error:
-            raise mistake(f"{path} cannot be written: {refusal(error)}") from None
 
 
 def mistake(error: Exception | str) -> CommandError:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..edge.shell import CommandError, stop_on_signal
-from .cli_hand import must_write
+from ..edge.shell import CommandError, must_write, stop_on_signal
 
 SAY_S = 10.0
 

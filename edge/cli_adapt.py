@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .cli_options import json_option
-from .shell import CommandError, make_folders, write_result
+from .shell import CommandError, make_folders, make_room, write_result
 
 
 @click.command()
@@ -46,7 +46,8 @@ def adapt(
     from ..trainer.adapt.run import without_terms
     from ..trainer.checkpoint import TrainError
 
-    make_folders(out, json_path and json_path.parent)
+    make_folders(out)
+    make_room(json_path)
     try:
         config = without_terms(session.AdaptConfig(method=method, steps=steps), without)
         report = session.adapt(

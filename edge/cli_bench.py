@@ -8,7 +8,7 @@ import click
 
 from .cameras import camera_kinds
 from .cli_options import engine_options, json_option, model_options, own_note
-from .shell import make_folders, say, write_result
+from .shell import make_room, say, write_result
 
 
 @click.group(invoke_without_command=True)
@@ -62,7 +62,7 @@ def bench(
         raise click.UsageError("--compare measures flat out; leave --at-rate out")
     if plot and plot.suffix != ".svg":
         raise click.UsageError(f"--plot {plot}: the picture is an SVG; give a name that ends in .svg")
-    make_folders(json_path and json_path.parent, plot and plot.parent)
+    make_room(json_path, plot)
     if note := own_note(ctx):
         click.echo(note)
     with MediaPipe(compare_python) if compare else nullcontext() as peer:
@@ -113,7 +113,7 @@ def engines(ctx: click.Context, model: Path, threads: int, seconds: float, json_
     """
     from .tune import rank
 
-    make_folders(json_path and json_path.parent)
+    make_room(json_path)
     if note := own_note(ctx):
         click.echo(note)
     rows = rank(model, threads, seconds)

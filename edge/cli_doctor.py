@@ -12,7 +12,7 @@ from .cameras import CameraError
 from .cli_options import json_option
 from .config import ConfigError
 from .model_card import ModelError
-from .shell import make_folders, write_result
+from .shell import make_room, write_result
 
 if TYPE_CHECKING:
     from .doctor import Setup
@@ -34,7 +34,7 @@ def doctor(context: click.Context, config_path: Path | None, instance: str | Non
     from .doctor import examine
     from .finding import lines
 
-    make_folders(json_path and json_path.parent)
+    make_room(json_path)
     findings = examine(setup_of(context, config_path, instance))
     click.echo(lines(findings))
     write_result({"findings": [finding._asdict() for finding in findings], "device": device()}, json_path)

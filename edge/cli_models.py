@@ -11,7 +11,7 @@ import click
 
 from .cli_options import engine_options, eval_options, json_option, model_note, train_options
 from .model_card import ModelCard, find_model
-from .shell import CommandError, make_folders, write_result
+from .shell import CommandError, make_folders, make_room, write_result
 
 
 @click.command(name="eval")
@@ -39,7 +39,8 @@ def evaluate(
         )
     if source and model.suffix == ".pt":
         raise CommandError(f"eval: {model} is a checkpoint, which goes with --data; `edge-hand export` makes a model")
-    make_folders(out, json_path and json_path.parent, labelled["predictions"] and labelled["predictions"].parent)
+    make_folders(out)
+    make_room(json_path, labelled["predictions"])
     if not labelled["score"]:
         click.echo(model_note(ctx))
     if source:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ..hand.whole import refusal, write_json
+from ..hand.whole import refusal, try_writing, write_json
 
 
 class CommandError(Exception):
@@ -24,6 +24,22 @@ def make_folders(*folders: Path | None) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CommandError(f"folder {folder} cannot be made: {refusal(error)}") from None
+
+
+def make_room(*files: Path | None) -> None:
+    """Where results will go, their folders made and the files tried, before the work. Raises CommandError."""
+    make_folders(*(file and file.parent for file in files))
+    must_write(*files)
+
+
+def must_write(*files: Path | None) -> None:
+    """Raise CommandError for a file that cannot be written, before the work whose result goes there."""
+    for file in files:
+        try:
+            if file is not None:
+                try_writing(file)
+        except OSError as error:
+            raise CommandError(f"{file} cannot be written: {refusal(error)}") from None
 
 
 def write_result(result: Any, path: Path | None) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import edge_hand.edge.cli as commands
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from depth_png import encode_depth_png
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import cli
@@ -342,6 +343,24 @@ def test_a_place_where_nothing_can_be_written_is_one_line(recording: Path, tmp_p
     assert said == f"folder {tmp_path}/file cannot be made: file exists"
     said = refusal("eval", "--source", recording, "--n", 1, "--json", tmp_path)
     assert said == f"{tmp_path} cannot be written: is a directory"
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["eval --source no.mcap --json", "eval --data nyu:no --predictions",
+     "bench --camera replay --source no.mcap --json", "bench --camera replay --source no.mcap --plot"],
+)  # fmt: skip
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:  # root may write everywhere
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("edge_hand.hand.whole._created", refused)
+    (folder := tmp_path / "x.svg").mkdir()
+    for path, why in ((folder, "is a directory"), (tmp_path / "new" / "y.svg", "permission denied")):
+        done = CliRunner().invoke(cli, [*command.split(), str(path)])
+        assert (str(done.exception), done.output) == (f"{path} cannot be written: {why}", "")
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("numba", reason="the trainer's pictures need numba")
 pytest.importorskip("cv2", reason="the board needs OpenCV: pip install '.[calibration]'")
 
 from edge_hand.calibration.corners import BoardDetector
 from edge_hand.hand import se3
-from edge_hand.trainer.evaluate_board import Infrared, board_clip, judge, solve
+from edge_hand.trainer.evaluate_board import Infrared, board_clip, judge, main, solve
 
 pytest.importorskip("cv2").setNumThreads(1)
 
@@ -25,6 +28,11 @@ def test_the_corners_in_a_picture_are_where_the_truth_has_them():
         off = found.pixels - source.intrinsics.project(se3.apply(T, clip.target.corners_m()))[found.ids]
         assert len(off) == clip.target.corner_count
         assert np.abs(off.mean(0)).max() < 0.03 and off.std(0).max() < 0.12
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path):
+    refused = CliRunner().invoke(main, ["--json", str(tmp_path)])
+    assert refused.output == f"evaluate_board: {tmp_path} cannot be written: is a directory\n"
 
 
 @pytest.mark.slow

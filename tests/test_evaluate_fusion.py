@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ pytest.importorskip("numba", reason="the trainer's pictures need numba")
 
 from edge_hand.hand import se3
 from edge_hand.trainer import evaluate_fusion
-from edge_hand.trainer.evaluate_fusion import Errors, evaluate, line, listen, rig_of, views_right
+from edge_hand.trainer.evaluate_fusion import Errors, evaluate, line, listen, main, rig_of, views_right
 from edge_hand.trainer.synth.rig_views import rig_clip
 
 
@@ -21,6 +23,12 @@ def result() -> dict[str, Any]:
     clip = rig_clip(7, seconds=5.0, fps=60.0)
     told = [listen(clip, camera) for camera in range(3)]
     return evaluate(clip, told, rig_of(clip, off_mm=1.0, off_deg=0.15, off_ms=1.0), drop=True)
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["evaluate_fusion", "--json", str(tmp_path)])
+    with pytest.raises(SystemExit, match=f"^evaluate_fusion: {tmp_path} cannot be written: is a directory$"):
+        main()
 
 
 def test_the_rig_given_is_off_by_as_much_as_was_asked_and_says_so():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from edge_hand.edge.finder import open_finder
 from edge_hand.edge.look import Eye, belief, evidence
 from edge_hand.edge.model_card import MODELS, load_card
 from edge_hand.edge.tracker import Tracker
-from edge_hand.trainer import evaluate_steadiness
+from edge_hand.trainer import evaluate_rig, evaluate_steadiness
 from edge_hand.trainer.evaluate_steadiness import bone_std_mm, clip, follow, jitter_mm, still, swing
 from edge_hand.trainer.judge import cases
 from edge_hand.trainer.logistic import fit
@@ -71,8 +72,15 @@ def test_steadiness_is_written_of_the_network_that_was_given(tmp_path: Path, mon
     assert done.exit_code == 0 and done.output.startswith("30 Hz    still_raw_mm "), done.output
     result = json.loads(out.read_text())
     assert result["model"] == load_card(MODELS / "dgn-nano.onnx").sha256 and result["90 Hz"]["measured"] == 6
-    refused = CliRunner().invoke(evaluate_steadiness.main, ["--json", "/dev/null/x/y.json"])
-    assert str(refused.exception) == "evaluate_steadiness: folder /dev/null/x cannot be made: not a directory"
+
+
+@pytest.mark.parametrize("report", [evaluate_steadiness, evaluate_rig])
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(report: Any, tmp_path: Path) -> None:
+    name = report.__name__.rpartition(".")[2]
+    refused = CliRunner().invoke(report.main, ["--json", "/dev/null/x/y.json"])
+    assert str(refused.exception) == f"{name}: folder /dev/null/x cannot be made: not a directory"
+    refused = CliRunner().invoke(report.main, ["--json", str(tmp_path)])
+    assert refused.output == f"{name}: {tmp_path} cannot be written: is a directory\n"
 
 
 def test_a_clip_is_followed_and_what_comes_before_is_left_out() -> None:

@@ -10,6 +10,7 @@ python -m edge_hand.trainer.evaluate_board --seeds 10 --json board.json
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from ..calibration.sources import Picture, SourceError
 from ..calibration.square import board_scale
 from ..calibration.target import PAPER_MM, Target, black_rectangles_mm, find_target, import_opencv
 from ..calibration.uncertainty import Volume, pose_difference
+from ..edge.shell import CommandError, make_room
 from ..hand import se3
 from ..hand.camera import Intrinsics
 from ..hand.whole import write_json
@@ -237,6 +239,10 @@ def main(
     json_path: Path | None,
 ) -> None:  # fmt: skip
     """Calibrate rendered rigs with the printed board and compare with the truth."""
+    try:
+        make_room(json_path)
+    except CommandError as error:
+        sys.exit(f"evaluate_board: {error}")
     rows: list[Row] = []
     click.echo("seed camera     mm   deg  sigma  clock ms  sigma  rms px  square %  verdict     s")
     for seed in range(first, first + seeds):

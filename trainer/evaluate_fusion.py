@@ -11,6 +11,7 @@ camera 0 falls silent half way.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from ..calibration.rig import Quality, Rig, RigCamera, TimeOffset
 from ..calibration.views import Views
 from ..edge.cloud import Clouds
 from ..edge.engines import open_engine
+from ..edge.shell import CommandError, make_room
 from ..edge.tracker import Tracker
 from ..hand import se3
 from ..hand.messages import CloudMessage, JointsMessage
@@ -201,6 +203,10 @@ def main() -> None:
     parser.add_argument("--drop", action="store_true", help="camera 0 falls silent half way")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    try:
+        make_room(options.json)
+    except CommandError as error:
+        sys.exit(f"evaluate_fusion: {error}")
     results = []
     for seed in options.seeds:
         clip = rig_clip(

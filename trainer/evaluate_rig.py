@@ -8,6 +8,7 @@ python -m edge_hand.trainer.evaluate_rig --seeds 20 --cache sights/ --json rig.j
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..calibration.observe import Cloud, ObserveError, Sight
 from ..calibration.uncertainty import Volume, pose_difference
 from ..calibration.verify import Check, verify
 from ..edge.model_card import DEFAULT_MODEL, sha256
+from ..edge.shell import CommandError, make_room
 from ..hand.whole import write_json
 from .kept import claim
 from .synth.rig_views import Bump, RigClip, rig_clip
@@ -131,6 +133,10 @@ def main(
     json_path: Path | None,
 ) -> None:  # fmt: skip
     """Calibrate rendered rigs with a moving hand and compare with the truth."""
+    try:
+        make_room(json_path)
+    except CommandError as error:
+        sys.exit(f"evaluate_rig: {error}")
     if cache is not None:
         network = sha256(DEFAULT_MODEL)[:12]
         claim(cache, {"network": network, "cameras": cameras, "seconds": seconds, "fps": fps, "width": width})

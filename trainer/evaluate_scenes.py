@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..edge.draw import Picture, contact_sheet, depth_picture, draw_joints, save_png, view_of
 from ..edge.model_card import DEFAULT_MODEL, ModelError, find_model
-from ..edge.shell import CommandError, make_folders, write_result
+from ..edge.shell import CommandError, make_folders, make_room, write_result
 from ..hand.frames import DepthFrame, HandPose
 from .synth.rooms import Scene, SceneHand, sequence
 
@@ -361,7 +361,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     sheets = Sheets() if args.out else None
     try:
-        make_folders(args.out, args.json and args.json.parent)
+        make_folders(args.out)
+        make_room(args.json)
         engine, finder = open_engine(model=find_model(args.model)), open_finder(args.finder)
         report = evaluate_scenes(
             args.frames,

@@ -22,7 +22,7 @@ from ..edge.engines import open_engine
 from ..edge.finder import open_finder
 from ..edge.model_card import DEFAULT_MODEL, ModelError, find_model
 from ..edge.person import Person
-from ..edge.shell import CommandError, make_folders, write_result
+from ..edge.shell import CommandError, make_room, write_result
 from ..edge.tracker import Tracker
 from ..hand.body import hand_with_arm
 from ..hand.frames import DepthFrame
@@ -151,7 +151,7 @@ def outside_limits(clips: Sequence[Clip]) -> int:
 def main(hands: int, first: int, seconds: float, model: str, finder: str, json_path: Path | None) -> None:
     """Print the table of docs/tracking.md."""
     try:
-        make_folders(json_path and json_path.parent)
+        make_room(json_path)
         engine, proposer = open_engine(model=find_model(model)), open_finder(finder)
     except (CommandError, ModelError) as error:
         sys.exit(f"evaluate_steadiness: {error}")

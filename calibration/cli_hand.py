@@ -162,6 +162,7 @@ def _gather(
     from .gate import lacks, measure
     from .gather import listen
     from .look_at import look_at
+    from .observe import import_tree
     from .progress import line
     from .verify import must_be_of
 
@@ -184,6 +185,7 @@ def _gather(
         return rig is None and elapsed_s >= 10 and not lacks(motion, names)
 
     with _one_line():
+        import_tree()  # before anybody moves a hand
         found = (
             listen(addresses, seconds, keys, watch) if addresses else look_at(sources, seconds, watch, mode, click.echo)
         )

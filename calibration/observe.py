@@ -127,12 +127,17 @@ def bridged(flat: Array) -> Array:
 
 
 def tree_of(points: Array) -> Any:
-    """A tree (scipy's) that finds the nearest of points (N, 3). Raises ObserveError without scipy."""
+    """A tree that finds the nearest of points (N, 3). Raises ObserveError without scipy."""
+    return import_tree()(points)
+
+
+def import_tree() -> Any:
+    """scipy's tree; to be called before the work that will need it. Raises ObserveError without scipy."""
     try:
         from scipy.spatial import cKDTree
     except ImportError:
         raise ObserveError(f"this needs scipy: {to_get('calibration')}") from None
-    return cKDTree(points)
+    return cKDTree
 
 
 def different(serials: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -370,6 +371,17 @@ def test_the_commands_say_what_they_need(tmp_path: Path) -> None:
     (bag := tmp_path / "a.bag").touch()
     with pytest.raises(CameraError, match=r"a\.bag is librealsense's.* record --camera replay --source .* .*a\.mcap$"):
         open_source(str(bag))
+
+
+@pytest.mark.parametrize("given", ["hand --out rig.json", "verify --rig rig.json"])
+def test_whoever_lacks_scipy_is_told_before_a_hand_is_moved(
+    given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("edge_hand.calibration.rig.load_rig", lambda _: None)
+    monkeypatch.setitem(sys.modules, "scipy.spatial", None)
+    run = CliRunner().invoke(command, [*given.split(), "--source", "a", "--source", "b"])
+    assert str(run.exception) == "this needs scipy: pip install '.[calibration]' in edge-hand's folder"
 
 
 def test_truth_of_the_simulation_is_what_it_says() -> None:

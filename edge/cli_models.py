@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,7 @@ def export(
         return
     if checkpoint is None or out is None:
         raise click.UsageError("give --checkpoint RUN/last.pt --out FILE, or --model NAME")
-    from ..exporters.onnx import ExportError
+    from ..exporters.onnx import ExportError, read_metrics
     from ..exporters.onnx import export as write
     from ..trainer.checkpoint import TrainError, save_weights
 
@@ -148,7 +147,7 @@ def export(
             save_weights(checkpoint, out)
             click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
             return
-        card = write(checkpoint, out, json.loads(metrics.read_text()) if metrics else None, precision or "fp32")
+        card = write(checkpoint, out, read_metrics(metrics) if metrics else None, precision or "fp32")
     except (ExportError, TrainError, OSError, ValueError) as error:
         raise CommandError(str(error)) from None
     _tell(out, card, "torch")

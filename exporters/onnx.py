@@ -5,6 +5,7 @@ edge-hand export --checkpoint runs/dgn/last.pt --out edge/models/dgn-nano.onnx
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import subprocess
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.model_card import ModelCard, card_path, sha256
+from ..hand.whole import refusal
 from ..trainer.checkpoint import TrainConfig, load_net, prior, share_without, without_folders
 from ..trainer.losses import metres
 from ..trainer.nets import NETS, net_module, output_of
@@ -59,8 +61,6 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
     """Write out (an .onnx file) and its card; nothing is left behind if the parity check fails."""
     if precision not in LIMITS_MM:
         raise ExportError(f"--precision {precision}: possible are {', '.join(LIMITS_MM)}")
-    if metrics is not None and not (isinstance(metrics, dict) and isinstance(metrics.get("model", ""), str)):
-        raise ExportError("--metrics: not the JSON that `edge-hand eval` writes")
     net, config, seen = load_net(checkpoint)
     if precision == "int8" and NETS[config.net].module != "dgn":
         raise ExportError(f"--precision int8: 8 bits are for Dual Grid Nets; {config.net} can be had in fp32")
@@ -109,6 +109,20 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
         os.replace(temporary, out)
         card.write(out)
         return card
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """What `edge-hand eval --json` wrote, for a card. Raises ExportError."""
+    try:
+        metrics = json.loads(path.read_text())
+    except OSError as error:
+        raise ExportError(f"--metrics {path}: cannot be read ({refusal(error)})") from None
+    except ValueError:
+        metrics = None
+    sound = isinstance(metrics, dict) and isinstance(metrics.get("model"), str)
+    if not sound or not isinstance(metrics.get("confidence", {}), dict):
+        raise ExportError(f"--metrics {path}: not the JSON that `edge-hand eval --json` writes")
+    return metrics  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -177,3 +177,25 @@ def test_an_unknown_precision_is_one_line(checkpoint: Path, tmp_path: Path) -> N
     with pytest.raises(ExportError, match=r"^--precision int4: possible are fp32, int8$"):
         export(checkpoint, tmp_path / "x.onnx", precision="int4")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", '{"verdict": "pass"}', '{"model": {"name": "dgn"}}', '{"model": "0", "confidence": null}', "\xff"],
+)
+def test_metrics_that_eval_did_not_write_are_one_line_before_the_network_is_loaded(
+    content: str, tmp_path: Path
+) -> None:
+    (path := tmp_path / "m.json").write_bytes(content.encode("latin-1"))
+    given = ["export", "--checkpoint", "none.pt", "--out", str(tmp_path / "x.onnx"), "--metrics"]
+    said = CliRunner().invoke(cli, [*given, str(path)]).exception
+    assert isinstance(said, CommandError)
+    assert str(said) == f"--metrics {path}: not the JSON that `edge-hand eval --json` writes"
+    said = CliRunner().invoke(cli, [*given, str(tmp_path)]).exception
+    assert str(said) == f"--metrics {tmp_path}: cannot be read (is a directory)"
+
+
+def test_metrics_that_eval_wrote_are_read(tmp_path: Path) -> None:
+    wrote = {"model": "0", "confidence": {"calibration": [1.0, 2.0, 3.0]}, "joint_mm": {"mean": 9.0}}
+    (path := tmp_path / "m.json").write_text(json.dumps(wrote))
+    assert exporter.read_metrics(path) == wrote

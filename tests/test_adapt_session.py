@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 pytest.importorskip("onnx")
 
+from edge_hand.edge.cli import cli  # noqa: E402
 from edge_hand.edge.model_card import MODELS  # noqa: E402
 from edge_hand.trainer import parallel  # noqa: E402
 from edge_hand.trainer.adapt import run, session  # noqa: E402
@@ -75,6 +77,20 @@ def test_processes_that_adapt_meet_on_the_cpu_where_there_are_gpus_too(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(AdaptError, match=r"^gloo$"):
         session.adapt([tmp_path], tmp_path / "out")
+
+
+def test_the_same_recording_is_not_learned_from_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.mcap").touch()
+    (tmp_path / "link.mcap").symlink_to(tmp_path / "a.mcap")
+    for again in ("a.mcap", "link.mcap"):
+        with pytest.raises(AdaptError, match=rf"^--source .*a\.mcap, .*{again}: one recording twice; give each once$"):
+            session.adapt([tmp_path / "a.mcap", tmp_path / again], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    given = ["adapt", "--source", "no.mcap", "--out", str(tmp_path / "out"), "--json", str(tmp_path)]
+    assert str(CliRunner().invoke(cli, given).exception) == f"{tmp_path} cannot be written: is a directory"
 
 
 def test_what_is_resumed_learns_from_the_same_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,8 @@ def adapt(
         raise AdaptError(f"{out / 'adapted.pt'}: no such checkpoint, so there is nothing to --resume")
     if missing := [str(path) for path in sources if not path.exists()]:
         raise AdaptError(f"--source {missing[0]}: no such recording")
+    if len({path.resolve() for path in sources}) < len(sources):
+        raise AdaptError(f"--source {', '.join(map(str, sources))}: one recording twice; give each once")
     out.mkdir(parents=True, exist_ok=True)
     with parallel.join(cpu=True) as group:
         tell = say if group.rank == 0 else (lambda _: None)

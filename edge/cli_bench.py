@@ -84,7 +84,8 @@ def bench(
 def merge(results: tuple[Path, ...], into: Path | None) -> None:
     """Make one table of devices from what `edge-hand bench --json` wrote on each.
 
-    With --into, what stands there stays, but for rows of the same machine, engine and network.
+    Of results of the same machine, engine and network the last is taken. With --into, what stands there stays, but for
+    rows of these.
 
     \b
     edge-hand bench merge orin/bench.json pi5/bench.json --into docs/benchmarks.md
@@ -97,7 +98,7 @@ def merge(results: tuple[Path, ...], into: Path | None) -> None:
         click.echo(text)
     else:
         kept = merge_into(into, text)
-        click.echo(f"{into}: {len(results)} results, beside {kept} that stood there")
+        click.echo(f"{into}: {len(text.splitlines()) - 2} results, beside {kept} that stood there")
 
 
 @bench.command()

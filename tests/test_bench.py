@@ -297,6 +297,15 @@ def test_results_of_several_devices_make_one_table(result: dict[str, Any], tmp_p
     assert page.read_text() == f"before\n{BEGIN}\n{text}\n{END}\nafter\n"
 
 
+def test_of_results_of_one_machine_engine_and_network_the_last_makes_the_row(
+    result: dict[str, Any], tmp_path: Path
+) -> None:
+    for name, fps in (("old", 500.0), ("new", 123.0)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(result | {"fps": fps}))
+    _, _, row = merge([tmp_path / "old.json", tmp_path / "new.json"]).splitlines()
+    assert "| 123 |" in row
+
+
 def test_a_table_keeps_the_rows_of_other_devices(result: dict[str, Any], tmp_path: Path) -> None:
     page = tmp_path / "benchmarks.md"
     page.write_text((Path(__file__).parent.parent / "docs" / "benchmarks.md").read_text())

@@ -69,8 +69,10 @@ def table(result: dict[str, Any]) -> str:
 
 
 def merge(paths: Iterable[Path]) -> str:
-    """Results as a Markdown table, a line each, the fastest first. Raises BenchError."""
-    results = sorted((load(path) for path in paths), key=lambda result: -float(result["fps"]))
+    """Results as a Markdown table, the fastest first; of those of one machine, engine and network the last. Raises
+    BenchError."""
+    last = {tuple(row(result)[:2]): result for result in map(load, paths)}
+    results = sorted(last.values(), key=lambda result: -float(result["fps"]))
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row(result))} |" for result in results)])
 

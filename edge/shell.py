@@ -28,6 +28,9 @@ def make_folders(*folders: Path | None) -> None:
 
 def make_room(*files: Path | None) -> None:
     """Where results will go, their folders made and the files tried, before the work. Raises CommandError."""
+    for file in files:
+        if file and file.suffix == ".json" and file.with_suffix(".onnx").exists():
+            raise CommandError(f"{file} is the card of {file.with_suffix('.onnx').name}; give the result another name")
     make_folders(*(file and file.parent for file in files))
     must_write(*files)
 

@@ -343,6 +343,9 @@ def test_a_place_where_nothing_can_be_written_is_one_line(recording: Path, tmp_p
     assert said == f"folder {tmp_path}/file cannot be made: file exists"
     said = refusal("eval", "--source", recording, "--n", 1, "--json", tmp_path)
     assert said == f"{tmp_path} cannot be written: is a directory"
+    (tmp_path / "hand.onnx").touch()
+    said = refusal("eval", "--source", recording, "--n", 1, "--json", tmp_path / "hand.json")
+    assert said == f"{tmp_path}/hand.json is the card of hand.onnx; give the result another name"
 
 
 @pytest.mark.parametrize(

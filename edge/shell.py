@@ -28,9 +28,6 @@ def make_folders(*folders: Path | None) -> None:
 
 def make_room(*files: Path | None) -> None:
     """Where results will go, their folders made and the files tried, before the work. Raises CommandError."""
-    for file in files:
-        if file and file.suffix == ".json" and file.with_suffix(".onnx").exists():
-            raise CommandError(f"{file} is the card of {file.with_suffix('.onnx').name}; give the result another name")
     make_folders(*(file and file.parent for file in files))
     must_write(*files)
 
@@ -38,6 +35,8 @@ def make_room(*files: Path | None) -> None:
 def must_write(*files: Path | None) -> None:
     """Raise CommandError for a file that cannot be written, before the work whose result goes there."""
     for file in files:
+        if file and file.suffix == ".json" and file.with_suffix(".onnx").exists():
+            raise CommandError(f"{file} is the card of {file.with_suffix('.onnx').name}; give the result another name")
         try:
             if file is not None:
                 try_writing(file)

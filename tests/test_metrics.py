@@ -12,7 +12,7 @@ from edge_hand.edge.model_card import DEFAULT_MODEL, find_model
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.skeleton import JOINT_NAMES
 from edge_hand.trainer import metrics
-from edge_hand.trainer.compare import CompareError, compare, main, markdown, params_and_macs
+from edge_hand.trainer.compare import CompareError, compare, curves, main, markdown, params_and_macs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -259,6 +259,13 @@ def test_results_of_one_model_on_two_sets_are_two_curves(tmp_path: Path) -> None
     with Image.open(tmp_path / "p.png") as picture:
         drawn = np.asarray(picture)
     assert all((drawn == colour).all(-1).sum() > 500 for colour in metrics.COLOURS[:2])
+
+
+def test_checkpoints_of_one_name_are_two_curves() -> None:
+    run = {"name": "last", "data": "synthetic:test", "success": {"worst_joint": [0, 1]}}
+    assert list(curves([Path("a.json"), Path("b.json")], [run, run])) == [
+        "last synthetic:test", "last synthetic:test b.json"
+    ]  # fmt: skip
 
 
 def test_the_command_prints_the_table_and_writes_the_picture(

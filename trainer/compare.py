@@ -21,7 +21,7 @@ import numpy as np
 from ..edge.draw import save_png
 from ..edge.engines import Engine, open_engine
 from ..edge.model_card import ModelError, find_model, load_card
-from ..edge.shell import CommandError, write_result
+from ..edge.shell import CommandError, make_room, write_result
 from .metrics import success_picture
 
 ROUNDS = 200
@@ -152,6 +152,16 @@ def _cell(result: dict[str, Any], keys: tuple[str, ...]) -> str:
     return str(value) if isinstance(value, int) else f"{value:.2f}"
 
 
+def curves(files: Sequence[Path], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Success rates of the worst joint by model and data, and by file where these are the same."""
+    rates: dict[str, Any] = {}
+    for file, result in zip(files, results, strict=True):
+        name = f"{result['name']} {result['data']}"
+        if "success" in result:
+            rates[f"{name} {file}" if name in rates else name] = np.array(result["success"]["worst_joint"])
+    return rates
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line at the head of this file."""
     parser = argparse.ArgumentParser(prog="python -m edge_hand.trainer.compare", description="One table over models.")
@@ -161,12 +171,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     given = parser.parse_args(arguments)
     try:
+        make_room(given.json)
         results = compare(given.results, given.rounds)
         print(markdown(results))
         if given.picture:
-            rates = {f"{r['name']} {r['data']}": r["success"] for r in results if "success" in r}
-            curves = {name: np.array(each["worst_joint"]) for name, each in rates.items()}
-            save_png(given.picture, success_picture(curves, "frames whose worst joint is closer"))
+            save_png(
+                given.picture, success_picture(curves(given.results, results), "frames whose worst joint is closer")
+            )
         write_result(results, given.json)
     except (CommandError, CompareError, ModelError, OSError) as error:
         print(f"edge-hand: {error}", file=sys.stderr)

@@ -375,10 +375,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         print(file=sys.stderr)
         print(text(report))
+        write_result({"model": engine.card.sha256, **report}, args.json)
         for path in sheets.save(args.out) if sheets else ():
             print(path)
-        write_result({"model": engine.card.sha256, **report}, args.json)
-    except (CommandError, ModelError, ValueError) as error:
+    except (CommandError, ModelError, ValueError, OSError) as error:
         sys.exit(f"evaluate_scenes: {error}")
 
 

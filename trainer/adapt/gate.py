@@ -191,7 +191,7 @@ def accept(
     `judge`'s. The card takes over how far the old network's confidence could be believed. Raises ExportError,
     TrainError, ModelError, StoreError.
     """
-    from ...exporters.onnx import export
+    from ...exporters.onnx import ExportError, export
     from ...exporters.tensorrt import export_tensorrt
 
     store = store or default_store()
@@ -209,11 +209,14 @@ def accept(
             export(checkpoint, models[0], None, precision)
         for model in models:
             replace(load_card(model), confidence=card.confidence).write(model)
-        if _has_half(old):
-            models.append(export_tensorrt(plain, "fp16"))
         report = judge(old, models[0], recordings, rig, say=say, **options)
         if not report.accepted:
             return report, None
+        if _has_half(old):
+            try:
+                models.append(export_tensorrt(plain, "fp16"))
+            except ExportError as error:  # the float one serves there too
+                say(f"gate: no 16 bits for TensorRT: {error}")
         made_from = ", ".join(report.recordings)
         over = number_of(store, card.sha256)
         version = add(store, models, made_from, report.as_json(), report.baseline, over)

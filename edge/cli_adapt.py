@@ -46,6 +46,8 @@ def adapt(
     from ..trainer.adapt.run import without_terms
     from ..trainer.checkpoint import TrainError
 
+    if json_path and json_path.resolve() == (out / "adapted.json").resolve():
+        raise CommandError(f"{json_path} will be the card of adapted.onnx; give the result another name")
     make_folders(out)
     make_room(json_path)
     try:

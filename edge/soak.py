@@ -165,9 +165,13 @@ def soak(
     \b
     python -m edge_hand.edge.soak --minutes 30 --fps 90
     """
-    from .shell import write_result
+    from .shell import CommandError, make_room, write_result
     from .soak_judge import Listeners, judge, table
 
+    try:
+        make_room(json_path, keep_log)
+    except CommandError as error:
+        sys.exit(f"soak: {error}")
     with tempfile.TemporaryDirectory(prefix="edge-hand-soak-") as name:
         folder = Path(name)
         begin_s = time.monotonic()

@@ -96,8 +96,8 @@ class Tracker:
         self._tell_sides_apart(looks)
         if self._search_is_due(frame, looks):
             self._search(frame, looks)
-        self._recognise(frame, looks)
         self._heed_sides(frame, looks)
+        self._recognise(frame, looks)
         return self._publish(frame, looks)
 
     def reset(self) -> None:
@@ -261,7 +261,8 @@ class Tracker:
 
     def _recognise(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """Say which hands are to be published. A new one may be one lost a while ago, or not seen where it should be,
-        of its side, or of the other while either's is in doubt: it takes that one's number, shape and votes."""
+        of its side, or of the other while either's is in doubt: it takes that one's number and shape, and its votes if
+        they are for the same side. It may be the other hand after all, which is for looks to say."""
         old = [t for t in self._lost if frame.t_ns - t.t_ns >= REMEMBERED_NS]
         self._lost = [t for t in self._lost if t not in old]
         self._known = _best_known(self._known, *(t.person for t in old))
@@ -275,7 +276,8 @@ class Tracker:
                 was = min(same, key=partial(_difference, track, look.centre_m))
                 (self._lost if was in self._lost else self.tracks).remove(was)
                 track.id, track.person = was.id, was.person
-                track.right_votes += 0.5 * was.right_votes
+                if was.is_left == track.is_left:
+                    track.right_votes += 0.5 * was.right_votes
 
     # --- publish
 

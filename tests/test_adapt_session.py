@@ -91,6 +91,9 @@ def test_the_same_recording_is_not_learned_from_twice(tmp_path: Path) -> None:
 def test_a_result_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
     given = ["adapt", "--source", "no.mcap", "--out", str(tmp_path / "out"), "--json", str(tmp_path)]
     assert str(CliRunner().invoke(cli, given).exception) == f"{tmp_path} cannot be written: is a directory"
+    card = tmp_path / "out/adapted.json"
+    said = str(CliRunner().invoke(cli, [*given[:-1], str(card)]).exception)
+    assert said == f"{card} will be the card of adapted.onnx; give the result another name"
 
 
 def test_what_is_resumed_learns_from_the_same_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import groupby
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="numba draws the clips")
 
 from edge_hand.edge.engines import open_engine
-from edge_hand.edge.tracker import Tracker
+from edge_hand.edge.tracker import Track, Tracker
 from edge_hand.trainer.evaluate_steadiness import clip
 from numpy.typing import NDArray
 
@@ -41,14 +42,22 @@ def test_a_hand_that_leaves_is_predicted_then_lost_and_found_again(way_m: tuple[
 
 
 def test_a_hand_whose_side_is_in_doubt_when_it_comes_back_keeps_its_number() -> None:
-    """Seen anew it is taken for a left hand at first; its number and its votes say that it is the right one."""
-    tracker, frames = Tracker(open_engine(), max_hands=1), np.cumsum([5, 8, 9, 8])
+    """Seen anew it is taken for a left hand at first."""
+    tracker, frames = Tracker(open_engine(), max_hands=1), np.cumsum([10, 8, 9, 8])
 
     def shift(t_s: float) -> NDArray[np.float64]:
         return np.interp(t_s * FPS, frames, [0, 1, 1, 0]) * np.array([0, 0, -0.4])
 
     seen = []
-    for frame, _ in clip(1, frames[-1] + 2, FPS, shift, 1.0, False):
+    for frame, _ in clip(1, frames[-1] + 12, FPS, shift, 1.0, False):
         seen.append([(hand.id, hand.pose.side) for hand in tracker.process(frame)])
     assert [] in seen and seen[-1] == [(1, "right")]
     assert {one for some in seen for one in some} <= {(1, "right"), (1, "unknown")}
+
+
+def test_a_hand_in_doubt_takes_the_number_of_one_of_the_other_side_and_not_its_side() -> None:
+    tracker, at = Tracker(open_engine()), np.array([0, 0, 0.4])
+    new = Track(at, 33_000_000, 3.0, published=True, measured=1)
+    tracker.tracks, tracker._lost = [new], [Track(at, 0, -20.0, id=1, published=True, measured=9)]
+    tracker._recognise(SimpleNamespace(t_ns=66_000_000), {new: SimpleNamespace(centre_m=at)})
+    assert new.id == 1 and new.right_votes == 3.0

@@ -179,6 +179,7 @@ def test_what_learned_from_rooms_keeps_learning_from_them(known: target.Target) 
     assert np.array_equal(labels.image[-8:], rooms.image) and not labels.is_hand[-8:].all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "terms"), [("dgn", ("icp", "views")), ("dibra", ("depth", "collision"))])
 def test_a_run_learns_stops_and_goes_on(
     known: target.Target, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str,

@@ -141,6 +141,7 @@ def test_angles_have_the_gradient_of_their_differences() -> None:
     assert torch.autograd.gradcheck(again, (angles,), eps=1e-6, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pose_comes_back_from_one_depth_picture() -> None:
     """Section 4.3: the pose alone, from a start that is off."""
     torch.manual_seed(0)
@@ -169,6 +170,7 @@ def test_a_pose_comes_back_from_one_depth_picture() -> None:
     assert off_mm() < 0.4 * before, (before, off_mm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.9, 1.12])
 def test_the_cloud_takes_the_shape_of_another_hand(scale: float) -> None:
     """Section 4.3: the shape alone, the pose being known."""

@@ -178,6 +178,7 @@ def test_pictures_of_the_board_become_a_rig(tmp_path: Path) -> None:
     assert converted.exit_code == 0 and (tmp_path / "colmap" / "images.txt").exists()
 
 
+@pytest.mark.slow
 def test_a_board_printed_one_percent_too_large_is_noticed_by_depth(tmp_path: Path) -> None:
     record(tmp_path, 8, scale=1.01, depth=True)
     detector = BoardDetector(A4)

@@ -160,6 +160,7 @@ def test_depth_points_calibrate_to_a_millimetre_where_joints_do_not() -> None:
     assert found.rig.quality.method == "hand" and found.rig.quality.verdict == "pass"
 
 
+@pytest.mark.slow
 def test_the_promised_sigma_is_about_the_error() -> None:
     clip, _ = scene()
     found = result()

@@ -16,6 +16,7 @@ from edge_hand.hand.poses import POSES
 from test_fuse import FPS, SECOND, a_rig, points_of, theta_at, told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("halo_rad", [0.0, 0.004])
 def test_the_shape_is_found_from_two_sides_and_then_held_whatever_the_cameras_halo(halo_rad: float):
     surface, true = (

@@ -314,6 +314,7 @@ def test_a_daemon_that_takes_its_time_to_change_is_waited_for_and_that_is_said(
     assert said[1:] == ["left: serves from the next frame on"]
 
 
+@pytest.mark.slow
 def test_run_serves_with_the_accepted_network_and_says_so(store: Path, tmp_path: Path) -> None:
     add(store, [FLOAT], "monday.mcap", {})
     use(store, 1)

@@ -8,6 +8,7 @@ import pytest
 from test_cli import edge_hand, refusal
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "text"),
     [

@@ -129,6 +129,7 @@ def test_a_patch_before_a_wall_is_proposed_at_its_middle() -> None:
     assert [r.side for r in rois] == ["unknown"] * len(rois) and {r.cube_m for r in rois} == {CUBE_M}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["424x240@30", "640x480@30"])
 def test_a_proposal_holds_the_hand(mode: str) -> None:
     near = 0

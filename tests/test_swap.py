@@ -122,6 +122,7 @@ tensorrt.unavailable, tensorrt.open_engine = str, proven
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "begin",
     [

@@ -84,6 +84,7 @@ def test_two_processes_stopped_and_resumed_are_the_uninterrupted_two(together: P
             assert all(torch.equal(b["state"][key][name], value) for name, value in state.items())
 
 
+@pytest.mark.slow
 def test_one_of_two_writes_the_log(together: Path) -> None:
     entries = [json.loads(line) for line in (together / "log.jsonl").read_text().splitlines()]
     assert [entry["seen"] for entry in entries if "val_joint_mm" in entry] == [16, 32]

@@ -87,6 +87,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_crop_of_a_window_is_the_crop_of_the_frame(clip: RigClip) -> None:
     frame, truth = clip.frame(0, 0), clip.joints_m(0, 0).mean(0)
     view = frames.cut_window(frame, np.eye(4), truth, 0)
@@ -147,6 +148,7 @@ def test_the_teachers_labels_lie_on_the_depth_of_every_view(known: target.Target
         assert np.abs(sample.joints_uvd).max() < 1.2
 
 
+@pytest.mark.slow
 def test_drawn_hands_are_the_users_and_the_same_for_ever() -> None:
     estimates = [Estimate(np.full(20, 0.3), np.diag([-1.0, -1, 1]), 0.5)]
     hands = UserHands(BIG, estimates, 3, (0.25, 0.3))
@@ -169,6 +171,7 @@ def test_a_batch_has_the_target_first_and_is_decided_by_its_step(known: target.T
     assert not torch.equal(labels.image, batches.draw(4)[0].image)
 
 
+@pytest.mark.slow
 def test_what_learned_from_rooms_keeps_learning_from_them(known: target.Target) -> None:
     config = run.AdaptConfig(batch=32)
     with_rooms, without = (run._Batches(known, config, run.Group(), rooms=rooms) for rooms in (True, False))

@@ -49,6 +49,7 @@ def test_the_shape_is_found_from_two_sides_and_then_held_whatever_the_cameras_ha
     assert abs(too_long_m(person.shape)) < abs(at_first), "looking again made it no better"
 
 
+@pytest.mark.slow
 def test_until_depth_of_two_cameras_was_looked_at_bones_follow_what_the_cameras_learn_without_a_jump():
     rig, bones = a_rig(), []
     fuser, views = Fuser(rig), [View(k, camera) for k, camera in enumerate(rig.cameras)]

@@ -95,6 +95,7 @@ def test_a_cell_is_told_the_skin_that_a_lone_hands_cell_is() -> None:
     assert np.median(np.linalg.norm(np.concatenate(off), axis=1)) < 0.03 * cell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_skin_of_a_hand_that_is_seen_is_found_in_its_crop(crops: RoomCrops, side: str) -> None:
     shares = []

@@ -189,6 +189,7 @@ def test_left_share_mirrors_that_share_and_hides_its_labels() -> None:
     assert 8 <= left <= 24
 
 
+@pytest.mark.slow
 def test_a_camera_s_shadows_do_not_tell_the_side() -> None:
     """Left hands are mirrored pictures of right ones, but the camera that saw them is not mirrored."""
     camera = ("D435 848x480",)

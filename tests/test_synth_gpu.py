@@ -60,6 +60,7 @@ def test_a_batch_is_the_same_in_any_order_and_in_any_generator(full: GpuGenerato
     assert_same(next(stream), second)
 
 
+@pytest.mark.slow
 def test_streams_seeds_and_indices_never_share_a_sample() -> None:
     images = [generator(stream, seed, batch=2, bank=4).batch(index).image
               for stream in ("train", "val", "test") for seed in (0, 1) for index in (0, 1)]  # fmt: skip
@@ -129,6 +130,7 @@ def test_joint_angles_are_spread_as_in_the_compiled_path() -> None:
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.25)
 
 
+@pytest.mark.slow
 def test_views_and_shapes_of_a_bank_are_spread_as_in_the_compiled_path() -> None:
     rng, n = np.random.default_rng(0), 800
     for kind, view in (("full", poses.sample_view), ("clean", samples._palm_view)):

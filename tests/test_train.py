@@ -171,6 +171,7 @@ def test_a_started_run_has_the_weights_that_init_names(tmp_path: Path, clock: Cl
         assert not torch.equal(weight, second["net"][name])
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_to_its_teacher(tmp_path: Path, clock: Clock) -> None:
     teacher = run(replace(TINY, samples=4), tmp_path / "teacher") and str(tmp_path / "teacher" / "last.pt")
     config = replace(TINY, samples=60, warmup=4, seed=1, teacher=teacher, teacher_weight=20.0)

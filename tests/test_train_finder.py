@@ -135,6 +135,7 @@ def test_the_loss_is_least_where_the_maps_are_right() -> None:
         assert float(terms[term]) > 0.25 and float(terms["loss"]) > 0.25
 
 
+@pytest.mark.slow
 def test_the_network_learns_a_few_pictures_by_heart() -> None:
     torch.manual_seed(0)
     rows = np.stack([record(drawn.frame, drawn.hands) for drawn in map(scene, range(4))])

@@ -49,6 +49,7 @@ def test_under_a_wrong_rig_cameras_that_could_meet_must() -> None:
     assert not any("cam1 and cam2" in reason for reason in found.reasons)
 
 
+@pytest.mark.slow
 def test_a_camera_whose_depth_shares_no_moment_is_unverified() -> None:
     rig, sights = wide()
     small = tuple(cloud._replace(points_m=cloud.points_m[:55]) for cloud in sights[2].clouds)

@@ -10,6 +10,7 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,16 @@ from edge_hand.hand.crop import points_from_uvd
 from edge_hand.hand.render import render
 from edge_hand.hand.skeleton import JOINT_PARENTS
 from edge_hand.hand.template import template
-from edge_hand.trainer.synth.samples import CELLS, CUBE_M, FAR_M, NEAR_M, Generator, Sample, stream_batches
+from edge_hand.trainer.synth.samples import (
+    CELLS,
+    CUBE_M,
+    FAR_M,
+    NEAR_M,
+    Generator,
+    RendererDied,
+    Sample,
+    stream_batches,
+)
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -275,6 +285,29 @@ def test_a_worker_streams_the_generators_own_batches_in_order_whatever_signals_c
         stream.close()  # type: ignore[attr-defined]
     worker.join(5)
     assert worker.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_told_at_once() -> None:
+    """Within a batch, of which the pipe holds the first half: so it waits while the trainer is the slower one."""
+    stream = stream_batches("train", 0, 4, kind="clean")
+    before, told = set(mp.active_children()), []
+
+    def draw() -> None:
+        try:
+            while True:
+                next(stream)
+        except RendererDied as died:
+            told.append(died)
+
+    next(stream)
+    time.sleep(0.3)
+    (worker,) = set(mp.active_children()) - before
+    worker.kill()
+    drawing = Thread(target=draw, daemon=True)
+    drawing.start()
+    drawing.join(10)
+    assert told
 
 
 DRAWS_AND_SAYS_WHO = """

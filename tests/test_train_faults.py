@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 from edge_hand.trainer import train as training
-from edge_hand.trainer.batches import drawn
+from edge_hand.trainer.batches import batches, drawn
 from edge_hand.trainer.checkpoint import CHECKPOINT_VERSION, build_net, load_checkpoint, save
 from edge_hand.trainer.parallel import Group
 from edge_hand.trainer.synth.room_crops import RoomCrops
-from edge_hand.trainer.synth.samples import Generator
+from edge_hand.trainer.synth.samples import Generator, RendererDied
 from edge_hand.trainer.train import Log, TrainConfig, TrainError, load_net, train
 
 TINY = TrainConfig(width=8, samples=8, batch=4, warmup=4, coarse=4, bf16=False)
@@ -137,6 +137,23 @@ def test_a_record_that_does_not_fit_leaves_no_half_line(tmp_path: Path, capsys: 
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["seen"] for line in lines] == [0, 1]
     assert f"{tmp_path}/log.jsonl cannot be written" in capsys.readouterr().out
+
+
+# --- a process that is killed
+
+
+def test_a_run_whose_renderer_is_killed_saves_what_it_has_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*given: Any) -> Iterator[Any]:
+        yield next(batches(*given))
+        raise RendererDied
+
+    monkeypatch.setattr(training, "batches", die)
+    assert refusal(TINY, tmp_path) == (
+        "the process that renders ahead died (killed? out of memory?): saved after 4 of 8 samples; --resume goes on"
+    )
+    assert load_checkpoint(tmp_path / "last.pt")["seen"] == 4
 
 
 # --- a run that is told to stop

@@ -42,7 +42,7 @@ from .nets import net_module
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
 from .real import open_real
-from .synth.samples import Generator
+from .synth.samples import Generator, RendererDied
 
 __all__ = ["TrainConfig", "TrainError", "config_of", "load_net", "train"]
 
@@ -97,11 +97,16 @@ def train(
         begun, begun_seen, seconds = time.monotonic(), run.seen, run.seconds
         said = saved = begun
         totals: dict[str, float] = {}
-        steps, finished, stopped = 0, run.seen >= config.samples, False
+        steps, finished, stopped, died = 0, run.seen >= config.samples, False, False
         with closing(batches(config, group, run.seen, workers, real)) as source:
             while not (finished or stopped):
                 late = minutes is not None and time.monotonic() - begun > 60 * minutes
-                means, stopped = step(run, next(source), group, stop=late or bool(signals))
+                try:
+                    labels = next(source)
+                except RendererDied:  # what was learned is whole, and is saved
+                    died = True
+                    break
+                means, stopped = step(run, labels, group, stop=late or bool(signals))
                 now = time.monotonic()
                 run.seconds = seconds + now - begun
                 steps += 1
@@ -131,6 +136,11 @@ def train(
                 save(run.state(), path)
             except OSError as problem:
                 raise TrainError(unsaved(path, problem)) from None
+        if died:
+            raise TrainError(
+                "the process that renders ahead died (killed? out of memory?): saved after "
+                f"{run.seen:,} of {config.samples:,} samples; --resume goes on"
+            )
         if stopped and not finished:
             log.say(f"stopped and saved after {run.seen:,} of {config.samples:,} samples; --resume goes on")
         return path

@@ -226,12 +226,17 @@ def _palm_view(rng: np.random.Generator) -> Array:
     return turn @ se3.so3_exp(np.array([0, long, 0])) @ palm_up
 
 
+class RendererDied(Exception):
+    """A worker process of `stream_batches` was killed, or has failed and said so itself."""
+
+
 def stream_batches(
     stream: str, start: int, batch: int, *, seed: int = 0, left_share: float = 0.0, workers: int = 1, **options: Any
 ) -> Iterator[Sample]:
     """Endless batches from sample index start on, rendered ahead in worker processes, in order of index.
 
-    options are those of `Generator`. Signals to stop are for who draws: the workers end when this does.
+    options are those of `Generator`. Signals to stop are for who draws: the workers end when this does. Raises
+    RendererDied once one of them ends before.
     """
     context = mp.get_context("spawn")
     queues = [context.Queue(maxsize=4) for _ in range(workers)]
@@ -249,8 +254,9 @@ def stream_batches(
     ours = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # the workers keep it
     try:
         with environment(ONE_THREAD):
-            for p in processes:
+            for p, q in zip(processes, queues, strict=True):
                 p.start()
+                q._writer.close()  # type: ignore[attr-defined]  # who holds it too never hears that the worker died
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, ours)
     atexit.register(end)  # there multiprocessing would send SIGTERM and wait
@@ -263,7 +269,7 @@ def stream_batches(
                         break
                     except Exception:
                         if not p.is_alive():
-                            raise RuntimeError("the rendering process died; its message stands above") from None
+                            raise RendererDied from None
                 yield Sample(*item)
     finally:
         end()

@@ -238,6 +238,17 @@ def test_a_run_goes_on_where_it_stopped_and_is_exported(cache: Path, tmp_path: P
         assert open_finder(out)(scene(0).frame) == [] or THRESHOLD > 0
 
 
+def test_a_run_that_goes_on_keeps_its_length(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(replace(TINY, samples=560_000), tmp_path, cache, minutes=0, validate_every=0)
+    asked: list[int] = []
+    monkeypatch.setattr(train_finder, "train", lambda config, *_, **__: asked.append(config.samples))
+    given = ["--out", str(tmp_path), "--cache", str(cache), "--scenes", "0"]
+    for more in (["--resume"], ["--resume", "--samples", "600000"], []):
+        result = CliRunner().invoke(train_finder.main, [*given, *more])
+        assert result.exit_code == 0, result.output
+    assert asked == [560_000, 600_000, 300_000]
+
+
 def refusal(config: TrainConfig, out: Path, cache: Path, **options: Any) -> str:
     with pytest.raises(TrainError) as error:
         train(config, out, cache, validate_every=0, **options)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..edge.finder import Maps, network_input, proposals
 from ..hand.frames import HandRoi
-from .checkpoint import CHECKPOINT_VERSION, TrainConfig, TrainError, load_checkpoint, load_weights, save
+from .checkpoint import CHECKPOINT_VERSION, TrainConfig, TrainError, config_of, load_checkpoint, load_weights, save
 from .nets.finder import Criterion, FinderNet, targets
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
@@ -37,6 +37,7 @@ SAY_S, SAVE_S, RESCAN_S = 10, 120, 30
 MATCH_M = 0.08  # a proposal this near to a hand's centre has found it
 NEAR_M = 0.12  # a proposal this near to a hand that nobody asks for is not held against the finder
 WELL_SEEN = 0.5
+SAMPLES = 300_000
 WIDTH = 320  # px of the rendered frames: twice as fine as what the finder sees of them
 
 
@@ -288,19 +289,21 @@ def rendering(cache: Path, scenes: int, first_shard: int) -> Iterator[Callable[[
 @click.option("--cache", type=Path, required=True, help="Folder for rendered scenes, 36 MB a thousand.")
 @click.option("--scenes", default=30_000, show_default=True, help="Scenes to render; 0 takes what is in the cache.")
 @click.option("--first-shard", default=0, show_default=True, help="Leave earlier shards out.")
-@click.option("--samples", default=300_000, show_default=True)
+@click.option("--samples", type=click.IntRange(1), help=f"Default {SAMPLES:,}; with --resume what the run has.")
 @click.option("--minutes", type=float)
 @click.option("--validate-every", default=20_000, show_default=True, help="Samples.")
 @click.option("--threads", default=1, show_default=True)
 @click.option("--resume", is_flag=True)
 def main(
-    out: Path, cache: Path, scenes: int, first_shard: int, samples: int, minutes: float | None, validate_every: int,
-    threads: int, resume: bool,
+    out: Path, cache: Path, scenes: int, first_shard: int, samples: int | None, minutes: float | None,
+    validate_every: int, threads: int, resume: bool,
 ) -> None:  # fmt: skip
     """Train the finder of hands in whole depth frames."""
     torch.set_num_threads(threads)
-    config = TrainConfig(net="finder", samples=samples, warmup=4000, coarse=0, negative_share=0.0)
+    config = TrainConfig(net="finder", samples=samples or SAMPLES, warmup=4000, coarse=0, negative_share=0.0)
     try:
+        if resume:
+            config = config_of(out, {"samples": samples} if samples else {}, resume)
         with rendering(cache, scenes, first_shard) if scenes else nullcontext(lambda: False) as rendered:
             train(config, out, cache, first_shard=first_shard, resume=resume, minutes=minutes,
                   validate_every=validate_every, rendered=rendered)  # fmt: skip

@@ -87,6 +87,23 @@ def test_a_checkpoint_can_be_measured_before_it_is_exported(net: str, tmp_path: 
         evaluate("synthetic:val", Model(tmp_path / "last.pt"), 2)
 
 
+def test_a_checkpoint_that_has_changed_is_measured_anew(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from dataclasses import asdict
+
+    from edge_hand.trainer.checkpoint import TrainConfig, build_net, save
+
+    config = TrainConfig(net="deephps", width=16)
+    errors_mm = []
+    for k in range(2):
+        torch.manual_seed(0)
+        weights = {name: w + k if name.startswith("pose.") else w for name, w in build_net(config).state_dict().items()}
+        state = {"version": 2, "config": asdict(config), "seen": 0, "net": weights, "averaged": weights}
+        save(state, tmp_path / "last.pt")
+        errors_mm.append(evaluate("synthetic:clean", Model(tmp_path / "last.pt"), 2)["joint_mm"]["mean"])
+    assert errors_mm[0] != errors_mm[1]
+
+
 @pytest.mark.parametrize("net", ["deephps", "dibra"])
 def test_an_exported_net_of_parameters_is_posed_as_its_checkpoint_is(net: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")

@@ -72,7 +72,7 @@ def evaluate_synthetic(stream: str, model: Model, n: int | None = None, workers:
     chunks = [range(i, min(i + CHUNK, n)) for i in range(0, n, CHUNK)]
     columns: list[Measured] = []
     progress = Progress(n)
-    for measured in _over_processes(partial(_measure, stream, model), chunks, workers):
+    for measured in _over_processes(partial(_measure, stream, model, sha256), chunks, workers):
         columns.append(measured)
         progress.add(len(measured.parts), measured.joints_mm, measured.truth_mm)
     progress.end()
@@ -107,19 +107,20 @@ def evaluate_synthetic(stream: str, model: Model, n: int | None = None, workers:
     return result | {"model": sha256, "model_file": str(model.path)}
 
 
-_opened: dict[tuple[str, Model], tuple[Generator, Generator, Engine, Refit]] = {}  # of this worker process
+_opened: dict[tuple[str, Model, str], tuple[Generator, Generator, Engine, Refit]] = {}  # of this worker process
 
 
-def _measure(stream: str, model: Model, indices: Sequence[int]) -> Measured:
-    if (stream, model) not in _opened:
+def _measure(stream: str, model: Model, sha256: str, indices: Sequence[int]) -> Measured:
+    key = stream, model, sha256  # a training run writes a new network under the same name
+    if key not in _opened:
         engine = model.open()
         kind, size = SETS[stream], engine.card.crop_size
         share = 0.0 if kind == "clean" else LEFT_SHARE
         name = "val" if stream == "val" else "test"
         hands = Generator(name, left_share=share, kind=kind, image_px=size)
         others = Generator(name, left_share=share, negative_share=1.0, kind=kind, image_px=size)
-        _opened[stream, model] = hands, others, engine, Refit()
-    hands, others, engine, refit = _opened[stream, model]
+        _opened[key] = hands, others, engine, Refit()
+    hands, others, engine, refit = _opened[key]
     rows = []
     for i in indices:
         row = measure_sample(hands.sample(i), engine, refit)

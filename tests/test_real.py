@@ -353,9 +353,10 @@ def test_frames_that_cannot_be_used_are_one_line_before_the_first_step(tmp_path:
     assert refusal(config, out) == f"{labels}: frame 7 is not in hand.mcap"
     labels.write_text(text)
     change(labels, joints_mm=[[900.0, 900.0, 500.0]] * 21)
-    assert refusal(config, out) == f"--real recording:{path}: none of 2 frames shows anything where its label says"
+    none = f"--real recording:{path}: none of 2 frames shows anything where its label says, 0.155 m away or more; "
+    assert refusal(config, out) == none + "frame 0 is labelled at [0.9, 0.9, 0.5] m"
     change(labels, joints_mm=[[0.0, 0.0, 0.45]] * 21)  # metres, where millimetres were asked for
-    assert refusal(config, out) == f"--real recording:{path}: frame 0 is labelled at [0.0, 0.0, 0.0] m"
+    assert refusal(config, out) == none + "frame 0 is labelled at [0.0, 0.0, 0.0] m"
 
 
 @pytest.mark.parametrize(
@@ -382,14 +383,15 @@ def test_a_share_of_nothing_is_one_line(tmp_path: Path) -> None:
         config_of(tmp_path, {"real_share": 0.3}, resume=False)
 
 
-def test_frames_without_a_reading_where_the_hand_should_be_are_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("middle_mm", [(900, 900, 450), (0, 0, 150)], ids=["beside the hand", "too near"])
+def test_frames_of_which_nothing_can_be_learned_are_left_out(middle_mm: tuple[int, ...], tmp_path: Path) -> None:
     path = record(tmp_path, 3)
     labels = recording.read_labels(recording.labels_path(path))
-    recording.write_labels(
-        path, [labels[0], labels[1]._replace(joints_mm=labels[1].joints_mm + (900, 900, 0)), labels[2]]
-    )
+    moved = labels[1].joints_mm - labels[1].joints_mm.mean(0) + middle_mm
+    recording.write_labels(path, [labels[0], labels[1]._replace(joints_mm=moved), labels[2]])
     real = opened(path)
     assert len(real.windows) == len(real.joints_m) == 2
     assert real.summary.endswith(
-        "2 frames, 21 of 21 joints count; 1 of 3 show nothing where the hand should be and are left out"
+        "2 frames, 21 of 21 joints count; 1 of 3 show nothing where the hand should be, or one nearer than 0.155 m, "
+        "and are left out"
     )

@@ -32,6 +32,7 @@ from .synth.samples import CELLS, CUBE_M, STREAMS
 Array = NDArray[Any]
 MARGIN_M = 0.03  # how far a crop's centre strays from the truth's at most
 WINDOW_M = CUBE_M + 2 * MARGIN_M
+NEAREST_M = WINDOW_M / 2  # of a hand's middle: all of a window lies before its camera
 UNIT_M = 1e-4  # of a window's counts
 JOINTS = 21
 KEY = len(STREAMS)  # a stream of seeds beside those of rendered samples
@@ -127,7 +128,10 @@ def open_real(
     n, left_out, scored = len(windows), len(dataset.labels) - len(windows), int(dataset.scheme.scored.sum())
     summary = f"--real {config.real}: {n:,} frames, {scored} of {len(dataset.scheme.names)} joints count"
     if left_out:
-        summary += f"; {left_out:,} of {len(dataset.labels):,} show nothing where the hand should be and are left out"
+        summary += (
+            f"; {left_out:,} of {len(dataset.labels):,} show nothing where the hand should be, "
+            f"or one nearer than {NEAREST_M:g} m, and are left out"
+        )
     return RealHands(
         windows, distances, joints, dataset.scheme, summary, image_px, config.seed, config.left_share, group.device
     )
@@ -153,25 +157,32 @@ def read_windows(
     windows = np.empty((len(dataset.labels), size, size), np.uint16)
     distances, joints = [], []
     for i, (label, frame) in enumerate(zip(dataset.labels, dataset.frames(), strict=True)):
-        window, distance, xyz = window_of(frame, label, spec, size)
-        if (window > 0).mean() >= LEAST:
-            windows[kept] = window
-            distances.append(distance)
-            joints.append(xyz)
+        found = window_of(frame, label, spec, size)
+        if found and (found[0] > 0).mean() >= LEAST:
+            windows[kept] = found[0]
+            distances.append(found[1])
+            joints.append(found[2])
             kept += 1
         if time.monotonic() - said > SAY_S:
             said = time.monotonic()
             say(f"--real {spec}: read {i + 1:,} of {len(dataset.labels):,} frames")
     if not kept:
-        raise DatasetError(f"--real {spec}: none of {len(dataset.labels)} frames shows anything where its label says")
+        first, n = dataset.labels[0], len(dataset.labels)
+        raise DatasetError(
+            f"--real {spec}: none of {n} frames shows anything where its label says, {NEAREST_M:g} m away or more; "
+            f"frame {first.name} is labelled at {(first.joints_mm.mean(0) / 1e3).round(3).tolist()} m"
+        )
     return windows[:kept], np.array(distances), np.array(joints)
 
 
-def window_of(frame: DepthFrame, label: Label, spec: str, size: int) -> tuple[NDArray[np.uint16], float, Array]:
-    """The window (size, size) of a frame around its label, its distance m, and the joints (J, 3) m in its frame."""
+def window_of(frame: DepthFrame, label: Label, spec: str, size: int) -> tuple[NDArray[np.uint16], float, Array] | None:
+    """The window (size, size) of a frame around its label, its distance m, and the joints (J, 3) m in its frame; None
+    of a hand that is too near."""
     centre = label.joints_mm.mean(0) / 1e3
-    if not np.isfinite(label.joints_mm).all() or centre[2] < WINDOW_M / 2:
-        raise DatasetError(f"--real {spec}: frame {label.name} is labelled at {centre.round(3).tolist()} m")
+    if not np.isfinite(label.joints_mm).all():
+        raise DatasetError(f"--real {spec}: the joints of frame {label.name} are not all finite")
+    if centre[2] < NEAREST_M:
+        return None
     left = label.side == "left"
     crop = crop_depth(frame, HandRoi(label.side, centre, WINDOW_M, 1.0), size, mirrored=left)
     z = np.where(crop.image < 1, crop.distance_m + crop.image * (WINDOW_M / 2), 0)

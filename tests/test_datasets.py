@@ -247,6 +247,14 @@ def test_labels_of_a_recording_can_be_written(tmp_path: Path) -> None:
     assert [(x.number, x.side, x.person) for x in after] == [(11, "right", "a"), (12, "right", "a"), (13, "right", "a")]
 
 
+def test_a_person_who_is_null_is_none_and_0_is_one(tmp_path: Path) -> None:
+    path, _ = write_recording(tmp_path)
+    file = recording.labels_path(path)
+    lines = zip(file.read_text().strip().splitlines(), ("b", 0, None), strict=True)  # the last frame first
+    file.write_text("".join(json.dumps(json.loads(line) | {"person": who}) + "\n" for line, who in lines))
+    assert [label.person for label in open_dataset(f"recording:{path}").labels] == ["", "0", "b"]
+
+
 # --- a user's mistakes
 
 
@@ -279,6 +287,7 @@ BROKEN: list[tuple[str, str, Change, str]] = [
     ("recording", "hand.mcap", cut(5000), "/hand.mcap has no frames: it was cut"),
     ("recording", LABELS, put('"seq": 13', '"seq": 99'), "/hand.labels.jsonl: frame 99 is not in hand.mcap"),
     ("recording", LABELS, put('"seq": 13', '"seq": 12'), "/hand.labels.jsonl: frame 12 is labelled twice"),
+    ("recording", LABELS, put('"seq": 12', '"seq": 12.7'), "/hand.labels.jsonl, line 2: seq is 12.7, expected a fra"),
     ("recording", LABELS, put("right", "both"), "/hand.labels.jsonl, line 1: side is 'both', expected left or right"),
     ("recording", LABELS, cut(200), "/hand.labels.jsonl, line 1: not a label (JSONDecodeError: "),
     ("recording", LABELS, put("[[", "[[1], ["), "/hand.labels.jsonl, line 1: not a label (ValueError: "),

@@ -70,11 +70,13 @@ def read_labels(path: Path) -> list[Label]:
         where = f"{path}, line {row + 1}"
         try:
             entry = json.loads(line)
-            seq, side = int(entry["seq"]), str(entry.get("side", "right"))
+            seq, side = entry["seq"], str(entry.get("side", "right"))
             joints = np.array(entry["joints_mm"], np.float64)
-            person = str(entry.get("person", ""))
+            person = "" if entry.get("person") is None else str(entry["person"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DatasetError(f"{where}: not a label ({type(error).__name__}: {error})") from None
+        if type(seq) is not int:
+            raise DatasetError(f"{where}: seq is {seq!r}, expected a frame's whole number")
         if joints.shape != (21, 3) or not np.isfinite(joints).all():
             raise DatasetError(f"{where}: joints_mm is {'x'.join(map(str, joints.shape))}, expected 21x3 numbers")
         if joints[:, 2].min() <= 0:

@@ -15,7 +15,7 @@ from edge_hand.edge.finder import open_finder
 from edge_hand.edge.look import Eye, belief, evidence
 from edge_hand.edge.model_card import MODELS, load_card
 from edge_hand.edge.tracker import Tracker
-from edge_hand.trainer import evaluate_rig, evaluate_steadiness
+from edge_hand.trainer import evaluate_rig, evaluate_steadiness, judge
 from edge_hand.trainer.evaluate_steadiness import bone_std_mm, clip, follow, jitter_mm, still, swing
 from edge_hand.trainer.judge import cases
 from edge_hand.trainer.logistic import fit
@@ -72,6 +72,21 @@ def test_steadiness_is_written_of_the_network_that_was_given(tmp_path: Path, mon
     assert done.exit_code == 0 and done.output.startswith("30 Hz    still_raw_mm "), done.output
     result = json.loads(out.read_text())
     assert result["model"] == load_card(MODELS / "dgn-nano.onnx").sha256 and result["90 Hz"]["measured"] == 6
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")
+def test_steadiness_without_a_hand_is_nan_and_says_how_many_were_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = np.zeros((0, 21, 3))
+    unseen = evaluate_steadiness.Clip(nothing, nothing, nothing, np.zeros((0, 20)), missed=4)
+    monkeypatch.setattr(evaluate_steadiness, "follow", lambda *_: unseen)
+    done = CliRunner().invoke(evaluate_steadiness.main, ["--hands", "1", "--finder", "geometry"])
+    assert done.exit_code == 0 and "bone_std_mm nan" in done.output and "missed 8  measured 0" in done.output
+
+
+@pytest.mark.parametrize("missing", ["--model", "--finder"])
+def test_a_network_that_is_not_there_is_one_line(missing: str) -> None:
+    refused = CliRunner().invoke(judge.main, [missing, "nosuch"])
+    assert str(refused.exception).startswith("judge: model nosuch: no such file (shipped with edge-hand: ")
 
 
 @pytest.mark.parametrize("report", [evaluate_steadiness, evaluate_rig])

@@ -241,6 +241,10 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, capsys: pytest.Cap
     other.write_text('{"fps": 3}')
     with pytest.raises(CompareError, match=r"bench\.json: not a result of edge-hand eval --data$"):
         compare([other])
+    unseen = metrics.report(np.full((2, 1, 3), np.nan), np.zeros((2, 1, 3)), ["wrist"])
+    other.write_text(json.dumps({"data": "nyu:/", **unseen}))
+    with pytest.raises(CompareError, match=r"bench\.json: no hand was found in nyu:/; leave this file out$"):
+        compare([other])
     assert main([str(tmp_path / "none.json")]) == 1
     said = capsys.readouterr().err
     assert (

@@ -20,6 +20,7 @@ from edge_hand.hand.crop import points_from_uvd
 from edge_hand.hand.render import render
 from edge_hand.hand.skeleton import JOINT_PARENTS
 from edge_hand.hand.template import template
+from edge_hand.trainer.synth import sheet
 from edge_hand.trainer.synth.samples import (
     CELLS,
     CUBE_M,
@@ -31,6 +32,7 @@ from edge_hand.trainer.synth.samples import (
     stream_batches,
 )
 from numpy.typing import NDArray
+from PIL import Image
 
 Array = NDArray[Any]
 N = 48
@@ -340,3 +342,21 @@ def test_a_worker_ends_with_who_draws(then: str) -> None:
     if lives := worker.exists():
         os.kill(int(worker.name), signal.SIGKILL)
     assert not lives
+
+
+@pytest.mark.parametrize(("found", "rows"), [(1, 1), (12, 1), (13, 2), (25, 3)])
+def test_a_sheet_shows_all_hands_that_were_found(
+    found: int, rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand, given = np.zeros((8, 8), np.float32), ["sheet", str(tmp_path / "sheet.png"), "--real", str(tmp_path)]
+    monkeypatch.setattr(sheet, "rendered", lambda _: [hand] * sheet.COLUMNS)
+    monkeypatch.setattr(sheet, "real", lambda _: iter([hand] * found))
+    monkeypatch.setattr(sys, "argv", given)
+    sheet.main()
+    with Image.open(given[1]) as picture:
+        real = np.asarray(picture)[20 * len(sheet.SENSORS) :, sheet.TITLE_PX :]  # of 8 + 2 pixels, grown by 2
+    assert real.shape == (20 * rows, 20 * sheet.COLUMNS, 3)
+    assert (real[10::20, 10::20, 0] > 0).sum() == found
+    monkeypatch.setattr(sheet, "real", lambda _: iter(()))
+    with pytest.raises(SystemExit, match=f"^sheet: --real {tmp_path}: no hand was found in it$"):
+        sheet.main()

@@ -85,6 +85,8 @@ def read_result(file: Path) -> dict[str, Any]:
         result = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CompareError(f"{file}: not a JSON file that can be read ({error})") from None
+    if isinstance(result, dict) and "data" in result and result.get("found") == 0:
+        raise CompareError(f"{file}: no hand was found in {result['data']}; leave this file out")
     if not isinstance(result, dict) or not {"data", "n"} <= set(result) or not isinstance(result.get("joint_mm"), dict):
         raise CompareError(f"{file}: not a result of edge-hand eval --data")
     return result

@@ -179,7 +179,7 @@ def main(hands: int, first: int, seconds: float, model: str, finder: str, json_p
             "still_published_mm": np.median(published),
             "still_raw_mean_mm": np.mean(raw),
             "still_published_mean_mm": np.mean(published),
-            "bone_std_mm": max(bone_std_mm(c.published) for c in seen(held)),
+            "bone_std_mm": max((bone_std_mm(c.published) for c in seen(held)), default=np.nan),
             "fast_raw_mm": np.median([c.error_mm(c.raw) for c in seen(fast)]),
             "fast_published_mm": np.median([c.error_mm(c.published) for c in seen(fast)]),
             "angles_outside_limits": outside_limits([*held, *fast]),

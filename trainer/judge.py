@@ -9,6 +9,7 @@ python -m edge_hand.trainer.judge --scenes 1500
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from ..edge.engines import open_engine
 from ..edge.finder import open_finder
 from ..edge.look import Eye, Look, evidence
+from ..edge.model_card import ModelError, find_model
 from .logistic import fit
 from .synth.room_crops import SEEN, away
 from .synth.rooms import Scene, SceneGenerator
@@ -61,10 +63,11 @@ def _is_hand(scene: Scene, look: Look) -> bool | None:
 @click.option("--first", default=100_000, show_default=True, help="Index of the first scene of the stream train.")
 def main(scenes: int, model: str | None, finder: str, first: int) -> None:
     """Fit the curve on half of the scenes and say how well it tells hands on the other half."""
-    from ..edge.model_card import find_model
-
-    engine = open_engine(model=find_model(model)) if model else open_engine()
-    eye, proposer = Eye(engine, {"crop": 0.0, "engine": 0.0}), open_finder(finder)
+    try:
+        engine, proposer = open_engine(model=find_model(model)) if model else open_engine(), open_finder(finder)
+    except ModelError as error:
+        sys.exit(f"judge: {error}")
+    eye = Eye(engine, {"crop": 0.0, "engine": 0.0})
     generator = SceneGenerator("train")
     found: list[list[Case]] = [[], []]
     for i in range(scenes):

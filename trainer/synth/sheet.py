@@ -7,6 +7,7 @@ python -m edge_hand.trainer.synth.sheet sheet.png --real FOLDER      # depth fra
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -70,7 +71,9 @@ def main() -> None:
     rows = [titled(name, picture(rendered(name))) for name in SENSORS]
     if options.real:
         crops = list(real(options.real))
-        for first in range(0, len(crops) - COLUMNS + 1, COLUMNS) or [0]:
+        if not crops:
+            sys.exit(f"sheet: --real {options.real}: no hand was found in it")
+        for first in range(0, len(crops), COLUMNS):
             some = crops[first : first + COLUMNS]
             blank = [np.ones_like(crops[0])] * (COLUMNS - len(some))
             rows.append(titled(f"real: {options.real.name}", picture(some + blank)))

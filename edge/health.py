@@ -24,6 +24,7 @@ from ..hand.messages import StatusState
 from .finder import Finder
 from .model_card import ModelCard, ModelError
 from .model_store import (
+    SHIPPED,
     StoreError,
     default_store,
     in_use,
@@ -73,7 +74,8 @@ Baseline = dict[str, dict[str, float]]  # by a measure's name: mean, sd of the b
 class Health:
     """A minder of the loop (`loop.Minder`): hears of every frame, looks at the tracker, calls go_back(why) at most once
     a change, between frames. baseline_of(card) gives what was saved with a network that this process has not seen
-    replace another, or None; settled(card) hears of one that has proven itself."""
+    replace another, or None; trusted(card) says whether it may take another's place and see worse; settled(card) hears
+    of one that has proven itself."""
 
     def __init__(
         self,
@@ -81,9 +83,10 @@ class Health:
         go_back: Callable[[str], None],
         baseline_of: Callable[[ModelCard], Baseline | None] = lambda card: None,
         settled: Callable[[ModelCard], None] = lambda card: None,
+        trusted: Callable[[ModelCard], bool] = lambda card: False,
     ) -> None:
         self._tracker, self._go_back, self._settled = tracker, go_back, settled
-        self._baseline_of = baseline_of
+        self._baseline_of, self._trusted = baseline_of, trusted
         self._finder = tracker.finder = _Listening(tracker.finder)
         self._card = tracker.engine.card
         self._asked = self._asked_now()
@@ -163,10 +166,10 @@ class Health:
         asked, self._asked = self._asked, self._asked_now()
         if card.sha256 == was.sha256:
             return
-        back = was.sha256 in self._left
-        watched = self._before if asked == self._asked else None  # another form of it is judged by the same numbers
-        before = None if back else watched or self.baseline() or self._baseline_of(card)
-        self._begin(before)
+        same = asked == self._asked
+        judged = was.sha256 not in self._left and (same or not self._trusted(card))
+        watched = self._before if same else None  # another form of it is judged by the same numbers
+        self._begin(watched or self.baseline() or self._baseline_of(card) if judged else None)
 
     def _asked_now(self) -> ModelCard:
         """Of the network that was asked for; what serves may be another form of it."""
@@ -245,6 +248,13 @@ def watch_health(
         except StoreError:
             return None
 
+    def trusted(card: ModelCard) -> bool:
+        try:
+            number = number_of(folder, card.sha256)
+            return number == SHIPPED or (number is not None and is_proven(folder, number))
+        except StoreError:
+            return False
+
     def proven(card: ModelCard) -> None:
         def note() -> None:
             if number := number_of(folder, card.sha256):
@@ -253,7 +263,7 @@ def watch_health(
 
         in_thread(note)
 
-    return Health(tracker, go_back, saved, proven)
+    return Health(tracker, go_back, saved, proven, trusted)
 
 
 class _Listening:

@@ -20,7 +20,7 @@ from edge_hand.edge.finder import open_finder
 from edge_hand.edge.health import Health, baseline_of, fallen, watch_health
 from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.model_card import MODELS, ModelCard, load_card, sha256
-from edge_hand.edge.model_store import SHIPPED, add, in_use, is_proven, use
+from edge_hand.edge.model_store import SHIPPED, add, in_use, is_proven, prove, use
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.recording import Recording, RecordingWriter
 from edge_hand.edge.reload import Reloader
@@ -197,8 +197,14 @@ def test_a_daemon_that_began_with_a_bad_version_opens_the_one_before(tmp_path: P
         assert daemon.engine.card.name == "dgn-nano-int8"
 
 
+class Hand:
+    """A track that is measured in every frame."""
+
+    published, measured, pose = True, 0, SimpleNamespace(joints_m=np.zeros((21, 3)), score=0.7, fit_mm=0.0)
+
+
 class Version:
-    """A daemon that serves with a version from its beginning, in which only the finder sees a hand."""
+    """A daemon that serves with a network from its beginning, and a hand that only the finder sees, or both."""
 
     def __init__(self, store: Path, model: Path) -> None:
         self.card, self.name, self.model = load_card(model), "an engine", model
@@ -214,14 +220,19 @@ class Version:
     def run(self, image: Any) -> list[Any]:
         raise NotImplementedError
 
-    def take(self, form: ModelCard) -> None:
-        """Another form of the same network takes over, as `auto` has it."""
+    def take(self, form: ModelCard, asked: ModelCard | None = None) -> None:
+        """Another network takes over, or another form of the same, as `auto` has it."""
         engine: Any = SimpleNamespace(card=form, name="another engine")
-        self.engine.propose(lambda: engine, lambda engine: "", self.card)
+        self.engine.propose(lambda: engine, lambda engine: "", asked or self.card)
         self.engine.settle()
 
-    def frames(self, n: int) -> None:
+    def frames(self, n: int, fit_mm: float | None = None) -> None:
+        """With fit_mm a hand is measured, so far from the depth."""
+        hand = Hand()
+        self.tracker.tracks = [] if fit_mm is None else [hand]
         for _ in range(n):
+            hand.measured += 1
+            hand.pose.fit_mm = fit_mm
             self.tracker.finder.sure = True
             self.health.frame()
 
@@ -254,6 +265,24 @@ def test_of_two_daemons_that_began_with_a_bad_version_both_leave_it(in_service: 
         wait_for(lambda d=daemon: d.used == [MODELS / "dgn-nano-int8.onnx"])
         assert in_use(store) == SHIPPED
         assert daemon.said[0].startswith("store: version 1 is no longer in use, dgn-nano-int8 is: its health fell: ")
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("to_shipped", [True, False])
+def test_a_user_may_go_back_to_the_shipped_network_and_to_a_proven_one_though_they_see_worse(
+    in_service: tuple[Path, Path], to_shipped: bool
+) -> None:
+    store, version = in_service
+    prove(store, 1)
+    now, then = (version, FLOAT) if to_shipped else (FLOAT, version)
+    daemon = Version(store, now)
+    daemon.frames(30, fit_mm=3.0)
+    daemon.take(load_card(then), load_card(then))
+    daemon.frames(40, fit_mm=9.0)
+    assert daemon.engine.card == load_card(then) and len(daemon.said) == 1
+    daemon.take(replace(load_card(then), sha256="c" * 64), replace(load_card(then), sha256="c" * 64))
+    daemon.frames(40, fit_mm=18.0)
+    assert daemon.engine.card == load_card(then), "any other is judged by it"
 
 
 @pytest.mark.usefixtures("quick")

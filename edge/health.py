@@ -90,6 +90,7 @@ class Health:
         self._finder = tracker.finder = _Listening(tracker.finder)
         self._card = tracker.engine.card
         self._asked = self._asked_now()
+        self._earlier = ""  # digest of the network that the one in use took over from
         self._left: set[str] = set()  # networks that were taken back
         self._past: dict[Track, tuple[int, Array, Array | None]] = {}  # times measured, joints, their last step
         self._begin(baseline_of(self._card))
@@ -161,15 +162,19 @@ class Health:
         self._past = {}
 
     def _change(self, card: ModelCard) -> None:
-        """Another network serves."""
+        """Another network serves. One that is gone back to is not judged by what had taken its place."""
         was, self._card = self._card, card
         asked, self._asked = self._asked, self._asked_now()
         if card.sha256 == was.sha256:
             return
         same = asked == self._asked
-        judged = was.sha256 not in self._left and (same or not self._trusted(card))
-        watched = self._before if same else None  # another form of it is judged by the same numbers
-        self._begin(watched or self.baseline() or self._baseline_of(card) if judged else None)
+        left = was.sha256 in self._left
+        back = left or card.sha256 == self._earlier
+        self._earlier = "" if back else was.sha256
+        before = self._before if same else None  # another form of it is judged by the same numbers
+        if before is None and not left and (same or not self._trusted(card)):
+            before = (None if back else self.baseline()) or self._baseline_of(card)
+        self._begin(before)
 
     def _asked_now(self) -> ModelCard:
         """Of the network that was asked for; what serves may be another form of it."""

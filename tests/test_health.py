@@ -286,6 +286,41 @@ def test_a_user_may_go_back_to_the_shipped_network_and_to_a_proven_one_though_th
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_network_that_is_gone_back_to_is_not_judged_by_what_had_taken_its_place(
+    tmp_path: Path, by_hand: bool
+) -> None:
+    """Networks of the user's own; the engine of the second fails, or the user wants the first again."""
+    first, second = (replace(load_card(FLOAT), sha256=letter * 64) for letter in "ab")
+    daemon = Version(tmp_path / "models", FLOAT)
+    for card, fit_mm in ((first, 4.0), (second, 3.0)):
+        daemon.take(card, card)
+        daemon.frames(30, fit_mm)
+    if by_hand:
+        daemon.take(first, first)
+    else:
+        assert daemon.engine.rollback("out of memory")
+    daemon.frames(10, fit_mm=4.0)
+    assert not daemon.health.watching
+    daemon.frames(40, fit_mm=4.0)
+    assert daemon.engine.card == first
+    daemon.take(second, second)
+    daemon.frames(40, fit_mm=8.0)
+    assert daemon.engine.card == first, "the other is judged each time it comes"
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_unproven_version_that_is_gone_back_to_is_judged_by_the_gates_numbers(in_service: tuple[Path, Path]) -> None:
+    store, model = in_service
+    daemon, other = Version(store, model), replace(load_card(model), sha256="b" * 64)
+    daemon.take(other, other)
+    daemon.frames(1)
+    assert daemon.engine.rollback("out of memory")
+    daemon.frames(40)
+    wait_for(lambda: in_use(store) == SHIPPED)
+
+
+@pytest.mark.usefixtures("quick")
 def test_another_form_of_a_watched_network_is_not_judged_by_the_first_ones_numbers(
     in_service: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,7 +91,7 @@ class Health:
         self._card = tracker.engine.card
         self._asked = self._asked_now()
         self._earlier = ""  # digest of the network that the one in use took over from
-        self._left: set[str] = set()  # networks that were taken back
+        self._fell = False  # the one in use, which is to be left
         self._past: dict[Track, tuple[int, Array, Array | None]] = {}  # times measured, joints, their last step
         self._begin(baseline_of(self._card))
 
@@ -168,11 +168,11 @@ class Health:
         if card.sha256 == was.sha256:
             return
         same = asked == self._asked
-        left = was.sha256 in self._left
-        back = left or card.sha256 == self._earlier
+        fell, self._fell = self._fell, False
+        back = fell or card.sha256 == self._earlier
         self._earlier = "" if back else was.sha256
         before = self._before if same else None  # another form of it is judged by the same numbers
-        if before is None and not left and (same or not self._trusted(card)):
+        if before is None and not fell and (same or not self._trusted(card)):
             before = (None if back else self.baseline()) or self._baseline_of(card)
         self._begin(before)
 
@@ -201,7 +201,7 @@ class Health:
         why = fallen(self._before, baseline_of(latest)) if self._since >= WINDOW or blind else ""
         if why:
             self._before = None
-            self._left.add(self._card.sha256)
+            self._fell = True
             self._go_back(f"its health fell: {why}")
         elif self._since >= WATCHED:
             self._before = None

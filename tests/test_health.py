@@ -310,6 +310,19 @@ def test_a_network_that_is_gone_back_to_is_not_judged_by_what_had_taken_its_plac
 
 
 @pytest.mark.usefixtures("quick")
+def test_what_follows_a_network_that_was_once_taken_back_is_judged_as_any_other(tmp_path: Path) -> None:
+    first, second, third = (replace(load_card(FLOAT), sha256=letter * 64) for letter in "abc")
+    daemon = Version(tmp_path / "models", FLOAT)
+    for card, fit_mm, serves in (
+        (first, 4.0, first), (second, 8.0, first), (second, 4.0, second), (third, 8.0, second),
+    ):  # fmt: skip
+        daemon.take(card, card)
+        daemon.frames(31, fit_mm)
+        daemon.frames(50, 4.0)
+        assert daemon.engine.card == serves
+
+
+@pytest.mark.usefixtures("quick")
 def test_an_unproven_version_that_is_gone_back_to_is_judged_by_the_gates_numbers(in_service: tuple[Path, Path]) -> None:
     store, model = in_service
     daemon, other = Version(store, model), replace(load_card(model), sha256="b" * 64)

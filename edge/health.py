@@ -49,7 +49,7 @@ WATCHED = 60  # blocks after which it has proven itself
 KEPT = 40  # blocks of the network in use that are remembered
 SURE = 0.7  # score from which on the finder's proposal counts as a hand in view
 SIGMAS = 3.0
-PROBATION = BLOCK * WATCHED * 2  # runs for which `SwapEngine` should keep the engine before: two looks a frame
+PROBATION = BLOCK * WATCHED * 2  # runs for which `SwapEngine` keeps the engine before, also of what is not watched
 
 
 class Measure(NamedTuple):
@@ -268,7 +268,9 @@ def watch_health(
 
         in_thread(note)
 
-    return Health(tracker, go_back, saved, proven, trusted)
+    health = Health(tracker, go_back, saved, proven, trusted)
+    engine.keep = lambda: health.watching
+    return health
 
 
 class _Listening:

@@ -72,9 +72,9 @@ class SwapEngine:
     Candidates are opened and compared with their reference in a thread of their own; run() takes over one that passed.
     An engine that raises, or gives what is not finite, in its first frames hands the same frame to the one before it.
     changed, if given, hears one line about every change and refusal, in whichever thread it happens. The engine before
-    is kept for `probation` frames; until then `rollback` has somewhere to go. left, if set, hears which network failed
-    and was left for another, and why. openers, if given, open the engine anew when it fails and there is none to go
-    back to: the first of them that works.
+    is kept for `probation` frames, and for as long as keep() says; until then `rollback` has somewhere to go. left, if
+    set, hears which network failed and was left for another, and why. openers, if given, open the engine anew when it
+    fails and there is none to go back to: the first of them that works.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class SwapEngine:
         self.at_close: Callable[[], None] | None = None
         self.at_exit: Callable[[], None] = lambda: None  # of the process, while a candidate is in the making
         self.left: Callable[[ModelCard, str], None] | None = None
+        self.keep: Callable[[], bool] = lambda: False
 
     @property
     def card(self) -> ModelCard:
@@ -152,7 +153,7 @@ class SwapEngine:
         self._frames += 1
         if self._frames >= self.probation:
             self._failures = 0
-            if self._before is not None:
+            if self._before is not None and not self.keep():
                 _close(self._before)
                 self._before = None
         return outputs

@@ -222,7 +222,7 @@ class Version:
 
     def take(self, form: ModelCard, asked: ModelCard | None = None) -> None:
         """Another network takes over, or another form of the same, as `auto` has it."""
-        engine: Any = SimpleNamespace(card=form, name="another engine")
+        engine: Any = SimpleNamespace(card=form, name="another engine", run=lambda image: [image])
         self.engine.propose(lambda: engine, lambda engine: "", asked or self.card)
         self.engine.settle()
 
@@ -320,6 +320,23 @@ def test_what_follows_a_network_that_was_once_taken_back_is_judged_as_any_other(
         daemon.frames(31, fit_mm)
         daemon.frames(50, 4.0)
         assert daemon.engine.card == serves
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_engine_before_is_kept_for_as_long_as_a_network_is_watched(tmp_path: Path) -> None:
+    """However often it looks while no hand is in view."""
+    first, second = (replace(load_card(FLOAT), sha256=letter * 64) for letter in "ab")
+    daemon = Version(tmp_path / "models", FLOAT)
+    daemon.engine.probation, image = 1, np.zeros(1, np.float32)
+    daemon.take(first, first)
+    daemon.frames(40, fit_mm=4.0)
+    daemon.engine.run(image)
+    assert not daemon.engine.rollback(), "nobody watches"
+    daemon.take(second, second)
+    daemon.frames(1)
+    daemon.engine.run(image)
+    daemon.frames(40, fit_mm=8.0)
+    assert daemon.engine.card == first
 
 
 @pytest.mark.usefixtures("quick")

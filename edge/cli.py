@@ -149,6 +149,7 @@ def run(
     desk, notifier = Desk(tell, complain), Notifier()
     # Before a network is loaded: the person cannot be kept there, the address may be in use.
     new_person = person_maker(person)
+    to_keep = None if person is None or person.exists() else person  # who is known stays as in the file
     publisher = context.with_resource(Publisher(bind, topology=topology(), insecure=insecure, keys=keys))
     if note := own_note(context):
         tell(note)
@@ -196,7 +197,7 @@ def run(
         with desk.serve(the_loop, reloader, publisher.address), Viewer(Screen()) if draws else nullcontext() as viewer:
             the_loop.watcher = viewer
             totals = the_loop.run(done)
-    kept = "" if person is None else keep_shape(person, tracker.person)  # before a word to a terminal that was closed
+    kept = "" if to_keep is None else keep_shape(to_keep, tracker.person)  # before a word to a terminal that was closed
     tell(totals.summary())
     if sink is not None:
         tell(sink.summary())

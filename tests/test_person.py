@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from edge_hand.edge import person as person_file
 from edge_hand.edge.cli import cli
 from edge_hand.edge.engines import Engine, open_engine
@@ -280,7 +280,22 @@ def test_a_run_whose_terminal_was_closed_keeps_the_person(tmp_path: Path, monkey
     kept: list[Path] = []
     monkeypatch.setattr(Totals, "summary", closed)
     monkeypatch.setattr(person_file, "keep_shape", lambda path, person: str(kept.append(path)))
-    words = ["--camera", "replay", "--source", str(DEMO), "--deterministic", "--frames", "1", "--engine", "onnxruntime"]
-    bind = ["--bind", f"ipc://{tmp_path}/s", "--no-view", "--person", str(tmp_path / "p.json")]
-    done = CliRunner().invoke(cli, ["run", *words, *bind])
+    done = a_frame_of(tmp_path / "p.json")
     assert isinstance(done.exception, OSError) and kept == [tmp_path / "p.json"]
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_person_that_a_run_began_with_is_left_as_it_was(tmp_path: Path) -> None:
+    path, person = tmp_path / "p.json", Person(AVERAGE)
+    person.frames = 60
+    person.save(path)
+    before = path.read_bytes()
+    done = a_frame_of(path)
+    assert done.exit_code == 0 and f"person {path}" not in done.output and path.read_bytes() == before
+
+
+def a_frame_of(person: Path) -> Result:
+    """What came of `edge-hand run` with this person's file."""
+    words = ["--camera", "replay", "--source", str(DEMO), "--deterministic", "--frames", "1", "--engine", "onnxruntime"]
+    bind = ["--bind", f"ipc://{person.parent}/s", "--no-view", "--person", str(person)]
+    return CliRunner().invoke(cli, ["run", *words, *bind])

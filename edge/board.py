@@ -16,7 +16,8 @@ ROOT = Path("/")
 # Vendors and models that say nothing.
 NO_NAMES = {"", "default string", "to be filled by o.e.m.", "system product name", "not specified", "none", "unknown"}
 NVIDIA = "0x10de"
-TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "SYS5V", "VIN_SYS_5V0")  # of a Jetson: what goes into the module, all in all
+TOTAL_RAILS = ("VDD_IN", "POM_5V_IN", "VIN")  # of a Jetson: what goes into the module, all in all
+SYSTEM_RAIL, ITS_MEMORY = "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"  # of an AGX Orin: the second is a part of the first
 
 
 class Power(NamedTuple):
@@ -116,8 +117,11 @@ def power(root: Path = ROOT, seconds: float = 0.5) -> Power:
     for name in TOTAL_RAILS:
         if name in rails:
             return Power(rails[name], name)
-    if rails:
-        return Power(round(sum(rails.values()), 3), " + ".join(sorted(rails)))
+    parts = {name: watts for name, watts in rails.items() if name != "NC"}  # not connected
+    if SYSTEM_RAIL in parts:
+        parts.pop(ITS_MEMORY, None)
+    if parts:
+        return Power(round(sum(parts.values()), 3), " + ".join(sorted(parts)))
     packages = sorted(
         zone for zone in (root / "sys/class/powercap").glob("intel-rapl:*") if re.fullmatch(r"[^:]+:\d+", zone.name)
     )
@@ -139,10 +143,12 @@ def power(root: Path = ROOT, seconds: float = 0.5) -> Power:
 
 
 def ina_rails(root: Path = ROOT) -> dict[str, float]:
-    """Watts of every rail that an INA3221 or INA219 measures, by its label: volts times amperes, or power itself."""
+    """Watts of every rail that an INA3221, INA219 or INA238 measures, by its label: volts times amperes, or power
+    itself. The INA238 is at a Thor's input."""
     rails: dict[str, float] = {}
     for chip in sorted((root / "sys/class/hwmon").glob("hwmon*")):
-        if not read(chip / "name").startswith("ina"):
+        kind = read(chip / "name")
+        if not kind.startswith("ina"):
             continue
         for label in sorted(chip.glob("in[0-9]*_label")):
             number = label.name[2 : -len("_label")]
@@ -150,8 +156,8 @@ def ina_rails(root: Path = ROOT) -> dict[str, float]:
             if mv.isdecimal() and ma.isdecimal():
                 rails[read(label)] = round(int(mv) * int(ma) * 1e-6, 3)
         micro = read(chip / "power1_input")
-        if micro.isdecimal() and not rails:
-            rails[read(chip / "name")] = round(int(micro) * 1e-6, 3)
+        if micro.isdecimal() and (kind == "ina238" or not rails):
+            rails["VIN" if kind == "ina238" else kind] = round(int(micro) * 1e-6, 3)
     for folder in sorted((root / "sys/bus/i2c/drivers/ina3221x").glob("*/iio:device*")):  # JetPack 4
         for label in sorted(folder.glob("rail_name_*")):
             mw = read(folder / f"in_power{label.name[len('rail_name_') :]}_input")

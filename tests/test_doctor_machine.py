@@ -54,6 +54,28 @@ def test_a_jetson_s_watts_are_those_that_go_into_the_module(tmp_path: Path) -> N
     assert board.power(tmp_path) == (7.0, "VDD_IN")
 
 
+def ina3221(number: int, *rails: tuple[str, int, int]) -> dict[str, str]:
+    """The files of a chip with these rails: label, mV, mA."""
+    chip = f"sys/class/hwmon/hwmon{number}"
+    files = {f"{chip}/name": "ina3221\n"}
+    for n, (label, mv, ma) in enumerate(rails, 1):
+        files |= {f"{chip}/in{n}_label": label, f"{chip}/in{n}_input": str(mv), f"{chip}/curr{n}_input": str(ma)}
+    return files
+
+
+def test_an_agx_orin_s_watts_are_the_sum_of_its_rails_and_no_rail_counts_twice(tmp_path: Path) -> None:
+    rails = ("VDD_GPU_SOC", 19000, 1200), ("VDD_CPU_CV", 19000, 500), ("VIN_SYS_5V0", 5000, 900)
+    put(tmp_path, ina3221(3, *rails))
+    put(tmp_path, ina3221(4, ("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 5000, 200), ("NC", 0, 0)))
+    assert board.power(tmp_path) == (36.8, "VDD_CPU_CV + VDD_GPU_SOC + VIN_SYS_5V0")
+
+
+def test_a_thor_s_watts_are_those_at_its_input(tmp_path: Path) -> None:
+    put(tmp_path, ina3221(0, ("VDD_GPU", 19000, 1200), ("VDD_CPU_SOC_MSS", 19000, 500), ("VIN_SYS_5V0", 5000, 900)))
+    put(tmp_path, {"sys/class/hwmon/hwmon1/name": "ina238\n", "sys/class/hwmon/hwmon1/power1_input": "45000000\n"})
+    assert board.power(tmp_path) == (45.0, "VIN")
+
+
 def test_an_older_jetson_s_watts_are_read_too(tmp_path: Path) -> None:
     chip = "sys/bus/i2c/drivers/ina3221x/6-0040/iio:device0"
     put(tmp_path, {f"{chip}/rail_name_0": "POM_5V_IN\n", f"{chip}/in_power0_input": "2500\n"})

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .cli_options import json_option
-from .model_store import SHIPPED, Version, default_store, model_of
+from .model_store import SHIPPED, StoreError, Version, default_store, model_of
 from .shell import CommandError, write_result
 
 store_option = click.option(
@@ -36,14 +36,15 @@ def models_list(store: Path, json_path: Path | None) -> None:
     \b
     edge-hand models list
     """
-    from .model_store import current, versions
+    from .model_store import by_number, in_use, version
 
-    now, all_versions = current(store), versions(store)
-    click.echo(table(all_versions, SHIPPED if now is None else now.number))
-    entries = [_entry(v, now is not None and v.number == now.number) for v in all_versions]
-    write_result(
-        {"store": str(store), "in_use": SHIPPED if now is None else now.number, "versions": entries}, json_path
-    )
+    now, found = in_use(store), by_number(store)
+    if now not in {SHIPPED, *found}:
+        version(store, now)  # raises
+    click.echo(table(found, now))
+    entries = [_entry(each, each.number == now) for each in found.values() if isinstance(each, Version)]
+    damaged = [str(each) for each in found.values() if isinstance(each, StoreError)]
+    write_result({"store": str(store), "in_use": now, "versions": entries, "damaged": damaged}, json_path)
 
 
 @models.command("use")
@@ -78,19 +79,23 @@ def models_rollback(store: Path) -> None:
     click.echo(f"{name_of(found)} is in use: {model_of(found)}")
 
 
-def table(all_versions: list[Version], in_use: int) -> str:
+def table(found: dict[int, Version | StoreError], in_use: int) -> str:
     """Lines for people; the gate's numbers are old -> new."""
     rows = [("", "version", "made", "from", "better than", "depth to mesh", "silhouette", "rendered test set")]
     rows.append(("*" if in_use == SHIPPED else "", "shipped", "", "", "", "", "", ""))
-    for v in all_versions:
+    for number, v in found.items():
+        used = "*" if number == in_use else ""
+        if isinstance(v, StoreError):
+            rows.append((used, str(number), "damaged", "", "", "", "", ""))
+            continue
         over = "shipped" if v.over == SHIPPED else f"version {v.over}"
         rows.append(
-            ("*" if v.number == in_use else "", str(v.number), v.made_utc[:16].replace("T", " "), v.made_from, over,
+            (used, str(number), v.made_utc[:16].replace("T", " "), v.made_from, over,
              _change(v, "fit_p50_mm", "mm"), _change(v, "silhouette", ""), _change(v, "synthetic_mm", "mm"))
         )  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "* in use"])
+    return "\n".join([*lines, "* in use", *(str(v) for v in found.values() if isinstance(v, StoreError))])
 
 
 def _change(version: Version, name: str, unit: str) -> str:

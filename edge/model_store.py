@@ -84,14 +84,25 @@ def own_model(store: Path | None = None) -> tuple[Path, str]:
 
 
 def versions(store: Path) -> list[Version]:
-    """All versions, the oldest first. Raises StoreError."""
+    """All versions but the damaged ones, the oldest first. Raises StoreError."""
+    return [each for each in by_number(store).values() if isinstance(each, Version)]
+
+
+def by_number(store: Path) -> dict[int, Version | StoreError]:
+    """All versions, the oldest first; of a damaged one, what is wrong with it. Raises StoreError."""
     try:
         folders = sorted(f for f in store.iterdir() if f.is_dir() and f.name.isdecimal())
     except FileNotFoundError:
-        return []
+        return {}
     except OSError as error:
         raise StoreError(f"store {store}: cannot be read ({refusal(error)})") from None
-    return [load_version(folder) for folder in folders]
+    found: dict[int, Version | StoreError] = {}
+    for folder in folders:
+        try:
+            found[int(folder.name)] = load_version(folder)
+        except StoreError as error:
+            found[int(folder.name)] = error
+    return found
 
 
 def load_version(folder: Path) -> Version:
@@ -109,7 +120,7 @@ def load_version(folder: Path) -> Version:
     except OSError as error:
         raise StoreError(f"{folder}: cannot be read ({refusal(error)})") from None
     except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{folder}: version.json or gate.json is damaged") from None
+        raise StoreError(f"{folder}: version.json or gate.json is damaged; remove this folder") from None
 
 
 def version(store: Path, number: int) -> Version:
@@ -143,7 +154,7 @@ def checked(store: Path, number: int) -> Version | None:
 def check_store(store: Path) -> None:
     """Raise StoreError unless a version can be added: asked before work whose result belongs there."""
     with _locked(store):
-        versions(store)
+        by_number(store)
         current(store)
 
 
@@ -164,7 +175,7 @@ def add(
         with _locked(store):
             for left in store.glob(".new-*"):  # by a power cut
                 shutil.rmtree(left, ignore_errors=True)
-            number = max([v.number for v in versions(store)], default=0) + 1
+            number = max(by_number(store), default=SHIPPED) + 1
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=store))
             try:
                 names = [_copy(model, fresh, number) for model in models]
@@ -260,8 +271,9 @@ def model_of(found: Version | None) -> Path:
 def number_of(store: Path, digest: str) -> int | None:
     """The version that has a model of this sha256, going by the cards; SHIPPED for one that ships, None for neither."""
     for each in versions(store):
-        if digest in _digests(each.folder.glob("*.onnx")):
-            return each.number
+        with suppress(StoreError):  # a damaged card hides no other version
+            if digest in _digests(each.folder.glob("*.onnx")):
+                return each.number
     return SHIPPED if digest in _digests(DEFAULT_MODEL.parent.glob("dgn*.onnx")) else None
 
 

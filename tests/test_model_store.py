@@ -25,6 +25,7 @@ from edge_hand.edge.model_store import (
     StoreError,
     add,
     check,
+    check_store,
     current,
     default_store,
     in_use,
@@ -127,9 +128,38 @@ def test_a_version_without_its_hashes_is_passed_over_too(store: Path) -> None:
     del values["sha256"]
     about.chmod(0o644)
     about.write_text(json.dumps(values))
-    with pytest.raises(StoreError, match=r"0001: version\.json or gate\.json is damaged$"):
+    with pytest.raises(StoreError, match=r"0001: version\.json or gate\.json is damaged; remove this folder$"):
         current(store)
     assert own_model(store)[0] == DEFAULT_MODEL
+
+
+@pytest.mark.parametrize("name", ["gate.json", "adapted-1.json"])
+def test_a_damaged_old_version_hides_no_other(store: Path, name: str) -> None:
+    old = add(store, [FLOAT], "a", {}).folder / name
+    add(store, [DEFAULT_MODEL], "b", {})
+    use(store, 2)
+    old.chmod(0o644)
+    old.write_text("{")
+    assert number_of(store, load_card(DEFAULT_MODEL).sha256) == 2
+    check_store(store)
+    assert add(store, [FLOAT], "c", {}).number == 3
+    with pytest.raises(StoreError):
+        use(store, 1)
+
+
+def test_a_damaged_version_is_listed_as_such_in_use_or_not(store: Path, tmp_path: Path) -> None:
+    gate = add(store, [FLOAT], "a", {}).folder / "gate.json"
+    add(store, [DEFAULT_MODEL], "b", {})
+    gate.chmod(0o644)
+    gate.write_text("{")
+    for used in (2, 1):
+        (store / "current.json").write_text(json.dumps({"use": used, "before": [], "proven": []}))
+        done = CliRunner().invoke(cli, ["models", "list", "--json", str(tmp_path / "list.json")])
+        listed = done.output.splitlines()
+        assert done.exit_code == 0 and listed[2].split() == ["*"] * (used == 1) + ["1", "damaged"], done.output
+        assert listed[3].split()[used == 2] == "2" and "remove this folder" in done.output
+        written = json.loads((tmp_path / "list.json").read_text())
+        assert [v["number"] for v in written["versions"]] == [2] and len(written["damaged"]) == 1
 
 
 def test_a_version_that_may_not_be_read_is_passed_over_too(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +258,8 @@ def test_list_use_and_rollback_as_a_user_types_them(store: Path, tmp_path: Path)
     assert lines("use", "1") and lines("use", "shipped") and in_use(store) == SHIPPED
     for words in (["use", "7"], ["use", "last"], ["use", "-1"]):
         assert run(cli, ["models", *words]).exit_code != 0
+    (store / "current.json").write_text('{"use": 7, "before": [], "proven": []}')
+    assert "no version 7; it has 1" in str(run(cli, ["models", "list"]).exception)
 
 
 def test_running_daemons_are_asked_and_a_refusal_changes_nothing(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,8 +77,8 @@ def gpu(root: Path = ROOT, ask: Callable[[], Gpu] = probe) -> list[Finding]:
     )
     if trt is None and importlib.util.find_spec("tensorrt") is None:
         return [*found, _no_tensorrt(root)]
-    found += tensorrt_fits(_version(trt or "tensorrt"), cuda_of_tensorrt(), seen)
-    return [*found, _pycuda(_version("pycuda"))]
+    found += tensorrt_fits(_version(trt or "tensorrt"), cuda_of_tensorrt(), seen, is_jetson(root))
+    return found if found[-1].level == "warn" else [*found, _pycuda(_version("pycuda"))]
 
 
 def _pycuda(version: str) -> Finding:
@@ -107,17 +107,23 @@ def _no_tensorrt(root: Path) -> Finding:
     return Finding("warn", "TensorRT", f"{said}: the CPU serves instead of the GPU", mend)
 
 
-def tensorrt_fits(version: str, cuda: int | None, seen: Gpu) -> list[Finding]:
+def tensorrt_fits(version: str, cuda: int | None, seen: Gpu, jetson: bool = False) -> list[Finding]:
     """Whether this edge-hand can use that TensorRT, and the driver can run what it was built for. version "" is
-    unknown; cuda is the CUDA major version that the installed wheel is for."""
+    unknown; cuda is the CUDA major version that the installed wheel is for. A Jetson's comes with JetPack alone."""
     numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if numbers and not LEAST <= numbers < BELOW:
         said = f"version {version}; this edge-hand needs 10.3 or newer, below 12"
+        if jetson and numbers < LEAST:
+            said += ": the CPU serves instead of the GPU"
+            return [Finding("warn", "TensorRT", said, "JetPack 6.1 or newer, which brings it")]
         return [Finding("bad", "TensorRT", said, "pip install 'tensorrt>=10.3,<12'")]
     speaks = re.match(r"CUDA (\d+)", seen.driver)
     if cuda and speaks and cuda > int(speaks[1]):
         said = f"{version} is built for CUDA {cuda}; the driver speaks {seen.driver}"
-        return [Finding("bad", "TensorRT", said, f"a newer driver, or pip install tensorrt_cu{speaks[1]}")]
+        mend = f"a newer driver, or pip install tensorrt_cu{speaks[1]}"
+        if jetson:
+            mend = f"pip uninstall tensorrt_cu{cuda}{{,_libs,_bindings}}, and JetPack's own serves"
+        return [Finding("bad", "TensorRT", said, mend)]
     return [Finding("ok", "TensorRT", version or "of the system")]
 
 

@@ -101,6 +101,17 @@ def test_an_environment_that_does_not_see_the_system_s_tensorrt_is_opened(
     assert "JetPack" in found.said and "JetPack" not in one(doctor.gpu(jetson, lambda: ORIN), "TensorRT").said
 
 
+def test_a_jetson_s_tensorrt_comes_with_jetpack_and_an_older_one_is_no_failure(
+    jetson: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_version", {"tensorrt": "8.6.2"}.get)  # of JetPack 6.0
+    found = doctor.gpu(jetson, lambda: ORIN)
+    assert [each.level for each in found] == ["ok", "warn"], "nor is PyCUDA looked for"
+    assert "the CPU serves" in found[1].said and found[1].mend == "JetPack 6.1 or newer, which brings it"
+    (wheel,) = doctor.tensorrt_fits("10.16.1", 13, ORIN, jetson=True)
+    assert wheel.mend.startswith("pip uninstall tensorrt_cu13{,_libs,_bindings}, ") and "driver" not in wheel.mend
+
+
 @pytest.mark.parametrize(
     ("version", "cuda", "level", "said"),
     [

@@ -14,7 +14,7 @@ import onnx
 from ..edge.engines.tensorrt import artefact
 from ..edge.model_card import ModelCard
 from .calibration import images_for
-from .fp16 import Fp16Error, to_half
+from .fp16 import Fp16Error, check_range, to_half
 from .onnx import ExportError
 from .parity import Probe, distance, float_card, keep, probes_of
 from .qdq import QdqError, to_int8
@@ -40,6 +40,7 @@ def export_tensorrt(model: Path, precision: str, folder: Path | None = None, cal
     proto = onnx.load(model)
     try:
         if precision == "fp16":
+            check_range(proto, (probe.image for probe in probes))
             made = to_half(proto)
         else:
             made = _to_int8(proto, card, probes, images_for(model, card, calibration))

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,10 @@ from edge_hand.edge.engines.tensorrt.plan import run_build
 from edge_hand.edge.engines.tensorrt.structure import structure
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
 from edge_hand.edge.probe import compare, crops
-from edge_hand.exporters import calibration, parity
+from edge_hand.exporters import calibration, fp16, parity
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import tensorrt as target
-from edge_hand.exporters.fp16 import Fp16Error, to_half, trunk, widen
+from edge_hand.exporters.fp16 import Fp16Error, check_range, to_half, trunk, widen
 from edge_hand.exporters.onnx import ExportError, export
 from edge_hand.exporters.qdq import QdqError, only, to_int8
 from edge_hand.exporters.tensorrt import export_tensorrt
@@ -98,6 +99,44 @@ def test_a_weight_that_16_bits_cannot_hold_is_refused() -> None:
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1e7, weight.name))
     with pytest.raises(Fp16Error, match=r"^onnx::Conv_514 has values up to .*, too large for 16 bits$"):
         to_half(proto)
+
+
+def chain(*weights: float) -> onnx.ModelProto:
+    """Convolutions of one weight each, ReLUs between them."""
+    last = len(weights) - 1
+    ends = ["image", *(f"r{i}" for i in range(last)), "out"]
+    nodes = []
+    for i in range(len(weights)):
+        nodes.append(helper.make_node("Conv", [ends[i], f"w{i}"], [f"c{i}" if i < last else "out"]))
+        nodes += [helper.make_node("Relu", [f"c{i}"], [f"r{i}"])] if i < last else []
+    graph = helper.make_graph(
+        nodes, "chain",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 1, 4, 4])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 1, 4, 4])],
+        [numpy_helper.from_array(np.full((1, 1, 1, 1), w, np.float32), f"w{i}") for i, w in enumerate(weights)],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_what_16_bits_cannot_hold_on_the_way_is_refused_though_no_output_shows_it() -> None:
+    image = np.ones((1, 1, 4, 4), np.float32)
+    large = chain(1, 512, 512, 2**-10, 1)
+    assert float(run(to_half(large), image)[0].max()) == 256, "a GPU would say infinity"
+    with pytest.raises(Fp16Error, match=r"^c2 comes to 2\.62e\+05 on a crop, too large for 16 bits$"):
+        check_range(large, [image])
+    with pytest.raises(Fp16Error, match=r"^r0 comes to 7e\+04 on a crop, "):  # of 32 bits, but read by 16
+        check_range(chain(7e4, 2**-10, 1), [image])
+    check_range(chain(1, 512, 2**-10, 512, 7e4), [image])
+    check_range(chain(1), [image])
+
+
+def test_an_export_looks_at_what_is_on_the_way(model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    crop: Any = SimpleNamespace(image=crops(64)[0])
+    monkeypatch.setattr(target, "probes_of", lambda model, card: [crop])
+    monkeypatch.setattr(fp16, "LARGEST", 5.0)  # above the weights
+    with pytest.raises(ExportError, match=r"on a crop, too large for 16 bits$"):
+        export_tensorrt(model, "fp16")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_weights_stored_in_halves_are_widened_exactly() -> None:

@@ -182,6 +182,7 @@ def soak(
         died: list[str] = []
         with Listeners(daemon.address) as heard:
             _drive(daemon, planned, begin_s + minutes * 60, memory, died)
+            end_s = time.monotonic()
             daemon.process.send_signal(signal.SIGTERM)
             try:
                 code = daemon.process.wait(20)
@@ -194,7 +195,7 @@ def soak(
         log = daemon.log.read_text(errors="replace")
         if "Traceback" in log:
             died.append("a traceback in its log")
-        result = judge(planned, heard, memory, died, log, recovery_s, begin_s + START_S / 2)
+        result = judge(planned, heard, memory, died, log, recovery_s, begin_s + START_S / 2, end_s)
     click.echo(table(result))
     write_result(result, json_path)
     if died:

@@ -127,13 +127,14 @@ def judge(
     log: str,
     recovery_s: float,
     begin_s: float,
+    end_s: float,
 ) -> dict[str, Any]:
-    """The verdict as plain values; begin_s is from when on the daemon must be up."""
+    """The verdict as plain values; the daemon must be up from begin_s to end_s."""
     poses = heard.poses
     faults = [_fault(fault, poses) for fault in planned]
     missed = _missed(planned, log)
     stale = stale_poses(planned, poses)
-    silent = unexplained(poses, heard.said, begin_s)
+    silent = unexplained(poses, heard.said, begin_s, end_s)
     late = [f for f in faults if f["kind"] in CAMERA and not f["recovery_s"] <= recovery_s]
     growth, watched_s = memory_growth(memory, planned)
     series = [(round(t - begin_s), mb) for t, mb in memory[:: max(1, len(memory) // 60)]]
@@ -183,12 +184,12 @@ def stale_poses(planned: list[Planned], poses: list[Pose]) -> list[str]:
     return found
 
 
-def unexplained(poses: list[Pose], said: list[Said], begin_s: float) -> list[str]:
-    """Silences on `joints` in which no status says why."""
+def unexplained(poses: list[Pose], said: list[Said], begin_s: float, end_s: float) -> list[str]:
+    """Silences on `joints` between two times in which no status says why."""
     found = []
-    times = [p.published_s for p in poses]
-    for a, b in pairwise(times):
-        if b - a <= GAP_S or a < begin_s:
+    times = [p.published_s for p in poses if begin_s <= p.published_s <= end_s]
+    for a, b in pairwise([begin_s, *times, end_s]):
+        if b - a <= GAP_S:
             continue
         told = any(a <= s.published_s <= b + 0.1 and (s.message or s.state in ("starting", "stopping")) for s in said)
         restarted = any(b <= s.published_s <= b + 2 and a <= s.begun_s <= b for s in said)

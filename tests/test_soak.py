@@ -38,10 +38,18 @@ def test_a_stale_pose_is_found_whatever_it_looks_like() -> None:
 
 def test_a_silence_wants_a_word() -> None:
     heard = poses(10, 10.1, 12, 12.1)
-    assert unexplained(heard, [], 0) == ["1.90 s"] and unexplained(heard, [], 11) == []
-    assert unexplained(heard, [Said(11, "stalled", "no frame", 0)], 0) == []
-    assert unexplained(heard, [Said(11, "tracked", "", 0)], 0) == ["1.90 s"]
-    assert unexplained(heard, [Said(12.5, "tracked", "", 11.5)], 0) == []  # another process
+    assert unexplained(heard, [], 10, 12.2) == ["1.90 s"] and unexplained(heard, [], 12, 12.2) == []
+    assert unexplained(heard, [Said(11, "stalled", "no frame", 0)], 10, 12.2) == []
+    assert unexplained(heard, [Said(11, "tracked", "", 0)], 10, 12.2) == ["1.90 s"]
+    assert unexplained(heard, [Said(12.5, "tracked", "", 11.5)], 10, 12.2) == []  # another process
+
+
+def test_a_daemon_silent_at_the_end_or_from_the_beginning_wants_a_word_too() -> None:
+    heard = poses(10, 10.1)
+    assert unexplained(heard, [], 10, 40.12) == ["30.00 s"] and unexplained(heard, [], 8, 10.2) == ["2.02 s"]
+    assert unexplained([], [], 10, 40) == ["30.00 s"]
+    assert unexplained(heard, [Said(9.9, "starting", "", 9.0)], 8, 10.2) == []
+    assert unexplained(heard, [], 10, 10.05) == [], "what comes after the end is none of its business"
 
 
 def test_memory_is_watched_after_the_restart() -> None:

@@ -223,6 +223,25 @@ def test_the_ratio_is_of_the_medians_and_of_processor_time() -> None:
     assert verdict["times_faster"] == 4.0 and verdict["times_less_cpu"] == 4.0
 
 
+def test_another_tracker_has_a_turn_beside_a_short_recording_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        name = "other"
+
+        def __init__(self) -> None:
+            self.ms, self.cpu_ms, self.turns = list[float](), list[float](), 0
+
+        def turn(self) -> None:
+            self.ms, self.cpu_ms, self.turns = [5.0], [4.0], self.turns + 1
+
+    peer = Other()
+    monkeypatch.setattr(measure, "FRAMES", 5)  # fewer than the block after which its turn comes
+    found = bench(
+        Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=1, at_rate=False,
+        startup=False, peer=peer,
+    )  # fmt: skip
+    assert found["frames"] == 5 and peer.turns == 1 and found["compare"]["p50_ms"] == 5.0
+
+
 WORKER = """
 import json, sys
 asked = json.loads(sys.stdin.buffer.readline())

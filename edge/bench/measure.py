@@ -229,7 +229,7 @@ def _flat_out(memory: Memory, tracker: Callable[[], Tracker], frames: int | None
         while left > 0 and not course.over:
             course.go(min(left, BLOCK if peer else math.inf))
             left -= BLOCK if peer else left
-            if peer and not course.over:
+            if peer and not (course.over and peer.ms):  # one turn at least, where the stream is short
                 peer.turn()
     result = {**course.result(), "subscriber": subscriber.seen, **usage.result()}
     if peer:

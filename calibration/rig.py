@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..edge.shell import CommandError
 from ..hand.camera import Intrinsics
+from ..hand.extras import installed
 from ..hand.fields import one_line
 from ..hand.whole import refusal, write_json
 
@@ -345,9 +346,4 @@ def _array(value: Any, shape: tuple[int, ...], where: str) -> Array:
 
 def tool_name() -> str:
     """What a rig file says it was made by."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"edge-hand {version('edge-hand')}"
-    except PackageNotFoundError:
-        return "edge-hand unknown"
+    return f"edge-hand {installed('edge-hand') or 'unknown'}"

@@ -6,7 +6,6 @@ Each check looks at one thing and finds what it finds; none changes anything, no
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from ..hand.extras import to_get
+from ..hand.extras import installed, to_get
 from ..hand.whole import refusal
 from .board import ROOT, has_nvidia, is_jetson, read
 from .compiling import standing
@@ -73,12 +72,12 @@ def gpu(root: Path = ROOT, ask: Callable[[], Gpu] = probe) -> list[Finding]:
         return [Finding("ok", "GPU", "none; the CPU engines serve")]
     found = [Finding("ok", "GPU", f"{seen.name}, compute {seen.capability}, driver {seen.driver}")]
     trt = next(
-        (name for name in ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11") if _version(name)), None
+        (name for name in ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11") if installed(name)), None
     )
     if trt is None and importlib.util.find_spec("tensorrt") is None:
         return [*found, _no_tensorrt(root)]
-    found += tensorrt_fits(_version(trt or "tensorrt"), cuda_of_tensorrt(), seen, is_jetson(root))
-    return found if found[-1].level == "warn" else [*found, _pycuda(_version("pycuda"))]
+    found += tensorrt_fits(installed(trt or "tensorrt"), cuda_of_tensorrt(), seen, is_jetson(root))
+    return found if found[-1].level == "warn" else [*found, _pycuda(installed("pycuda"))]
 
 
 def _pycuda(version: str) -> Finding:
@@ -130,7 +129,7 @@ def tensorrt_fits(version: str, cuda: int | None, seen: Gpu, jetson: bool = Fals
 def cuda_of_tensorrt() -> int | None:
     """The CUDA major version of the installed TensorRT wheel; None where it is the system's."""
     for major in (13, 12, 11):
-        if _version(f"tensorrt_cu{major}") or _version(f"tensorrt_cu{major}_libs"):
+        if installed(f"tensorrt_cu{major}") or installed(f"tensorrt_cu{major}_libs"):
             return major
     return None
 
@@ -165,7 +164,7 @@ def _stale(plan: Path) -> bool:
             key = json.loads(file.readline(8192))["key"]
     except (OSError, ValueError, KeyError, TypeError):
         return True
-    here = _version("tensorrt")
+    here = installed("tensorrt")
     return bool(here and key.get("tensorrt") and key["tensorrt"] != here)
 
 
@@ -271,12 +270,5 @@ def arithmetic() -> list[Finding]:
 
 def packages() -> list[Finding]:
     """Versions of what is installed."""
-    versions = {name: _version(name) for name in PACKAGES}
+    versions = {name: installed(name) for name in PACKAGES}
     return [Finding("ok", "packages", ", ".join(f"{name} {version}" for name, version in versions.items() if version))]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from click.testing import CliRunner
 from edge_hand.edge.bench import BenchError, compare, measure
@@ -171,6 +173,18 @@ def test_the_threads_are_those_that_serve_and_not_those_asked_for(monkeypatch: p
         startup=False,
     )  # fmt: skip
     assert found["threads"] == 2
+
+
+def test_a_package_under_another_name_costs_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> Any:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", unknown)  # such as onnxruntime-gpu for onnxruntime
+    found = bench(
+        Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=1, frames=1, at_rate=False,
+        startup=False,
+    )  # fmt: skip
+    assert found["versions"]["edge-hand"] == "" and found["versions"]["onnxruntime"] == ort.__version__
 
 
 # --- the picture

@@ -78,7 +78,7 @@ def test_a_gpu_without_its_driver_is_bad(tmp_path: Path) -> None:
 @pytest.fixture
 def jetson(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One whose Python finds no TensorRT."""
-    monkeypatch.setattr(doctor, "_version", lambda name: "")
+    monkeypatch.setattr(doctor, "installed", lambda name: "")
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     return put(tmp_path, {"proc/device-tree/compatible": "nvidia,p3768\0nvidia,tegra234\0"})
 
@@ -104,7 +104,7 @@ def test_an_environment_that_does_not_see_the_system_s_tensorrt_is_opened(
 def test_a_jetson_s_tensorrt_comes_with_jetpack_and_an_older_one_is_no_failure(
     jetson: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_version", {"tensorrt": "8.6.2"}.get)  # of JetPack 6.0
+    monkeypatch.setattr(doctor, "installed", {"tensorrt": "8.6.2"}.get)  # of JetPack 6.0
     found = doctor.gpu(jetson, lambda: ORIN)
     assert [each.level for each in found] == ["ok", "warn"], "nor is PyCUDA looked for"
     assert "the CPU serves" in found[1].said and found[1].mend == "JetPack 6.1 or newer, which brings it"
@@ -169,7 +169,7 @@ def test_a_pycuda_must_load_and_be_new_enough(
 
 def test_a_missing_pycuda_is_no_broken_one(fresh_pycuda: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh_pycuda.setattr(sys, "path", [])
-    fresh_pycuda.setattr(doctor, "_version", lambda name: "10.3.0")
+    fresh_pycuda.setattr(doctor, "installed", lambda name: "10.3.0")
     assert "pycuda is not installed (" in one(doctor.gpu(tmp_path, lambda: ORIN), "PyCUDA").said
     with pytest.raises(ModelError, match=r"^pycuda is not installed \(.*\); pip install --force-reinstall "):
         CudaMemory(True)
@@ -184,7 +184,7 @@ def test_a_cache_that_cannot_be_written_is_told() -> None:
 
 
 def test_leavings_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_version", lambda name: "10.16.1")
+    monkeypatch.setattr(doctor, "installed", lambda name: "10.16.1")
     put(tmp_path, {
         "a.plan": json.dumps({"key": {"tensorrt": "10.16.1"}}) + "\nbytes",
         "b.plan": json.dumps({"key": {"tensorrt": "10.3"}}),

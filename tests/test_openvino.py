@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from edge_hand.edge import tune
 from edge_hand.edge.engines import Engine, engine_kinds, open_engine, openvino
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.probe import compare, crops
@@ -33,6 +39,20 @@ def test_without_it_one_line_says_what_to_install() -> None:
         ModelError, match=r"^openvino: it is not installed \(.*\); pip install '\.\[openvino\]' in edge-hand's folder$"
     ):
         open_engine("openvino")
+    assert openvino.choices(1) == []
+
+
+def test_leavings_of_an_uninstalled_one_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> Any:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", unknown)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())  # a folder of its name
+    assert openvino.unavailable() == "it is not installed"
+    assert "openvino" not in tune.key(DEFAULT_MODEL, 1)["engines"]
+    monkeypatch.setitem(sys.modules, "openvino", ModuleType("openvino"))  # without anything in it
+    with pytest.raises(ModelError, match=r"^openvino: it cannot use this CPU \(module 'openvino' has no attribute"):
+        opened(DEFAULT_MODEL)
     assert openvino.choices(1) == []
 
 
@@ -85,6 +105,18 @@ def test_a_network_with_other_shapes_than_its_card_s_is_refused(tmp_path: Path) 
     shutil.copy(FLOAT, model)
     card = json.loads(FLOAT.with_suffix(".json").read_text())
     card["outputs"]["log_error"] = [1, 7]
+    model.with_suffix(".json").write_text(json.dumps(card))
+    with pytest.raises(ModelError, match=r": its inputs and outputs are not those of its card$"):
+        opened(model)
+
+
+@needs_it
+def test_a_network_for_any_number_of_crops_is_refused(tmp_path: Path) -> None:
+    proto, model = onnx.load(FLOAT), tmp_path / "net.onnx"
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.save(proto, model)
+    card = json.loads(FLOAT.with_suffix(".json").read_text()) | {"sha256": sha256(model)}
     model.with_suffix(".json").write_text(json.dumps(card))
     with pytest.raises(ModelError, match=r": its inputs and outputs are not those of its card$"):
         opened(model)

@@ -7,16 +7,17 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import zmq
 
+from ...hand.extras import installed
 from ..arithmetic import PLAIN, Arithmetic
 from ..board import device
 from ..cameras import Camera, open_camera
-from ..engines import Engine, open_engine
+from ..engines import Engine, onnxruntime, open_engine
 from ..finder import open_finder
 from ..loop import Loop, topology
 from ..publish import Publisher
@@ -204,7 +205,8 @@ def bench(
         "arithmetic": arithmetic.name,
         "model": {"name": card.name, "sha256": card.sha256, "precision": card.precision},
         "threads": getattr(getattr(opened, "serving", opened), "threads", None),  # on a GPU there are none
-        "versions": {name: version(name) for name in ("edge-hand", "onnxruntime", "numpy", "pyzmq")},
+        "versions": {"edge-hand": installed("edge-hand"), "onnxruntime": onnxruntime.version(),
+                     "numpy": np.__version__, "pyzmq": zmq.__version__},
         "device": device(),
         "load": load(),
         "when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),

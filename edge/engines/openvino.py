@@ -5,7 +5,6 @@ Extra `openvino`. It reads the same ONNX files.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...hand.extras import to_get
+from ...hand.extras import installed, to_get
 from ..model_card import ModelCard, ModelError
 
 
@@ -25,9 +24,7 @@ class OpenVinoEngine:
     """
 
     def __init__(self, model: Path, card: ModelCard, threads: int, *, bf16: bool | None = None) -> None:
-        ov = _import()
-        core = ov.Core()
-        native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        core, native = _core()
         bf16 = native if bf16 is None else bf16
         if bf16 and not native:
             raise ModelError("openvino: this CPU has no bfloat16")
@@ -42,8 +39,7 @@ class OpenVinoEngine:
         try:
             compiled = core.compile_model(str(model), "CPU", settings)
         except Exception as error:  # a RuntimeError over many lines
-            why = " ".join(str(error).split())
-            raise ModelError(f"model {model}: openvino cannot load it ({why[-150:]})") from None
+            raise ModelError(f"model {model}: openvino cannot load it ({_in_short(error)})") from None
         if not (_are(compiled.inputs, card.inputs) and _are(compiled.outputs, card.outputs) and len(card.inputs) == 1):
             raise ModelError(f"model {model}: its inputs and outputs are not those of its card")
         self.card, self.threads = card, threads
@@ -60,25 +56,40 @@ class OpenVinoEngine:
 
 def version() -> str:
     """Without importing it, which takes a while."""
-    return importlib.metadata.version("openvino")
+    return installed("openvino") or "unknown"
 
 
 def unavailable() -> str:
     """Why this machine cannot run OpenVINO, in a few words; empty if it can."""
-    return "" if importlib.util.find_spec("openvino") else "it is not installed"
+    return "" if installed("openvino") and importlib.util.find_spec("openvino") else "it is not installed"
 
 
 def choices(threads: int) -> list[dict[str, bool]]:
     """What else of open_engine a self-tuning should try."""
     try:
-        native = "BF16" in _import().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    except Exception:  # no such device, or a broken installation
+        _, native = _core()
+    except ModelError:
         return []
     return [{"bf16": False}, {"bf16": True}] if native else [{"bf16": False}]
 
 
 def open_engine(model: Path, card: ModelCard, threads: int, *, bf16: bool | None = None) -> OpenVinoEngine:
     return OpenVinoEngine(model, card, threads, bf16=bf16)
+
+
+def _core() -> tuple[Any, bool]:
+    """OpenVINO, and whether it has native bfloat16 here. Raises ModelError."""
+    try:
+        core = _import().Core()
+        return core, "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    except ModelError:
+        raise
+    except Exception as error:  # no such device, or a broken installation
+        raise ModelError(f"openvino: it cannot use this CPU ({_in_short(error)})") from None
+
+
+def _in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[-150:]
 
 
 def _import() -> Any:
@@ -95,6 +106,6 @@ def _import() -> Any:
 def _are(ports: Any, shapes: dict[str, list[int]]) -> bool:
     """Whether a network's ports are those of a card, in its order. OpenVINO may know a port by several names."""
     return len(ports) == len(shapes) and all(
-        name in port.get_names() and list(port.shape) == shape
+        name in port.get_names() and port.partial_shape.is_static and list(port.shape) == shape
         for port, (name, shape) in zip(ports, shapes.items(), strict=True)
     )

@@ -28,6 +28,21 @@ class Allocation:
         return self.bytes.ctypes.data
 
 
+class Stream:
+    """PyCUDA says nothing where it cannot free one: the context is not current."""
+
+    handle = 7
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+
+    def __del__(self) -> None:
+        self.cuda.streams -= self.cuda.pushed > 0
+
+    def synchronize(self) -> None:
+        self.cuda.did("cuStreamSynchronize")
+
+
 class Cuda:
     """pycuda.driver on the CPU's memory. The call in `fails` fails, after `good` of them; what needs the context
     notices where it is missing."""
@@ -41,7 +56,7 @@ class Cuda:
     host_alloc_flags = SimpleNamespace(DEVICEMAP=2)
 
     def __init__(self) -> None:
-        self.fails, self.good, self.pushed, self.graphs = "", 0, 0, list[str]()
+        self.fails, self.good, self.pushed, self.graphs, self.streams = "", 0, 0, list[str](), 0
 
     def did(self, name: str, needs_context: bool = True) -> None:
         assert self.pushed or not needs_context, f"{name} without the context"
@@ -69,7 +84,8 @@ class Cuda:
 
     def Stream(self, flags: int) -> Any:
         self.did("cuStreamCreate")
-        return SimpleNamespace(handle=7, synchronize=lambda: self.did("cuStreamSynchronize"))
+        self.streams += 1
+        return Stream(self)
 
     def pagelocked_empty(self, shape: Any, dtype: Any, mem_flags: int) -> Any:
         self.did("cuMemHostAlloc")
@@ -134,7 +150,10 @@ def test_a_gpu_that_fails_while_it_runs_is_one_line_and_what_it_holds_is_given_b
     cuda.fails = "cuStreamSynchronize"  # and CUDA's errors stay
     with pytest.raises(ModelError, match=r"^tensorrt: cuStreamSynchronize failed: out of memory$"):
         engine.run(crops(64)[0])
+    assert cuda.streams == 1
     engine.close()
+    engine.close()
+    assert cuda.streams == 0, "it is freed while the context is current"
     assert cuda.graphs == ["closed"] and cuda.pushed == 0
     assert (engine._graph, engine._context, engine._engine, engine._runtime) == (None, None, None, None)
     assert (engine._inputs, engine._outputs) == ([], [])

@@ -66,6 +66,9 @@ class HostMemory:
 
         return Graph(launch, lambda: None)
 
+    def close(self) -> None:
+        pass
+
 
 class Context:
     def __init__(self, engine: Any) -> None:

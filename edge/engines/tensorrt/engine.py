@@ -87,6 +87,7 @@ class TensorRtEngine:
             self._graph = None
             self._inputs, self._outputs = [], []
             self._context = self._engine = self._runtime = None
+            self._memory.close()
 
     def _buffers(self, trt: Any) -> dict[str, Buffer]:
         seen: dict[bool, dict[str, list[int]]] = {True: {}, False: {}}

@@ -38,6 +38,7 @@ class Memory(Protocol):
     def download(self, buffer: Buffer) -> None: ...
     def synchronize(self) -> None: ...
     def capture(self, enqueue: Any) -> Graph: ...
+    def close(self) -> None: ...
 
 
 class CudaMemory:
@@ -59,7 +60,7 @@ class CudaMemory:
         except cuda.Error as error:
             raise ModelError(f"pycuda: {' '.join(str(error).split())}") from None
         with self.current():
-            self._stream = cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
+            self._stream: Any = cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
         self.stream = int(self._stream.handle)
         self.capture = functools.partial(capture, self.stream)
 
@@ -93,6 +94,10 @@ class CudaMemory:
 
     def synchronize(self) -> None:
         self._stream.synchronize()
+
+    def close(self) -> None:
+        """Free the stream: PyCUDA does not where it is dropped without the context."""
+        self._stream = None
 
 
 def no_pycuda(error: ImportError) -> str:

@@ -128,7 +128,7 @@ def _shared_s(sights: Sequence[Sight], offsets: Array, camera: int) -> float:
     here = np.isfinite(joints_at(sight, times)[:, 0, 0])
     other = np.zeros(len(times), bool)
     for c, another in enumerate(sights):
-        if c != camera and len(another.times_s):
+        if c != camera:
             there = joints_at(another, times + offsets[camera] - offsets[c])
             other |= np.isfinite(there[:, 0, 0])
     return float((here & other).sum() / RATE_HZ)

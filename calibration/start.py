@@ -87,7 +87,6 @@ def start_scene(
     for view, knot in moments.views:
         poses[view.camera, knot] = board_poses(view, corners_m, intrinsics[view.camera])
     counts = shared_moments(moments, len(intrinsics))
-    np.fill_diagonal(counts, 0)
     T_camera_ref = np.tile(np.eye(4), (len(intrinsics), 1, 1))
     joined, left = [0], list(range(1, len(intrinsics)))
     while left:

@@ -56,10 +56,10 @@ def test_nothing_is_believed_below_a_floor_about_the_middle_of_the_volume() -> N
 
 def test_a_camera_that_depth_did_not_place_is_as_uncertain_as_its_joints_and_more() -> None:
     fit = of_means(np.zeros((10, 3, STEP)), held=np.array([False, False, True]))
-    joints = replace(result().joints, covariance=np.diag(np.arange(21.0) ** 2))
+    joints = replace(result().joints, covariance=np.diag((np.arange(21.0) * 1e-3) ** 2))
     free = covariances(replace(fit, held=np.zeros(3, bool)), joints)[2]
     by_joints = np.diagonal(covariances(fit, joints)[2] - free)
-    assert by_joints[:7] == pytest.approx(np.arange(14.0, 21) ** 2 + 5e-3**2 * np.array([0, 0, 0, 1, 1, 1, 0]))
+    assert by_joints[:7] == pytest.approx((np.arange(14.0, 21) * 1e-3) ** 2 + 5e-3**2 * np.array([0, 0, 0, 1, 1, 1, 0]))
     assert by_joints[7] == pytest.approx(icp.DEPTH_SIGMA_PER_M**2)
 
 

@@ -105,7 +105,8 @@ def _speed(sight: Sight) -> Array:
     seen = np.isfinite(palm[:, 0])
     if seen.sum() < 10:
         return np.zeros(len(times) or 1)
-    smooth = np.stack([np.convolve(column, np.ones(9) / 9, "same") for column in bridged(palm).T], 1)
+    padded = np.pad(bridged(palm), ((4, 4), (0, 0)), "edge")  # no leap from nothing at the ends, which would be matched
+    smooth = np.stack([np.convolve(column, np.ones(9) / 9, "valid") for column in padded.T], 1)
     speed = np.linalg.norm(np.gradient(smooth, axis=0), axis=1)
     return np.where(seen, speed - speed[seen].mean(), 0.0)
 

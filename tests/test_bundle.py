@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from edge_hand.calibration.board import _half as half
-from edge_hand.calibration.bundle import Options, Scene, Solution, solve, view_residuals
+from edge_hand.calibration.bundle import BundleError, Options, Scene, Solution, projection, solve, view_residuals
 from edge_hand.calibration.corners import View
 from edge_hand.calibration.motion import moment, share_of_neighbours
 from edge_hand.calibration.start import LONGEST_RUN, Moments, moments_of
@@ -127,6 +127,12 @@ def test_clocks_taken_for_equal_cost_pixels_and_millimetres() -> None:
     sim = simulate(3, offset_s=0.015)
     with_offsets, without = solved(sim, Options()), solved(sim, NO_MOTION)
     assert without.rms_px > 1.5 * with_offsets.rms_px
+    sure = with_offsets.camera_covariance(1)
+    e = error_vector(with_offsets, sim, 1)
+    assert 0.05 < e @ np.linalg.solve(sure, e) / 6 < 4 and volume_sigma_mm(sure) < 1
+    assert np.abs(with_offsets.scene.offsets_s[1] - sim.offsets_s[1]) < 4 * with_offsets.offset_sigma_s(1) < 2e-3
+    assert not with_offsets.camera_covariance(0).any() and with_offsets.offset_sigma_s(0) == 0
+    assert not without.scene.offsets_s.any() and without.offset_sigma_s(1) == 0
     assert volume_error_mm(without, sim, 1) > 2 * volume_error_mm(with_offsets, sim, 1)
 
 
@@ -141,6 +147,8 @@ def test_jacobians_are_those_of_differences(neighbours: str) -> None:
     scene = replace(scene, runs=runs[neighbours], offsets_s=np.array([0, 0.004, -0.006]))
     view = next(view for view, knot in moments.views if knot == 1 and view.camera == 1)
     _, jacobian = view_residuals(scene, view, 1, CORNERS)
+    assert jacobian[..., 11:17].any() == (neighbours in ("both", "before"))
+    assert jacobian[..., 23:].any() == (neighbours in ("both", "after"))
     step = 1e-6
 
     def at(column: int, h: float) -> Array:
@@ -229,3 +237,73 @@ def test_intrinsics_are_held_unless_asked_for() -> None:
     freed = solve(scene, moments.views, CORNERS, replace(NO_MOTION, intrinsics=True, focal_sigma=0.01))
     assert held.scene.intrinsics[1] == off
     assert abs(freed.scene.intrinsics[1].fx - LENS.fx) < 0.5 * abs(off.fx - LENS.fx)
+
+
+def seen_by(camera: int, count: int) -> View:
+    return View(camera, 0.0, np.arange(count), np.zeros((count, 2)))
+
+
+def test_what_one_camera_alone_saw_says_nothing_of_the_fit() -> None:
+    views = ((seen_by(0, 2), 0), (seen_by(1, 3), 0), (seen_by(1, 4), 1))
+    residuals = np.array([[3.0, 4.0]] * 4 + [[6.0, 8.0]] + [[300.0, 400.0]] * 4)
+    found = Solution(start_near(simulate(1, bursts=1), False)[0], views, residuals, np.zeros((33, 33)), 1.0, 1.0, True)
+    assert found.rms_px == pytest.approx(np.sqrt((4 * 25 + 100) / 5)) and found.median_px == 5
+
+
+def test_what_is_behind_a_camera_is_far_from_where_it_was_seen() -> None:
+    pixels, *_ = projection(np.array([[0.1, 0.05, -0.5], [0.1, 0.05, 0.0]]), replace(LENS, distortion=(0.0,) * 5))
+    assert np.isfinite(pixels).all() and (np.linalg.norm(pixels - [LENS.cx, LENS.cy], axis=1) > 1e4).all()
+
+
+def test_views_in_any_order_give_one_rig_and_no_view_gives_none() -> None:
+    sim = simulate(13, bursts=6)
+    scene, moments = start_near(sim, False)
+    found, turned = (solve(scene, views, CORNERS, NO_MOTION) for views in (moments.views, moments.views[::-1]))
+    assert turned.scene.T_camera_ref == pytest.approx(found.scene.T_camera_ref, abs=1e-9)
+    assert found.rms_px == pytest.approx(turned.rms_px)
+    with pytest.raises(BundleError, match=r"^no view of the board to solve from$"):
+        solve(scene, [], CORNERS, NO_MOTION)
+
+
+def test_a_camera_that_saw_nothing_stays_and_the_others_are_solved() -> None:
+    sim = simulate(15, bursts=6)
+    scene, moments = start_near(sim, False)
+    views = [(view, knot) for view, knot in moments.views if view.camera < 2]
+    found = solve(scene, views, CORNERS, NO_MOTION)
+    assert np.array_equal(found.scene.T_camera_ref[2], scene.T_camera_ref[2])
+    assert volume_error_mm(found, sim, 1) < 1 and not found.camera_covariance(2).any()
+
+
+def test_with_the_cameras_held_only_the_board_is_placed() -> None:
+    sim = simulate(17, bursts=6)
+    scene, moments = start_near(sim, False)
+    held = solve(scene, moments.views, CORNERS, Options(cameras=False, offsets=False))
+    assert np.array_equal(held.scene.T_camera_ref, scene.T_camera_ref) and not held.covariance.any()
+    assert held.rms_px > 1
+    true = replace(scene, T_camera_ref=sim.T_camera_ref)
+    assert solve(true, moments.views, CORNERS, Options(cameras=False, offsets=False)).sigma_px == pytest.approx(
+        0.2, rel=0.15
+    )
+
+
+def test_a_start_far_off_is_solved_and_one_cut_short_has_not_settled() -> None:
+    sim = simulate(19, bursts=6)
+    scene, moments = start_near(sim, False)
+    rng = np.random.default_rng(0)
+    away = [transform(so3_exp(rng.normal(size=3) * 0.15), rng.normal(size=3) * 0.1) for _ in range(2)]
+    far = replace(scene, T_camera_ref=np.stack([np.eye(4), *away]) @ scene.T_camera_ref)
+    found = solve(far, moments.views, CORNERS, NO_MOTION)
+    assert found.converged and max(volume_error_mm(found, sim, c) for c in (1, 2)) < 0.6
+    assert not solve(far, moments.views, CORNERS, replace(NO_MOTION, iterations=2)).converged
+
+
+def test_a_lens_is_believed_as_far_as_is_said() -> None:
+    sim = simulate(11, bursts=6)
+    scene, moments = start_near(sim, False)
+    off = replace(LENS, fx=LENS.fx * 1.006)
+    scene = replace(scene, intrinsics=(LENS, off, LENS))
+    moved = []
+    for sigma in (3e-5, 0.1):  # 0.02 px and 64
+        free = solve(scene, moments.views, CORNERS, replace(NO_MOTION, intrinsics=True, focal_sigma=sigma))
+        moved.append(off.fx - free.scene.intrinsics[1].fx)
+    assert abs(moved[0]) < 0.3 and moved[1] > 1

@@ -157,10 +157,19 @@ def test_what_is_no_surface_is_not_asked_and_of_a_thin_finger_something_is() -> 
     assert finger is not None and 0.2 < finger.good.mean() < 0.8
 
 
-def test_a_rim_is_the_nearer_side_of_a_step_and_a_lost_pixel_is_none() -> None:
+@pytest.mark.parametrize(("tilt_deg", "share"), [(45, 0.48), (70, 0.0)])
+def test_a_plate_that_is_seen_aslant_is_not_asked(tilt_deg: float, share: float) -> None:
+    pixels = np.stack(np.meshgrid(np.arange(150.0, 170), np.arange(100.0, 140)), -1).reshape(-1, 2)
+    rays = LENS.rays(pixels)
+    plate = rays * 0.5 / (1 - rays[:, :1] * np.tan(np.radians(tilt_deg)))
+    view = prepare(0, Sight("a", "depth", LENS, np.zeros(1), JOINTS[None]), Cloud(0.0, plate), JOINTS)
+    assert view is not None and view.good.mean() == pytest.approx(share, abs=0.15)
+
+
+def test_a_rim_is_the_nearer_side_of_a_step_and_a_small_hole_is_none() -> None:
     pixels = np.stack(np.meshgrid(np.arange(40.0), np.arange(40.0)), -1).reshape(-1, 2)
     depth = np.where(pixels[:, 0] < 20, 0.5, 0.6)
-    keep = (pixels != [9, 9]).any(1)
+    keep = (pixels // 2 != [4, 4]).any(1)  # four pixels
     rim = np.full(len(pixels), np.nan)
     rim[keep] = rim_px(pixels[keep], depth[keep])
     rim = rim.reshape(40, 40)
@@ -287,7 +296,7 @@ def test_poses_clocks_and_depth_are_solved_for_together() -> None:
     assert np.array_equal(fit.T_ref_cam[0], np.eye(4)) and fit.offsets_s[0] == fit.depth_per_m[0] == 0
     assert fit.offsets_s[1:] == pytest.approx([0.012, 0.0], abs=1.5e-3)
     assert fit.depth_per_m[1:] == pytest.approx([0.006, 0.0], abs=2.5e-3)
-    assert fit.rms_m < 1e-3 and not fit.held.any()
+    assert 1e-4 < fit.rms_m < 1e-3 and not fit.held.any()
 
 
 def test_what_is_not_asked_for_or_held_stays() -> None:
@@ -301,6 +310,19 @@ def test_what_is_not_asked_for_or_held_stays() -> None:
     assert not fit.step_without(np.arange(6) < 2)[2].any()
 
 
+def test_what_only_one_camera_sees_so_and_who_is_held_elsewhere_move_nobody() -> None:
+    moments = []
+    for moment in moving_clouds():
+        points = moment.views[1].points_m.copy()
+        points[::6, 2] -= 0.007  # specks before the skin
+        second = moment.views[1]._replace(points_m=points, tree=tree_of(points))
+        moments.append(moment._replace(views=(moment.views[0], second, moment.views[2])))
+    away = np.zeros((3, 6))
+    away[2, 3:] = [0.003, 0.003, 0.004]
+    fit = fit_clouds(moments, moved(T_REF_CAM, away), np.array([0.0, 0.012, 0.0]), held=np.arange(3) == 2)
+    assert pose_difference(fit.T_ref_cam[1], T_REF_CAM[1]).volume_mm < 0.3
+
+
 def test_clouds_that_nowhere_meet_are_an_error() -> None:
     apart = T_REF_CAM.copy()
     apart[1:, :3, 3] += [[0.0, 0.5, 0.0], [0.0, -0.5, 0.0]]
@@ -308,9 +330,7 @@ def test_clouds_that_nowhere_meet_are_an_error() -> None:
         fit_clouds(moving_clouds(), apart, np.zeros(3))
 
 
-def test_clocks_and_depth_that_nothing_shows_stay_where_they_are_believed_to_be() -> None:
-    still = tuple(moment._replace(velocities_m_s=STILL) for moment in moving_clouds())
-    fit = fit_clouds(
-        [m._replace(views=(m.views[0], m.views[2])) for m in still], T_REF_CAM, np.array([0.0, 0.0, 0.003])
-    )
-    assert fit.offsets_s == pytest.approx([0, 0, 0.003], abs=1e-6)
+def test_the_clock_of_a_hand_that_hardly_moves_stays_where_the_joints_have_it() -> None:
+    slow = [m._replace(velocities_m_s=3e-4 * m.velocities_m_s, views=m.views[::2]) for m in moving_clouds()]
+    fit = fit_clouds(slow, T_REF_CAM, np.array([0.0, 0.0, 0.003]))
+    assert fit.offsets_s == pytest.approx([0, 0, 0.003], abs=6e-4)

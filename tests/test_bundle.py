@@ -297,6 +297,7 @@ def test_a_start_far_off_is_solved_and_one_cut_short_has_not_settled() -> None:
     assert not solve(far, moments.views, CORNERS, replace(NO_MOTION, iterations=2)).converged
 
 
+@pytest.mark.slow
 def test_a_lens_is_believed_as_far_as_is_said() -> None:
     sim = simulate(11, bursts=6)
     scene, moments = start_near(sim, False)

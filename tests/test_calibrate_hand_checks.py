@@ -69,6 +69,7 @@ def of_few_moments() -> tuple[IcpFit, Array]:
     return replace(result().clouds, moments=moments), np.arange(len(moments)) * hand.HALF_BLOCKS // len(moments)
 
 
+@pytest.mark.slow
 def test_one_half_s_rig_is_tried_on_the_points_of_the_other() -> None:
     fit, blocks = of_few_moments()
     found = solve_halves(fit)

@@ -84,6 +84,7 @@ def test_one_half_s_rig_is_tried_on_the_points_of_the_other() -> None:
     assert spoilt.heldout.percentile_mm(50, of_2) > found.heldout.percentile_mm(50, found.heldout.of_pair(0, 2)) + 1
 
 
+@pytest.mark.slow
 def test_halves_of_which_one_does_not_tie_a_camera_say_nothing() -> None:
     fit, blocks = of_few_moments()
     some = [
@@ -98,6 +99,7 @@ def test_halves_are_as_far_apart_as_the_worst_camera() -> None:
     assert Halves(differences, heldout_of()).apart == (0.3, 2.0)
 
 
+@pytest.mark.slow
 def test_a_pair_disagrees_with_a_rig_that_has_one_of_its_cameras_elsewhere() -> None:
     fit, sights = result().clouds, scene()[1]
     fit = replace(fit, moments=fit.moments[::3])

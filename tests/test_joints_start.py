@@ -81,6 +81,7 @@ def test_a_lag_is_found_to_milliseconds_with_the_pose(lag_s: float, start_s: flo
     assert found.agree > 0.95 and found.shared == pytest.approx(300 - 30 * abs(start_s), abs=3)
 
 
+@pytest.mark.slow
 def test_frames_that_show_another_hand_cost_agreement_and_no_millimetres() -> None:
     found = paired(sight_of(0, noise_m=0.006), sight_of(1, 0.0083, noise_m=0.006, wild=0.3))
     assert found.lag_s == pytest.approx(0.0083, abs=0.01) and away_mm(found.T_a_b, 1) < 3

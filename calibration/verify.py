@@ -133,10 +133,8 @@ def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, see
     pairs = [_pair(names, a, b, cloud, mesh, anew, volume) for a, b in combinations(range(len(names)), 2)]
     halves = solve_halves(fresh)
     reasons = _reasons(cameras, pairs, lost)
-    others = cameras[1:]
-    doubtful = any(not c.tied or c.sigma_mm > LIMIT_MOVED_MM for c in others)
-    verdict: Verdict = "fail" if reasons else "unverified" if doubtful else "pass"
-    notes += _notes(others, pairs)
+    verdict = _verdict(reasons, cameras[1:])
+    notes += _notes(cameras[1:], pairs)
     return Check(verdict, tuple(reasons), tuple(notes), tuple(cameras), tuple(pairs), halves, len(chosen))
 
 
@@ -204,6 +202,14 @@ def _reasons(cameras: Sequence[CameraCheck], pairs: Sequence[PairCheck], lost: b
                 f"{pair.cloud_p95_mm:.1f} (limits {LIMIT_P50_MM:g}, {LIMIT_P95_MM:g})"
             )
     return found
+
+
+def _verdict(reasons: Sequence[str], others: Sequence[CameraCheck]) -> Verdict:
+    """Of the reasons and of the cameras but the reference: a camera that may be anywhere is no pass."""
+    if reasons:
+        return "fail"
+    doubtful = any(not c.tied or c.sigma_mm > LIMIT_MOVED_MM for c in others)
+    return "unverified" if doubtful else "pass"
 
 
 def _notes(others: Sequence[CameraCheck], pairs: Sequence[PairCheck]) -> list[str]:

@@ -1,0 +1,135 @@
+"""Which of a camera's hands is gathered, and what of it: the measured joints, its own depth points, its time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from edge_hand.calibration.gather import Collected, Hearer, Looker
+from edge_hand.calibration.observe import Cloud
+from edge_hand.hand.frames import DepthFrame
+from edge_hand.hand.messages import HandCloud, Header, WireHand
+from edge_hand.hand.wire import decode, encode_cloud, encode_joints
+from test_calibrate_wire import LENS, PERIOD_NS, pose_of
+
+POSE = pose_of("right")
+OFF = np.array([0.003, 0.0, 0.0])  # of the measured joints from the smoothed
+SECOND_NS = 1_000_000_000
+UNIX_NS = 1_700_000_000_000_000_000
+
+
+def hand(number: int, score: float, x_m: float = 0.0, measured: bool = True) -> WireHand:
+    """A hand so far to the side."""
+    aside, T = np.array([x_m, 0, 0]), POSE.T_camera_wrist.copy()
+    T[:3, 3] += aside
+    joints, vertices = POSE.joints_m + aside, POSE.vertices_m + aside
+    pose = replace(POSE, score=score, T_camera_wrist=T, joints_m=joints, vertices_m=vertices)
+    return WireHand(number, 0.0 if measured else 30.0, pose, pose.joints_m + OFF if measured else None)
+
+
+STORY = (
+    [hand(1, 0.6, -0.2), hand(2, 0.9, 0.2)],
+    [hand(2, 0.7, 0.2), hand(1, 0.9, -0.2)],  # the one that was followed
+    [hand(2, 0.7, 0.2, measured=False), hand(1, 0.5, -0.2, measured=False)],
+    [hand(1, 0.5, -0.2), hand(3, 0.8, 0.1)],  # it is gone: the surest
+    [],
+)
+WHERE = np.array([0.2, 0.2, np.nan, 0.1, np.nan])
+
+
+def assert_told(collected: Collected, first_s: float) -> None:
+    sight = collected.sight()
+    np.testing.assert_allclose(sight.times_s, first_s + PERIOD_NS * 1e-9 * np.arange(5), rtol=0, atol=1e-6)
+    expected = POSE.joints_m + OFF + WHERE[:, None, None] * np.array([1.0, 0, 0])
+    expected[np.isnan(WHERE)] = np.nan
+    np.testing.assert_allclose(sight.joints_m, expected, atol=1e-6)
+    assert [cloud.t_s for cloud in sight.clouds] == pytest.approx(sight.times_s[[0, 1, 3]].tolist())
+    for cloud, x in zip(sight.clouds, WHERE[[0, 1, 3]], strict=True):
+        assert cloud.mesh_m is not None
+        np.testing.assert_allclose(cloud.points_m.mean(0), POSE.vertices_m[::4].mean(0) + [x, 0, 0], atol=0.02)
+        np.testing.assert_allclose(cloud.mesh_m.mean(0), POSE.vertices_m.mean(0) + [x, 0, 0], atol=1e-3)
+
+
+class Tells:
+    """A tracker that says of each frame what the story has."""
+
+    def __init__(self) -> None:
+        self.story = iter(STORY)
+
+    def process(self, frame: DepthFrame) -> list[WireHand]:
+        return next(self.story)
+
+
+def test_a_looker_follows_one_hand_and_keeps_what_was_measured() -> None:
+    looker = Looker()
+    looker.tracker = Tells()  # type: ignore[assignment]
+    depth = np.zeros((LENS.height, LENS.width), np.uint16)
+    lens = replace(LENS, distortion=(0.0,) * 5)
+    for hands in STORY[0]:
+        pixels = lens.project(hands.pose.vertices_m).astype(int)
+        depth[pixels[:, 1], pixels[:, 0]] = np.round(hands.pose.vertices_m[:, 2] * 1e3)
+    pixels = lens.project(STORY[3][1].pose.vertices_m).astype(int)
+    depth[pixels[:, 1], pixels[:, 0]] = np.round(POSE.vertices_m[:, 2] * 1e3)
+    for i in range(5):
+        looker.look(DepthFrame("cam", i, SECOND_NS + i * PERIOD_NS, depth, 1e-3, lens))
+    assert_told(looker.collected, 1.0)
+
+
+class Deaf:
+    """A listener to nothing."""
+
+    addresses = ("tcp://somewhere",)
+
+
+def hearer() -> Any:
+    return Hearer(Deaf())  # type: ignore[arg-type]
+
+
+def said(i: int, hands: list[WireHand], lens: Any = LENS) -> list[Any]:
+    header = Header("cam", i, 5 * SECOND_NS + i * PERIOD_NS, UNIX_NS + i * PERIOD_NS, 0)
+    clouds = [HandCloud(h.id, h.pose.vertices_m[::4].astype("f4")) for h in hands[::-1]]
+    scene = None if lens is None else np.zeros((1, 3), np.float32)
+    both = encode_joints(header, hands, stages_us={}, dropped=0), encode_cloud(header, scene, clouds, lens)
+    return [decode(message) for message in both]
+
+
+def test_a_hearer_follows_one_hand_and_keeps_what_was_measured_by_the_wall_clock() -> None:
+    heard = hearer()
+    for i, hands in enumerate(STORY):
+        for message in said(i, hands):
+            heard._sort(message)
+    assert_told(heard.collected, UNIX_NS * 1e-9)
+
+
+def test_joints_count_though_their_depth_points_were_lost_and_wait_for_those_that_are_late() -> None:
+    heard = hearer()
+    late = []
+    for i in range(14):
+        joints, cloud = said(i, [hand(1, 0.9)])
+        heard._sort(joints)
+        late.append(cloud)
+    heard._sort(late[6])
+    heard._sort(late[13])
+    sight = heard.collected.sight()
+    np.testing.assert_allclose(
+        sight.times_s - UNIX_NS * 1e-9, PERIOD_NS * 1e-9 * np.array([0, 1, 2, 3, 6, 13]), atol=1e-5
+    )
+    assert len(sight.clouds) == 2
+
+
+def test_the_newest_intrinsics_are_the_camera_s_and_stay_where_a_message_has_none() -> None:
+    heard, now = hearer(), replace(LENS, fx=430.0)
+    for i, lens in enumerate((LENS, now, None)):
+        for message in said(i, [hand(1, 0.9)], lens):
+            heard._sort(message)
+    assert heard.collected.intrinsics == now
+
+
+def test_two_frames_of_one_time_are_one() -> None:
+    collected = Collected()
+    collected.intrinsics = LENS
+    for _ in range(2):
+        collected.add(1.0, np.zeros((21, 3)), Cloud(1.0, np.zeros((60, 3))))
+    assert len(collected.sight().times_s) == len(collected.sight().clouds) == 1

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.calibration.gather import Collected, Hearer, Looker
-from edge_hand.calibration.observe import Cloud
+from edge_hand.calibration import gather
+from edge_hand.calibration.gather import Collected, Hearer, Looker, listen
+from edge_hand.calibration.observe import Cloud, ObserveError, Sight
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.messages import HandCloud, Header, WireHand
 from edge_hand.hand.wire import decode, encode_cloud, encode_joints
@@ -77,18 +78,47 @@ def test_a_looker_follows_one_hand_and_keeps_what_was_measured() -> None:
     assert_told(looker.collected, 1.0)
 
 
-class Deaf:
-    """A listener to nothing."""
+class Daemon:
+    """A listener to a daemon whose camera sends a frame every half second from one moment to another."""
 
-    addresses = ("tcp://somewhere",)
+    def __init__(self, address: str, clock: Clock | None = None, name: str = "cam", start: float = 0, stop: float = 99):
+        self.addresses, self.clock, self.name, self.start, self.stop = (address,), clock, name, start, stop
+
+    def __enter__(self) -> Daemon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def take(self, _: int) -> list[Any]:
+        assert self.clock is not None
+        now_s = self.clock.now_s
+        if not self.start <= now_s < self.stop:
+            return []
+        return [(self.addresses[0], message) for message in said(round(2 * now_s), [hand(1, 0.9)], name=self.name)]
+
+    def trouble(self) -> dict[str, str]:
+        return {}
+
+
+class Clock:
+    """Time that only sleep spends."""
+
+    now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
 
 
 def hearer() -> Any:
-    return Hearer(Deaf())  # type: ignore[arg-type]
+    return Hearer(Daemon("tcp://somewhere"))  # type: ignore[arg-type]
 
 
-def said(i: int, hands: list[WireHand], lens: Any = LENS) -> list[Any]:
-    header = Header("cam", i, 5 * SECOND_NS + i * PERIOD_NS, UNIX_NS + i * PERIOD_NS, 0)
+def said(i: int, hands: list[WireHand], lens: Any = LENS, name: str = "cam") -> list[Any]:
+    header = Header(name, i, 5 * SECOND_NS + i * PERIOD_NS, UNIX_NS + i * PERIOD_NS, 0)
     clouds = [HandCloud(h.id, h.pose.vertices_m[::4].astype("f4")) for h in hands[::-1]]
     scene = None if lens is None else np.zeros((1, 3), np.float32)
     both = encode_joints(header, hands, stages_us={}, dropped=0), encode_cloud(header, scene, clouds, lens)
@@ -133,3 +163,42 @@ def test_two_frames_of_one_time_are_one() -> None:
     for _ in range(2):
         collected.add(1.0, np.zeros((21, 3)), Cloud(1.0, np.zeros((60, 3))))
     assert len(collected.sight().times_s) == len(collected.sight().clouds) == 1
+
+
+def heard_of(monkeypatch: pytest.MonkeyPatch, watch: Any, **daemons: dict[str, Any]) -> tuple[list[Sight], float]:
+    """What is heard of daemons in 20 s, and how long it took."""
+    clock = Clock()
+    monkeypatch.setattr(gather, "time", clock)
+    monkeypatch.setattr(gather, "Listener", lambda to, *_: Daemon(to[0], clock, **daemons[to[0]]))
+    return listen(list(daemons), 20.0, None, watch), clock.now_s
+
+
+def test_daemons_are_watched_as_soon_as_all_have_spoken_until_it_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def watch(sights: list[Sight]) -> bool:
+        seen.append([sight.serial for sight in sights])
+        return len(seen) == 3
+
+    both = {"a": {"name": "left"}, "b": {"name": "right", "start": 3.0}}
+    sights, took_s = heard_of(monkeypatch, watch, **both)
+    assert seen == [["left", "right"]] * 3 and took_s == 4.0
+    assert [len(sight.times_s) for sight in sights] == [8, 3]
+    assert heard_of(monkeypatch, lambda _: False, **both)[1] == 20.0, (
+        "a daemon that speaks is never silent for too long"
+    )
+
+
+def test_ctrl_c_ends_the_hearing_with_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: list[Sight]) -> bool:
+        raise KeyboardInterrupt
+
+    sights, took_s = heard_of(monkeypatch, stop, a={"name": "left"}, b={"name": "right"})
+    assert took_s == 0.5 and [len(sight.times_s) for sight in sights] == [1, 1]
+
+
+def test_a_camera_heard_twice_and_a_daemon_that_falls_silent_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ObserveError, match=r"^two sources are the same camera: left, left$"):
+        heard_of(monkeypatch, lambda _: False, a={"name": "left"}, b={"name": "left"})
+    with pytest.raises(ObserveError, match=r"^no message from b for 5 s"):
+        heard_of(monkeypatch, lambda _: False, a={"name": "left"}, b={"name": "right", "stop": 2.0})

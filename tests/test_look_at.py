@@ -12,7 +12,7 @@ from edge_hand.calibration import look_at
 from edge_hand.calibration.cli import calibrate
 from edge_hand.calibration.observe import ObserveError, Sight
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
-from edge_hand.edge.cameras import CameraError
+from edge_hand.edge.cameras import CameraError, EndOfStream, FrameTimeout
 from edge_hand.edge.recording import RecordingWriter
 from edge_hand.edge.shell import CommandError
 from edge_hand.hand.camera import Intrinsics
@@ -69,9 +69,49 @@ def test_ctrl_c_ends_cameras_with_what_they_have_seen_and_recordings_without(tmp
         look_at.look_at(paths, 20.0, stop)
 
 
+def test_each_recording_is_looked_at_to_its_end_or_for_so_long_whatever_would_be_enough(tmp_path: Path) -> None:
+    paths = [str(recorded(tmp_path / f"{name}.mcap", name, frames=n)) for name, n in (("a", 3), ("b", 25))]
+    sights = look_at.look_at(paths, 20.0, lambda _: True)
+    assert [len(sight.times_s) for sight in sights] == [3, 25]
+    sights = look_at.look_at(paths, 0.1, lambda _: True)
+    assert [len(sight.times_s) for sight in sights] == [3, 5]
+
+
+def test_a_camera_that_loses_a_frame_now_and_then_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+
+    class Flickers:
+        """A camera of which every second frame is lost."""
+
+        def __init__(self, name: str) -> None:
+            self.name, self.count = name, 0
+
+        def __enter__(self) -> Flickers:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read(self) -> DepthFrame:
+            self.count += 1
+            now_s[0] += 1.5
+            if self.count % 2:
+                raise FrameTimeout("no depth frame")
+            if self.count > 12:
+                raise EndOfStream
+            lens = Intrinsics(64, 48, 40.0, 40.0, 31.5, 23.5)
+            return DepthFrame(self.name, self.count, self.count * 33_000_000, np.full((48, 64), 900, "u2"), 0.001, lens)
+
+    monkeypatch.setattr(look_at, "open_source", lambda name, _: (Flickers(name), True))
+    monkeypatch.setattr(look_at.time, "monotonic", lambda: now_s[0])
+    sights = look_at.look_at(("a", "b"), 20.0, lambda _: False)
+    assert [len(sight.times_s) for sight in sights] == [6, 6]
+
+
 def test_cameras_run_in_the_mode_that_is_asked_for_and_recordings_refuse_it(tmp_path: Path) -> None:
     sights = look_at.look_at(("synthetic:1", "synthetic:2"), 20.0, lambda _: True, "320x240@30")
     assert [(sight.intrinsics.width, sight.intrinsics.height) for sight in sights] == [(320, 240)] * 2
+    assert all(sight.times_s[-1] - sight.times_s[0] < 2 for sight in sights), "it was enough"
     path = recorded(tmp_path / "a.mcap", "a")
     with pytest.raises(CameraError, match=r"^--mode is for cameras; .*a\.mcap has the size and the rate"):
         look_at.open_source(str(path), "320x240@30")

@@ -230,6 +230,15 @@ def test_the_uncertainty_in_the_volume_is_that_of_drawn_cameras() -> None:
     assert volume_sigma_mm(covariance) == pytest.approx(float(np.sqrt((squares / 4000).mean()) * 1e3), rel=0.15)
 
 
+def test_a_point_that_a_turn_leaves_in_place_is_certain_and_no_nan() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        points, turn = rng.normal(size=(5, 3)), rng.normal(size=3)
+        d = np.r_[turn, -np.cross(turn, points[0])]  # about points[0]
+        sigma = point_sigma_mm(np.outer(d, d), points)
+        assert sigma[0] < 1e-4 and np.isfinite(sigma).all() and sigma[1:].min() > 1
+
+
 def test_how_far_apart_two_poses_are_is_told_in_the_volume_of_the_reference() -> None:
     volume, at = Volume((0.1, -0.05, 0.7), 0.4), np.array([0.1, -0.05, 0.7])
     points = volume.points_m()

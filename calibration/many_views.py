@@ -173,7 +173,7 @@ def agree(guesses: list[Guess], weights: Array) -> Target:
     u, _, vt = np.linalg.svd(np.einsum("c,cij->ij", weights[:, _PALM].mean(1), np.stack([g.R for g in guesses])))
     R = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt  # the chordal mean
     far = weights[:, _ANGLE_JOINTS]
-    angles = (far * np.stack([g.angles for g in guesses])).sum(0) / far.sum(0)
+    angles = (far * np.stack([g.angles for g in guesses])).sum(0)
     return Target(R, angles, mean, np.sqrt(variance))
 
 

@@ -25,7 +25,7 @@ from edge_hand.hand.wire import decode, encode_cloud, encode_joints
 
 LENS = Intrinsics(848, 480, 425.0, 425.0, 423.5, 239.5, (0.01, 0.0, 0.0, 0.0, 0.0))
 T = transform(so3_exp(np.array([0.3, -0.2, 2.8])), np.array([0.05, 0.02, 0.6]))
-SHAPE = Shape(np.full(6, 1.05), np.zeros(7))
+SHAPE = Shape(np.full(6, 1.05), np.array([0.5, -0.3, 0.0, 0.8, 0.0, 0.0, 0.2]))
 PERIOD_NS = 33_000_000
 
 

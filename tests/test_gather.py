@@ -95,7 +95,9 @@ class Daemon:
         now_s = self.clock.now_s
         if not self.start <= now_s < self.stop:
             return []
-        return [(self.addresses[0], message) for message in said(round(2 * now_s), [hand(1, 0.9)], name=self.name)]
+        i = round(2 * now_s)
+        messages = said(i, [hand(1, 0.9)], LENS if i % 4 == 0 else None, self.name)  # its lens, now and then
+        return [(self.addresses[0], message) for message in messages]
 
     def trouble(self) -> dict[str, str]:
         return {}
@@ -173,7 +175,9 @@ def heard_of(monkeypatch: pytest.MonkeyPatch, watch: Any, **daemons: dict[str, A
     return listen(list(daemons), 20.0, None, watch), clock.now_s
 
 
-def test_daemons_are_watched_as_soon_as_all_have_spoken_until_it_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_daemons_are_watched_as_soon_as_all_have_told_of_a_hand_and_their_lens_until_it_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen: list[list[str]] = []
 
     def watch(sights: list[Sight]) -> bool:
@@ -182,8 +186,8 @@ def test_daemons_are_watched_as_soon_as_all_have_spoken_until_it_is_enough(monke
 
     both = {"a": {"name": "left"}, "b": {"name": "right", "start": 3.0}}
     sights, took_s = heard_of(monkeypatch, watch, **both)
-    assert seen == [["left", "right"]] * 3 and took_s == 4.0
-    assert [len(sight.times_s) for sight in sights] == [8, 3]
+    assert seen == [["left", "right"]] * 3 and took_s == 5.0
+    assert [len(sight.times_s) for sight in sights] == [10, 5]
     assert heard_of(monkeypatch, lambda _: False, **both)[1] == 20.0, (
         "a daemon that speaks is never silent for too long"
     )
@@ -194,7 +198,7 @@ def test_ctrl_c_ends_the_hearing_with_what_there_is(monkeypatch: pytest.MonkeyPa
         raise KeyboardInterrupt
 
     sights, took_s = heard_of(monkeypatch, stop, a={"name": "left"}, b={"name": "right"})
-    assert took_s == 0.5 and [len(sight.times_s) for sight in sights] == [1, 1]
+    assert took_s == 2.0 and [len(sight.times_s) for sight in sights] == [4, 4]
 
 
 def test_a_camera_heard_twice_and_a_daemon_that_falls_silent_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

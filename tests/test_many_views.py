@@ -7,6 +7,7 @@ import pytest
 from edge_hand.calibration.many_views import Guess, Pose, Surface, Target, agree, guess_of, refit, robust_weights
 from edge_hand.hand import se3
 from edge_hand.hand.kinematics import AVERAGE, Shape, pose_hand
+from edge_hand.hand.skeleton import ANGLE_PARTS, PART_JOINTS
 from edge_hand.hand.template import template
 from test_fuse import points_of, theta_at, truth_at
 
@@ -65,6 +66,19 @@ def test_cameras_that_see_the_wrist_turned_all_ways_still_give_a_turn_and_no_mir
     turns = [np.eye(3), np.diag([1.0, -1, -1]), np.diag([-1.0, 1, -1])]
     guesses = [Guess(R, POSE.at_m, POSE.angles, JOINTS, SURE, np.zeros((0, 3)), np.zeros(3)) for R in turns]
     assert np.linalg.det(agree(guesses, np.full((3, 21), 1 / 3)).R) == pytest.approx(1)
+
+
+def test_each_angle_is_that_of_the_camera_that_is_believed_in_the_joint_it_moves() -> None:
+    """The second camera is believed in the forefinger beyond its knuckle, the first in all else."""
+    weights = np.ones((2, 21))
+    weights[0, 6:9] = weights[1, :6] = weights[1, 9:] = 0
+    guesses = [
+        Guess(POSE.R, POSE.at_m, np.full(20, angle), JOINTS, SURE, np.zeros((0, 3)), np.zeros(3))
+        for angle in (0.1, 0.4)
+    ]
+    forefinger = np.isin(np.array(PART_JOINTS)[list(ANGLE_PARTS)], (5, 6, 7))
+    assert forefinger.sum() == 4
+    np.testing.assert_allclose(agree(guesses, weights).angles, np.where(forefinger, 0.4, 0.1))
 
 
 def test_depth_points_meet_the_skin_that_faces_their_camera_also_from_behind_it() -> None:

@@ -53,7 +53,6 @@ class Halves(NamedTuple):
     """The two halves of a recording solved apart: differences a camera, and how one half's rig fits the other, px."""
 
     differences: tuple[Difference, ...]
-    offsets_s: Array  # (C,) second less first
     heldout_rms_px: float
 
 
@@ -114,7 +113,7 @@ def solve_halves(
         )
         squares.append((solve(scene, other.views, corners_m, held).shared_residuals_px ** 2).sum(1))
     heldout = float(np.sqrt(np.concatenate(squares).mean()))
-    return Halves(tuple(differences), second.scene.offsets_s - first.scene.offsets_s, heldout)
+    return Halves(tuple(differences), heldout)
 
 
 def _half(knot: int, moments: Moments, moving: bool) -> int:

@@ -47,9 +47,6 @@ class BoardDetector:
 
     def find(self, image: NDArray[np.uint8]) -> Found:
         """Corners in a grey (H, W) or colour (H, W, 3) image; none if there is no board, or too little of it."""
-        if image.ndim == 3:
-            cv2 = import_opencv()
-            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), np.uint8)
         if self._target.inverted:
             image = 255 - image
         pixels, ids, _, markers = self._detector.detectBoard(image)

@@ -96,7 +96,7 @@ def test_a_camera_that_was_turned_between_the_halves_is_seen_by_both_checks_of_t
     quality, halves = found.rig.quality, found.halves
     assert halves is not None and [d.deg > 0.5 for d in halves.differences] == [False, False, True]
     assert quality.split_half_deg == halves.differences[2].deg == pytest.approx(1.0, abs=0.1)
-    assert quality.split_half_mm == max(d.mm for d in halves.differences) < 3, "it turned where it stood"
+    assert quality.split_half_mm == max(d.mm for d in halves.differences) < 1, "it turned where it stood"
     assert halves.heldout_rms_px > 3
     assert quality.verdict == "fail" and any(
         warning.startswith("the halves of the recording differ by ") for warning in quality.warnings
@@ -109,10 +109,9 @@ def test_clocks_of_a_moving_board_are_in_the_rig_with_their_sign_and_sigma() -> 
     time = found.rig.cameras[1].time
     assert found.rig.cameras[0].time.offset_s == 0
     assert time.offset_s == pytest.approx(sim.offsets_s[1], abs=2e-4) and 1e-6 < time.sigma_s < 1e-3
-    assert found.halves is not None and np.abs(found.halves.offsets_s).max() < 1e-3
     assert found.without_offsets is not None and found.without_offsets.rms_px > 1.5 * found.solution.rms_px
     assert found.rig.pairs[0].loop_mm == pytest.approx(0, abs=0.01), "two cameras are the whole rig"
-    assert found.halves.heldout_rms_px < 1.5 * found.solution.rms_px
+    assert found.halves is not None and found.halves.heldout_rms_px < 1.5 * found.solution.rms_px
 
 
 def test_of_a_board_that_was_shown_at_rest_alone_a_rig_is_made_without_offsets() -> None:

@@ -22,11 +22,13 @@ BENT = Intrinsics(960, 540, 800.0, 760.0, 470.0, 280.0, (0.1, -0.2, 0.002, -0.00
 def test_a_board_printed_white_on_black_and_a_colour_picture_are_found_alike() -> None:
     found = BoardDetector(A4).find(SHEET)
     assert len(found.ids) == A4.corner_count
-    others = (
-        BoardDetector(replace(A4, inverted=True)).find(255 - SHEET),
-        BoardDetector(A4).find(np.asarray(cv2.cvtColor(SHEET, cv2.COLOR_GRAY2BGR), np.uint8)),
-    )
-    for other in others:
+    colour = np.asarray(cv2.cvtColor(SHEET, cv2.COLOR_GRAY2BGR), np.uint8)
+    for target, image in (
+        (A4, colour),
+        (replace(A4, inverted=True), 255 - SHEET),
+        (replace(A4, inverted=True), 255 - colour),
+    ):
+        other = BoardDetector(target).find(image)
         np.testing.assert_array_equal(other.ids, found.ids)
         np.testing.assert_allclose(other.pixels, found.pixels, atol=0.05)
 

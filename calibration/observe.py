@@ -87,7 +87,7 @@ def common_times(sights: Sequence[Sight], offsets_s: Array, rate_hz: float = 30.
     """A grid (N,) of times on the reference's clock that covers what any two cameras may share."""
     starts = sorted(sight.times_s[0] + o for sight, o in zip(sights, offsets_s, strict=True) if len(sight.times_s))
     stops = sorted(sight.times_s[-1] + o for sight, o in zip(sights, offsets_s, strict=True) if len(sight.times_s))
-    if len(starts) < 2 or stops[-2] <= starts[1]:
+    if len(starts) < 2:
         return np.zeros(0)
     return np.arange(starts[1], stops[-2], 1 / rate_hz)
 

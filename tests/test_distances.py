@@ -46,6 +46,7 @@ def test_points_are_looked_up_both_ways_and_counted_for_their_camera() -> None:
     np.testing.assert_allclose(found.values_m, 0.003, atol=1e-9)
     own = found.cameras[:, 0] == 0
     np.testing.assert_allclose(found.places_m[own, 2], 0.6)
+    assert np.abs(found.places_m[own, 0]).max() < 0.045, "it is where the second camera's skin is"
     np.testing.assert_allclose(found.places_m[~own, 2], 0.603)
     assert found.p50_mm == pytest.approx(3) and found.of_pair(1, 0).all() and found.of_pair(0, 1).all()
     assert found.met(0, 1) == found.met(1, 0) == len(found.values_m) / 500

@@ -17,6 +17,7 @@ from test_fuse import points_of, theta_at
 
 SURFACE = Surface()
 POSE = Pose(np.eye(3), np.zeros(3), np.zeros(20))
+AGAIN = POSE._replace(at_m=np.ones(3))
 HALO = 13
 
 
@@ -37,10 +38,17 @@ class Evidence:
         self.values, self.information = values, np.zeros((14, 14))
         self.information[list(values), list(values)] = (NOISE_M / sigma) ** 2
         monkeypatch.setattr(fused_shape, "shape_evidence", self)
-        monkeypatch.setattr(fused_shape, "refit", lambda *_, **__: POSE)
+        self.poses: list[Pose] = []
+        self.refitted: list[float] = []  # with which halo
+        monkeypatch.setattr(fused_shape, "refit", self.refit)
 
-    def __call__(self, _: Any, shape: Shape, __: Any, target: Any, ___: Any, halo_rad: float) -> tuple[Any, Any]:
+    def refit(self, *_: Any, steps: int, halo_rad: float) -> Pose:
+        self.refitted.append(halo_rad)
+        return AGAIN
+
+    def __call__(self, _: Any, shape: Shape, pose: Pose, target: Any, __: Any, halo_rad: float) -> tuple[Any, Any]:
         self.targets.append(target)
+        self.poses.append(pose)
         self.halos.append(halo_rad)
         away = np.zeros(14)
         away[list(self.values)] = list(self.values.values())
@@ -101,25 +109,28 @@ def test_each_frame_is_looked_at_anew_as_often_with_the_halo_found_so_far_and_th
         person.observe(t_ns := t_ns + AGAIN_NS, POSE, -1, [])  # type: ignore[arg-type]
     assert person.held and seen.targets == [*range(FRAMES)] * (1 + ROUNDS)
     assert seen.halos[0] == 0 and all(0 < a < b for a, b in pairwise(seen.halos[1:FRAMES]))
+    assert seen.poses == [POSE] * FRAMES + [AGAIN] * ROUNDS * FRAMES and seen.refitted == seen.halos[FRAMES:]
     person.observe(t_ns + EVERY_NS, POSE, -1, ENOUGH)  # type: ignore[arg-type]
     assert len(seen.targets) == (1 + ROUNDS) * FRAMES
 
 
-def test_two_sides_of_a_few_frames_tell_bones_thickness_and_halo() -> None:
+def test_two_sides_of_a_few_frames_tell_bones_thickness_and_halo_whatever_size_the_network_s_hand_has() -> None:
     true, halo = Shape(np.array([1.03, 1.02, 1.05, 1.04, 1.05, 1.03]), np.array([0, 0.3, 0, 0, 0.3, 0, 0])), 0.004
-    information, pull = np.diag([1e-6] * 6 + [1e-7] * 7 + [1e-6]), np.zeros(14)
-    for t_s in (0.0, 0.8, 1.6):
-        theta = theta_at(t_s)
-        pose = Pose(se3.so3_exp(theta[3:6]), theta[:3], theta[6:])
-        seen = points_of(true, pose, SURFACE, [np.zeros(3), np.array([0.6, 0, 0.6])], halo)
-        target = agree(seen, np.full((2, 21), 0.5))
-        for frame in zip(
-            (information, pull),
-            fused_shape.shape_evidence(SURFACE, AVERAGE, refit(SURFACE, AVERAGE, target, seen), target, seen, 0.0),
-            strict=True,
-        ):
-            np.add(*frame, out=frame[0])
-    step = np.linalg.solve(information, pull)
+    step, scaled = np.zeros(14), np.zeros(14)
+    for found, scale in ((step, 1.0), (scaled, 1.1)):  # of the network's hand about its middle
+        information, pull = np.diag([1e-6] * 6 + [1e-7] * 7 + [1e-6]), np.zeros(14)
+        for t_s in (0.0, 0.8, 1.6):
+            theta = theta_at(t_s)
+            pose = Pose(se3.so3_exp(theta[3:6]), theta[:3], theta[6:])
+            seen = points_of(true, pose, SURFACE, [np.zeros(3), np.array([0.6, 0, 0.6])], halo)
+            target = agree(seen, np.full((2, 21), 0.5))
+            middle = target.joints_m.mean(0)
+            said = target._replace(joints_m=middle + scale * (target.joints_m - middle))
+            fitted = refit(SURFACE, AVERAGE, target, seen)
+            more = fused_shape.shape_evidence(SURFACE, AVERAGE, fitted, said, seen, 0.0)
+            information, pull = information + more[0], pull + more[1]
+        found[:] = np.linalg.solve(information, pull)
+    np.testing.assert_allclose(scaled, step, atol=1e-6)
     assert step[HALO] == pytest.approx(halo, rel=0.1)
     np.testing.assert_allclose(step[[7, 10]], 0.3, atol=0.1)
     found, average, right = (

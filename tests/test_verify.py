@@ -184,5 +184,6 @@ def test_bent_depth_that_the_rig_knows_and_a_clock_that_was_set_anew_are_no_reas
     found = verify(replace(rig, cameras=(cameras[0], late)), [sights[0], replace(sights[1], clouds=clouds)], moments=24)
     assert found.verdict == "pass" and found.pairs[0].cloud_p50_mm < 2 and found.pairs[0].met > 0.3, found
     assert "cam1: its clock is off by -30" in found.notes[-1]
+    assert 0 < found.pairs[0].mesh_p50_mm < 5 and found.pairs[0].mesh_p50_mm != found.pairs[0].cloud_p50_mm
     wrong = replace(cameras[1], depth=DepthCorrection(1.0, -bend))
     assert verify(replace(rig, cameras=(cameras[0], wrong)), sights, moments=24).verdict == "fail"

@@ -109,3 +109,4 @@ def test_points_too_far_apart_or_nowhere_together_are_a_reason_and_a_clock_is_a_
     assert _reasons([], [facing], False) == [] and len(_notes([], [facing])) == 1 and _notes([], [apart, pair()]) == []
     notes = _notes([camera("B", 0.0, clock_s=-0.006), camera("C", 0.0, sigma_mm=3.5), camera("D", 0.0)], [])
     assert [note[:30] for note in notes] == ["B: its clock is off by -6.0 ms", "C: these frames say where it i"]
+    assert notes[1].endswith("is to 3.5 mm only")

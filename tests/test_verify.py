@@ -11,7 +11,7 @@ from edge_hand.calibration.distances import Distances, distances
 from edge_hand.calibration.hand import Halves
 from edge_hand.calibration.icp import FEWEST_MOMENTS
 from edge_hand.calibration.observe import Cloud, Sight
-from edge_hand.calibration.rig import DepthCorrection, Quality, Rig, RigCamera, TimeOffset
+from edge_hand.calibration.rig import DepthCorrection, Quality, Rig, RigCamera, RigError, TimeOffset
 from edge_hand.calibration.uncertainty import Difference, Volume, volume_sigma_mm
 from edge_hand.calibration.verify import Check, PairCheck, _cameras, _pair, _verdict, as_json, in_order, report, verify
 from edge_hand.hand.se3 import so3_exp, transform
@@ -166,6 +166,9 @@ def test_cameras_are_checked_in_the_rigs_order_through_the_rigs_lens() -> None:
         assert a.mesh_m is not None and b.mesh_m is not None
         pairs += [(a.points_m, b.points_m), (a.mesh_m, b.mesh_m)]
     assert len(pairs) > 2
+    changed = replace(sights[2], intrinsics=replace(own, fx=own.fx * 1.01))
+    with pytest.raises(RigError, match="camera cam2 has other intrinsics now"):
+        in_order(rig, [*sights[:2], changed])
     for a, b in pairs:
         np.testing.assert_allclose(a, b - [3 / own.fx, 0, 0] * b[..., 2:], atol=1e-6)
 

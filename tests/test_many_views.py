@@ -83,10 +83,11 @@ def test_each_angle_is_that_of_the_camera_that_is_believed_in_the_joint_it_moves
 
 def test_depth_points_meet_the_skin_that_faces_their_camera_also_from_behind_it() -> None:
     posed, places = at_rest()
-    (guess,) = points_of(AVERAGE, POSE, SURFACE, [np.zeros(3)])
-    behind = guess._replace(points_m=guess.points_m * 1.015)  # 9 mm deeper: many are nearer to the far side's skin
+    eye = np.array([0.3, -0.1, 0.1])
+    (guess,) = points_of(AVERAGE, POSE, SURFACE, [eye])
+    behind = guess._replace(points_m=eye + (guess.points_m - eye) * 1.015)  # 9 mm deeper
     meet = SURFACE.meet(posed, places, POSE.at_m, behind)
-    ray = meet.place_m + POSE.at_m
+    ray = meet.place_m + POSE.at_m - eye
     np.testing.assert_allclose(np.linalg.norm(meet.normal, axis=1), 1, atol=1e-6)
     assert ((ray * meet.normal).sum(1) < 1e-6).all()
     away = np.linalg.norm(ray, axis=1)

@@ -22,6 +22,7 @@ from .pairwise import PairFit, fit_pair
 
 Array = NDArray[Any]
 
+ITERATIONS = 25
 STEP = 7  # unknowns of a camera: turn 3, shift 3, time offset
 OFFSET_SIGMA_S = 0.05  # how far a lag of `pairwise` may be off
 RATE_HZ = 30.0
@@ -53,7 +54,6 @@ class JointFit:
     covariance: Array
     rms_m: float
     path: Path
-    pairs: dict[tuple[int, int], PairFit]
 
 
 def fit_pairs(sights: Sequence[Sight], rng: np.random.Generator) -> dict[tuple[int, int], PairFit]:
@@ -94,23 +94,19 @@ def spanning_tree(pairs: dict[tuple[int, int], PairFit], names: Sequence[str]) -
     return T, offsets
 
 
-def fit_joints(sights: Sequence[Sight], rng: np.random.Generator, iterations: int = 25) -> JointFit:
+def fit_joints(sights: Sequence[Sight], rng: np.random.Generator) -> JointFit:
     """Poses and time offsets from joints alone; the first camera is the reference. Raises ObserveError."""
-    pairs = fit_pairs(sights, rng)
-    T, offsets = spanning_tree(pairs, [sight.serial for sight in sights])
-    return solve(sights, T, offsets, pairs, iterations)
+    return solve(sights, *spanning_tree(fit_pairs(sights, rng), [sight.serial for sight in sights]))
 
 
-def solve(
-    sights: Sequence[Sight], T: Array, offsets_s: Array, pairs: dict[tuple[int, int], PairFit], iterations: int = 25
-) -> JointFit:
+def solve(sights: Sequence[Sight], T: Array, offsets_s: Array) -> JointFit:
     """Robust Gauss-Newton from a start. Raises ObserveError if nothing is shared."""
     T, offsets, start_s = T.copy(), offsets_s.copy(), offsets_s.copy()
     times = common_times(sights, offsets, RATE_HZ)
     size = len(sights) * STEP
     free = np.arange(STEP, size)
     sigma, covariance, path = 0.012, np.zeros((size, size)), None
-    for i in range(iterations):
+    for i in range(ITERATIONS):
         seen = np.stack(
             [apply(t, joints_at(s, times - o)) for s, t, o in zip(sights, T, offsets, strict=True)]
         )  # (C, K, 21, 3) in the reference's frame
@@ -150,7 +146,7 @@ def solve(
         if i > 12 and np.abs(step).max() < 5e-6:
             break
     assert path is not None
-    return JointFit(T, offsets, covariance, sigma * 3**0.5, path, pairs)
+    return JointFit(T, offsets, covariance, sigma * 3**0.5, path)
 
 
 def moved(T: Array, steps: Array) -> Array:

@@ -166,7 +166,7 @@ def rim_px(pixels: Array, z_m: Array) -> Array:
 
 
 def fit_clouds(
-    moments: Sequence[Moment], T_ref_cam: Array, offsets_s: Array, *, depth: bool = True, iterations: int = 18,
+    moments: Sequence[Moment], T_ref_cam: Array, offsets_s: Array, *, iterations: int = 18,
     wide_m: float = WIDE_M, depth_per_m: Array | None = None, held: NDArray[np.bool_] | None = None,
 ) -> IcpFit:  # fmt: skip
     """Gauss-Newton from a start. Cameras that depth does not tie to the first are held there, as those that are given
@@ -184,7 +184,7 @@ def fit_clouds(
         if i == iterations - 1:
             break
         prior = (offsets - start_s, bends)
-        step = _solve(normals.sum(0), pulls.sum(0), rms, prior, held, depth=depth)
+        step = _solve(normals.sum(0), pulls.sum(0), rms, prior, held)
         T, offsets, bends = moved(T, step[:, :6]), offsets + step[:, 6], bends + step[:, 7]
         if reach == NARROW_M and np.abs(step[:, :6]).max() < 1e-5:
             normals, pulls, square, weight, matches = _equations(moments, T, offsets, bends, reach, held)
@@ -195,7 +195,7 @@ def fit_clouds(
         return fit
     # A few chance matches may have thrown it anywhere.
     return fit_clouds(
-        moments, T_ref_cam, offsets_s, depth=depth, iterations=iterations, wide_m=wide_m, depth_per_m=depth_per_m,
+        moments, T_ref_cam, offsets_s, iterations=iterations, wide_m=wide_m, depth_per_m=depth_per_m,
         held=held | loose,
     )  # fmt: skip
 
@@ -215,10 +215,7 @@ def tied_moments(fit: IcpFit, fewest: int = FEWEST_MOMENTS) -> NDArray[np.intp]:
         tied = more
 
 
-def _solve(
-    normal: Array, pull: Array, rms: float, prior: tuple[Array, Array] | None, held: NDArray[np.bool_], *,
-    depth: bool = True,
-) -> Array:  # fmt: skip
+def _solve(normal: Array, pull: Array, rms: float, prior: tuple[Array, Array] | None, held: NDArray[np.bool_]) -> Array:
     """The step (C, 8) that normal equations ask for; prior: how far offsets and depths are from what is believed."""
     cameras = len(pull) // STEP
     stiff = np.zeros((cameras, STEP))
@@ -230,7 +227,6 @@ def _solve(
         away[:, 6], away[:, 7] = prior
     free = np.ones((cameras, STEP), bool)
     free[0] = free[held] = False
-    free[:, 7] &= depth
     at = np.flatnonzero(free)
     A = normal + np.diag(stiff.ravel())
     step = np.zeros(cameras * STEP)

@@ -162,7 +162,7 @@ def test_hands_keep_out_of_the_body_and_each_other():
         actor = Actor(build, np.eye(3), np.zeros(3), stage.turns)
         arms = {s: sample_arm(rng, actor, stage, s, idle=False) for s in (0, 1)}
         posed, _ = pose_person(actor, arms, stage, tries=8)
-        surface = body_surface(posed.body)
+        surface = body_surface(posed.body_m)
         for hand in posed.hands:
             others = [h for h in posed.hands if h is not hand]
             deep.append(float(np.linalg.norm(way_out(hand, surface, others))))

@@ -43,7 +43,6 @@ PER_DM = 1000  # units of the file in a decimetre
 CUT = 0.72  # where the forearm ends, as a fraction of elbow -> wrist
 SIDE_BONES = ("shoulder", "upper_arm", "forearm", "thigh", "shin", "foot")
 BONES = ("pelvis", "spine", "chest", "neck", "head", *(f"{b}_{s}" for s in ("left", "right") for b in SIDE_BONES))
-PARENTS = (-1, 0, 1, 2, 3, 2, 5, 6, 0, 8, 9, 2, 11, 12, 0, 14, 15)
 SIDE_CUBES = ("clavicle", "shoulder", "elbow", "upper-leg", "knee", "ankle")
 CUBES = (
     *("joint-pelvis", "joint-spine-4", "joint-spine-2", "joint-neck", "joint-head"),

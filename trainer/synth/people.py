@@ -79,14 +79,6 @@ class Hand(NamedTuple):
     vertices_m: Array
 
 
-class Body(NamedTuple):
-    """A posed body: skin (N, 3) m, turns (17, 3, 3) and origins (17, 3) of the bones."""
-
-    vertices_m: Array
-    turns: Array
-    origins_m: Array
-
-
 @lru_cache(maxsize=1)
 def person_mesh() -> Mesh:
     """The body that ships with the package; read once."""
@@ -249,13 +241,13 @@ def bend_turn(bend_rad: Array) -> Array:
     return np.asarray(about_z @ about_x)
 
 
-def skin_body(build: Build, turns: Array, origins_m: Array) -> Body:
+def skin_body(build: Build, turns: Array, origins_m: Array) -> Array:
     """The posed skin (N, 3) m."""
     mesh = person_mesh()
     parts = np.empty((17, 3, 4), np.float32)
     parts[..., :3] = turns
     parts[..., 3] = origins_m - (turns @ build.joints_m[:17, :, None])[..., 0]
-    return Body(skin_four(build.rest_m, mesh.bone, mesh.weight, parts), turns, origins_m)
+    return skin_four(build.rest_m, mesh.bone, mesh.weight, parts)
 
 
 @lru_cache(maxsize=1)
@@ -268,10 +260,10 @@ def _surface() -> tuple[Array, Array]:
     return pick, ~np.stack(own)
 
 
-def body_surface(body: Body) -> tuple[Array, Array]:
-    """Points (S, 3) m of the skin and outward normals (S, 3), for `way_out`."""
+def body_surface(body_m: Array) -> tuple[Array, Array]:
+    """Points (S, 3) m of the skin (N, 3) and outward normals (S, 3), for `way_out`."""
     pick, _ = _surface()
-    return body.vertices_m[pick], outward_normals(body.vertices_m, person_mesh().faces)[pick]
+    return body_m[pick], outward_normals(body_m, person_mesh().faces)[pick]
 
 
 def way_out(hand: Hand, surface: tuple[Array, Array], others: list[Hand], lens_m: Array | None = None) -> Array:

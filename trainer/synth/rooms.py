@@ -19,7 +19,6 @@ from .motion import arm_at, sway_at, write_script
 from .people import (
     UPPER,
     Arm,
-    Body,
     Build,
     Hand,
     body_surface,
@@ -80,9 +79,9 @@ class Actor(NamedTuple):
 
 
 class Posed(NamedTuple):
-    """Body and hands in the person frame."""
+    """The body's skin (N, 3) m and the hands, in the person frame."""
 
-    body: Body
+    body_m: Array
     hands: list[Hand]
 
 
@@ -238,7 +237,7 @@ class Picture:
             self.draw(solid.vertices, solid.faces, HELD)
 
     def person(self, actor: Actor, posed: Posed, stage: Stage) -> None:
-        self.draw(self.in_camera(actor, stage, posed.body.vertices_m), person_mesh().faces, BODY)
+        self.draw(self.in_camera(actor, stage, posed.body_m), person_mesh().faces, BODY)
         n_hand, n_faces = len(template().vertices_m), len(template().faces)
         for hand in posed.hands:
             vertices = self.in_camera(actor, stage, hand.vertices_m).astype(np.float32)

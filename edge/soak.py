@@ -18,10 +18,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 
+from .cameras.faulty import Fault
 from .model_card import DEFAULT_MODEL
 
 DEMO = Path(__file__).parent / "demo" / "hand.mcap"
@@ -36,20 +37,8 @@ DISK = 128 << 10  # bytes a file may have in the first life
 HOUR_NS = 3_600_000_000_000
 
 
-class Planned(NamedTuple):
-    """A fault from start_s for `seconds`; CLOCK_MONOTONIC."""
-
-    kind: str
-    start_s: float
-    seconds: float
-
-    @property
-    def end_s(self) -> float:
-        return self.start_s + self.seconds
-
-
-def plan(begin_s: float, minutes: float, every_s: float) -> list[Planned]:
-    """Which fault when: each kind once, then all of them again."""
+def plan(begin_s: float, minutes: float, every_s: float) -> list[Fault]:
+    """Which fault when, by CLOCK_MONOTONIC: each kind once, then all of them again."""
     kinds = [*FIRST]
     camera, process = list(CAMERA), list(PROCESS)
     turn = [kind for k in range(len(camera)) for kind in (camera[k : k + 1] + process[k : k + 1])]
@@ -57,13 +46,13 @@ def plan(begin_s: float, minutes: float, every_s: float) -> list[Planned]:
     while len(kinds) < count:
         kinds += turn
     times = [begin_s + START_S + k * every_s for k in range(count)]
-    return [Planned(kind, t, min(CAMERA.get(kind, 0.0), 0.4 * every_s)) for kind, t in zip(kinds, times, strict=False)]
+    return [Fault(kind, t, min(CAMERA.get(kind, 0.0), 0.4 * every_s)) for kind, t in zip(kinds, times, strict=False)]
 
 
 class Daemon:
     """The daemon as a process, started anew by `start`, and what is done to it."""
 
-    def __init__(self, folder: Path, planned: list[Planned], begin_s: float, fps: float) -> None:
+    def __init__(self, folder: Path, planned: list[Fault], begin_s: float, fps: float) -> None:
         self.folder, self.model, self.models = folder, folder / "net.onnx", 0
         self.address = f"ipc://{folder}/hands"
         self.config = folder / "config.toml"
@@ -206,7 +195,7 @@ def soak(
 
 
 def _drive(
-    daemon: Daemon, planned: list[Planned], end_s: float, memory: list[tuple[float, float]], died: list[str]
+    daemon: Daemon, planned: list[Fault], end_s: float, memory: list[tuple[float, float]], died: list[str]
 ) -> None:
     """Until the end: bring the faults of the process about, watch the memory, start the daemon again if it died."""
     left = [fault for fault in planned if fault.kind not in CAMERA]

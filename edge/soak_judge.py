@@ -9,23 +9,20 @@ import threading
 from collections import Counter
 from itertools import pairwise
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import zmq
 
 from ..hand.messages import WireError
 from ..hand.wire import JointsMessage, StatusMessage
+from .cameras.faulty import KINDS, Fault
 from .client import subscribe
-
-if TYPE_CHECKING:
-    from .soak import Planned
 
 GAP_S = 0.5  # silence on `joints` that a status message must explain
 OLD_S = 1.0  # a pose published so long after its frame was captured was sent too late to be new
 MARGIN_S = 0.05  # a frame may be exposed so long before a fault and be published in it, or in it and published after
 BLIND = ("unplug", "stall", "hang", "reset", "freeze")
 ANEW = ("unplug", "hang", "reset", "stall", "kill -9")  # after which the recording is shown from its beginning
-CAMERA = (*BLIND, "torn", "repeat", "backward", "late")
 EVIDENCE = {  # what the daemon's log says of a fault of the process
     "full disk": "recording ended, tracking goes on",
     "engine error": "failed: it was told to fail|back to .*it was told to fail",
@@ -120,7 +117,7 @@ class Listeners:
 
 
 def judge(
-    planned: list[Planned],
+    planned: list[Fault],
     heard: Listeners,
     memory: list[tuple[float, float]],
     died: list[str],
@@ -135,7 +132,7 @@ def judge(
     missed = _missed(planned, log)
     stale = stale_poses(planned, poses)
     silent = unexplained(poses, heard.said, begin_s, end_s)
-    late = [f for f in faults if f["kind"] in CAMERA and not f["recovery_s"] <= recovery_s]
+    late = [f for f in faults if f["kind"] in KINDS and not f["recovery_s"] <= recovery_s]
     growth, watched_s = memory_growth(memory, planned)
     series = [(round(t - begin_s), mb) for t, mb in memory[:: max(1, len(memory) // 60)]]
     passed = not died and not stale and not silent and not late and not missed and not heard.garbled and bool(poses)
@@ -152,20 +149,20 @@ def judge(
     }  # fmt: skip
 
 
-def _missed(planned: list[Planned], log: str) -> list[str]:
+def _missed(planned: list[Fault], log: str) -> list[str]:
     """Faults of the process that the log does not speak of, as often as they came."""
     times = Counter(fault.kind for fault in planned)
     return [kind for kind, text in EVIDENCE.items() if len(re.findall(text, log)) < times[kind]]
 
 
-def _fault(fault: Planned, poses: list[Pose]) -> dict[str, Any]:
+def _fault(fault: Fault, poses: list[Pose]) -> dict[str, Any]:
     """What became of one fault: how long after its end a hand was published that was measured after it."""
     back = next((p for p in poses if p.tracked and p.captured_s > fault.end_s), None)
     recovery_s = back.published_s - fault.end_s if back else float("inf")
     return {"kind": fault.kind, "start_s": fault.start_s, "seconds": fault.seconds, "recovery_s": recovery_s}
 
 
-def stale_poses(planned: list[Planned], poses: list[Pose]) -> list[str]:
+def stale_poses(planned: list[Fault], poses: list[Pose]) -> list[str]:
     """Poses that were sent as new and are not: why, of each."""
     found = []
     blind = [(f.start_s + MARGIN_S, f.end_s - MARGIN_S, f.kind) for f in planned if f.kind in BLIND]
@@ -198,7 +195,7 @@ def unexplained(poses: list[Pose], said: list[Said], begin_s: float, end_s: floa
     return found
 
 
-def memory_growth(memory: list[tuple[float, float]], planned: list[Planned]) -> tuple[float, float]:
+def memory_growth(memory: list[tuple[float, float]], planned: list[Fault]) -> tuple[float, float]:
     """How much of its memory the last life gained, from its second fifth to its last, and how long it was watched."""
     since_s = max((f.start_s for f in planned if f.kind == "kill -9"), default=0.0) + 20.0
     own = [mb for t, mb in memory if t > since_s and mb > 0]
@@ -215,7 +212,7 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'fault':<14} {'times':>5} {'worst back, s':>14} {'median, s':>10}"]
     for kind, count in Counter(f["kind"] for f in result["faults"]).items():
         back = [f["recovery_s"] for f in result["faults"] if f["kind"] == kind]
-        mark = "" if kind not in CAMERA or max(back) <= result["recovery_limit_s"] else "  too late"
+        mark = "" if kind not in KINDS or max(back) <= result["recovery_limit_s"] else "  too late"
         lines.append(f"{kind:<14} {count:>5} {max(back):>14.2f} {statistics.median(back):>10.2f}{mark}")
     growth = f"{100 * result['memory_growth']:+.2f} % in {result['memory_watched_s']:.0f} s"
     short = "" if result["memory_watched_s"] >= LEAST_GROWTH_S else ", too short to judge"

@@ -10,7 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from edge_hand.edge.soak import CAMERA, FIRST, PROCESS, START_S, Planned, plan
+from edge_hand.edge.cameras.faulty import Fault
+from edge_hand.edge.soak import CAMERA, FIRST, PROCESS, START_S, plan
 from edge_hand.edge.soak_judge import Pose, Said, memory_growth, stale_poses, unexplained
 
 
@@ -26,7 +27,7 @@ def test_every_kind_of_fault_has_its_turn() -> None:
 
 
 def test_a_stale_pose_is_found_whatever_it_looks_like() -> None:
-    freeze = [Planned("freeze", 10.0, 1.0)]
+    freeze = [Fault("freeze", 10.0, 1.0)]
     assert stale_poses(freeze, poses(9.9, 10.02, 10.99, 11.1)) == []
     assert stale_poses(freeze, poses(9.9, 10.5)) == ["tracked 0.45 s into freeze"]
     assert stale_poses(freeze, poses(10.5, tracked=False)) == []
@@ -53,7 +54,7 @@ def test_a_daemon_silent_at_the_end_or_from_the_beginning_wants_a_word_too() -> 
 
 
 def test_memory_is_watched_after_the_restart() -> None:
-    killed = [Planned("kill -9", 100.0, 0.0)]
+    killed = [Fault("kill -9", 100.0, 0.0)]
     flat = [(float(t), 200.0 if t > 100 else 50.0) for t in range(400)]
     assert memory_growth(flat, killed) == (0.0, 279.0)
     rising = [(t, mb + 0.1 * t) for t, mb in flat]

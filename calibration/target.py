@@ -48,10 +48,6 @@ class Target:
         return self.columns * self.rows // 2
 
     @property
-    def corner_count(self) -> int:
-        return (self.columns - 1) * (self.rows - 1)
-
-    @property
     def size_m(self) -> tuple[float, float]:
         return self.columns * self.square_m, self.rows * self.square_m
 

@@ -64,7 +64,7 @@ def test_the_pdf_is_in_true_scale(paper: str, size: tuple[int, int]) -> None:
     ruler = rectangles[np.isclose(rectangles[:, 2], 100, atol=1e-3)]
     assert len(ruler) == 1
     found = BoardDetector(target).find(image)
-    assert list(found.ids) == list(range(target.corner_count))
+    assert list(found.ids) == list(range(len(target.corners_m())))
     corners_mm = (found.pixels + 0.5) / PX_PER_MM - np.array(size) / 2
     assert np.abs(corners_mm - target.corners_m()[:, :2] * 1e3).max() < 0.15
 
@@ -83,7 +83,7 @@ def test_a_board_that_fits_only_upright_is_printed_so(text: str, paper: str, siz
     assert image.shape == (size[1] * PX_PER_MM, size[0] * PX_PER_MM)
     found = BoardDetector(target).find(image)
     corners_mm = (found.pixels + 0.5) / PX_PER_MM - np.array(size) / 2
-    assert len(found.ids) == target.corner_count
+    assert len(found.ids) == len(target.corners_m())
     assert np.abs(corners_mm - target.corners_m()[:, :2] * 1e3).max() < 0.15
     note = re.search(rb"/F1 ([\d.]+) Tf 1 0 0 -1 ([\d.]+) [\d.]+ Tm \((.*)\) Tj", print_pdf(target, paper))
     assert note and float(note[1]) * 0.5 * len(note[3]) + float(note[2]) < size[0] - 5, "the note ends on the page"

@@ -26,7 +26,7 @@ def test_the_corners_in_a_picture_are_where_the_truth_has_them():
         at = clip.rig.time_s(camera, 60)
         T = se3.inverse(clip.rig.T_ref_cam[camera]) @ clip.T_ref_board(at)
         off = found.pixels - source.intrinsics.project(se3.apply(T, clip.target.corners_m()))[found.ids]
-        assert len(off) == clip.target.corner_count
+        assert len(off) == len(clip.target.corners_m())
         assert np.abs(off.mean(0)).max() < 0.03 and off.std(0).max() < 0.12
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..edge.draw import save_png
 from .board import BoardResult
 from .rig import Rig
 
@@ -28,7 +29,7 @@ def draw_result(result: BoardResult, path: Path) -> None:
     plan(pen, result.rig, boards, 0, (0, 2), "from above, m: x right, z up")
     plan(pen, result.rig, boards, SIZE, (2, 1), "from the side, m: z right, y down")
     _residuals(pen, result, 2 * SIZE)
-    canvas.save(path, "PNG")
+    save_png(path, np.asarray(canvas))
 
 
 def plan(pen: Any, rig: Rig, boards: Array, left: int, axes: tuple[int, int], title: str) -> None:

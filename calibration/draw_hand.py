@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..hand.whole import write_whole
+from ..edge.draw import save_png
 from .distances import distances
 from .draw import COLOURS, EDGE, GREY, LINE, SIZE, plan
 from .hand import HandResult
@@ -31,8 +30,7 @@ def draw_hand(result: HandResult, path: Path) -> None:
     plan(pen, result.rig, path_m, 0, (0, 2), "from above, m: x right, z up; grey: the hand's way")
     plan(pen, result.rig, path_m, SIZE, (2, 1), "from the side, m: z right, y down")
     _histogram(pen, result, 2 * SIZE)
-    canvas.save(png := io.BytesIO(), "PNG")
-    write_whole(path, png.getbuffer())
+    save_png(path, np.asarray(canvas))
 
 
 def _histogram(pen: Any, result: HandResult, left: int) -> None:

@@ -19,11 +19,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...calibration.rig import Rig, load_rig
 from ...edge.engines import Engine, open_engine
 from ...edge.engines.tensorrt import suited
 from ...edge.finder import open_finder
@@ -39,9 +40,6 @@ from .agreement import in_step
 from .fitness import Observer, agreement, matched, plausibility, same_hand, views_mm
 from .held_out import BLOCK_S, HELD_OUT, LEAST_BLOCKS, part_of
 from .suspicion import check_recording
-
-if TYPE_CHECKING:
-    from ...calibration.rig import Rig
 
 __all__ = ["Compared", "GateReport", "accept", "check_recording", "judge"]
 
@@ -154,7 +152,7 @@ def judge(
     rows = _Rows()
     engines = open_engine("onnxruntime", old), open_engine("onnxruntime", new)
     groups = [list(recordings)] if rig is not None else [[path] for path in recordings]
-    known = _load_rig(rig)
+    known = load_rig(rig) if rig is not None else None
     baseline: dict[str, dict[str, float]] = {}
     for number, group in enumerate(groups):
         baseline = _watch(group, number, known, engines, part, 1 / len(groups), rows, say) or baseline
@@ -331,14 +329,6 @@ def compare_synthetic(old: Engine, new: Engine, sizes: tuple[int, int]) -> tuple
         if not open_still or n >= sizes[1]:
             return result, n
         n = min(2 * n, sizes[1])
-
-
-def _load_rig(rig: Path | None) -> Rig | None:
-    if rig is None:
-        return None
-    from ...calibration.rig import load_rig
-
-    return load_rig(rig)
 
 
 def _watch(

@@ -19,7 +19,6 @@ from .picture import colour_hand
 
 WORKER = Path(__file__).with_name("mediapipe_worker.py")
 FRAMES = 10  # a turn
-FULL = 1  # model_complexity; 0 is lite
 PIN = "mediapipe==0.10.21"
 
 
@@ -41,13 +40,13 @@ class MediaPipe:
     Raises BenchError on entry.
     """
 
-    def __init__(self, python: Path | None = None, complexity: int = FULL) -> None:
+    def __init__(self, python: Path | None = None) -> None:
         if python is None and importlib.util.find_spec("mediapipe") is None:
             raise BenchError(
                 "bench: MediaPipe is not installed here, and wants an older numpy: "
                 f"python3 -m venv mp && mp/bin/pip install {PIN}, then --compare-python mp/bin/python"
             )
-        self._python, self._complexity = str(python or sys.executable), complexity
+        self._python = str(python or sys.executable)
         self.name = "MediaPipe Hands"
         self.ms: list[float] = []
         self.cpu_ms: list[float] = []
@@ -62,12 +61,12 @@ class MediaPipe:
             raise BenchError(f"bench: --compare-python {self._python}: {why}") from None
         picture = colour_hand()
         height, width, _ = picture.shape
-        head = json.dumps({"width": width, "height": height, "complexity": self._complexity})
+        head = json.dumps({"width": width, "height": height})
         self.about = self._ask(head.encode() + b"\n" + picture.tobytes())
         if not self.about["followed"]:
             self._child.kill()
             raise BenchError("bench: MediaPipe does not follow the hand of the picture; nothing to compare with")
-        self.name = f"MediaPipe Hands {self.about['version']}, {'full' if self._complexity else 'lite'} model, tracking"
+        self.name = f"MediaPipe Hands {self.about['version']}, full model, tracking"
         return self
 
     def __exit__(

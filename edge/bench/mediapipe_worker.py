@@ -1,6 +1,6 @@
 """MediaPipe Hands on one picture, in the interpreter that has it; started by `compare.py`, alone in its process.
 
-It reads one line of JSON, {"width", "height", "complexity"}, and the picture's RGB bytes; it answers with a line that
+It reads one line of JSON, {"width", "height"}, and the picture's RGB bytes; it answers with a line that
 says whether it follows the hand. From then on a number N asks for N frames, and it answers what they took.
 """
 
@@ -19,9 +19,8 @@ def main() -> None:
     asked = json.loads(sys.stdin.buffer.readline())
     height, width = asked["height"], asked["width"]
     picture = np.frombuffer(sys.stdin.buffer.read(width * height * 3), np.uint8).reshape(height, width, 3)
-    hands = mediapipe.solutions.hands.Hands(
-        static_image_mode=False, max_num_hands=1, model_complexity=asked["complexity"]
-    )
+    full = 1
+    hands = mediapipe.solutions.hands.Hands(static_image_mode=False, max_num_hands=1, model_complexity=full)
     found = [hands.process(picture) for _ in range(20)]
     followed = all(one.multi_hand_landmarks for one in found[1:])
     score = found[-1].multi_handedness[0].classification[0].score if followed else 0.0

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.confidence import Calibration, joint_confidence
-from ..edge.refit import theta_of
+from ..edge.refit import Pose, theta_of
 from ..edge.smooth import Channel, Smoother, rotation_matrix, rotation_vector
 from ..hand import se3
 from ..hand.crop import MIRROR, mirror_pose
@@ -24,7 +24,7 @@ from ..hand.frames import HandPose, Side
 from ..hand.kinematics import clamp_angles
 from ..hand.messages import Motion, WireHand
 from .fused_shape import FusedShape
-from .many_views import Guess, Pose, Surface, agree, guess_of, refit, robust_weights
+from .many_views import Guess, Surface, agree, guess_of, refit, robust_weights
 from .rig import Rig, RigCamera
 from .sight import Sighting, joints_of
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..edge.refit import EACH_AXIS, THRICE, Refit
+from ..edge.refit import EACH_AXIS, THRICE, Pose, Refit
 from ..edge.schur import eliminated
 from ..hand.kinematics import Shape
-from .many_views import PRIOR_M, Guess, Pose, Surface, Target, refit
+from .many_views import PRIOR_M, Guess, Surface, Target, refit
 
 Array = NDArray[Any]
 EVERY_NS, AGAIN_NS = 50_000_000, 30_000_000  # between two looks at new frames, and at those remembered

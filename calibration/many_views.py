@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.chain import JOINT_PARTS, Chain, Posed, Rest
-from ..edge.refit import EACH_AXIS, THRICE, State, calm_weight, step
+from ..edge.refit import EACH_AXIS, THRICE, Pose, calm_weight, step
 from ..hand.kinematics import Shape
 from ..hand.skeleton import ANGLE_PARTS, PART_JOINTS
-from ..hand.template import HandTemplate, template
+from ..hand.template import template
 
 Array = NDArray[Any]
 ROUNDS = 5  # of reweighting
@@ -62,14 +62,6 @@ class Target(NamedTuple):
         return 1 / (1 + (self.sigma_m / 0.015) ** 2)
 
 
-class Pose(NamedTuple):
-    """A hand: R (3, 3) and at_m (3,) of the wrist, angles (20,)."""
-
-    R: Array
-    at_m: Array
-    angles: Array
-
-
 class Meeting(NamedTuple):
     """Depth points at the skin: vertex (N,) of the surface, place_m and normal (N, 3), gap_m (N,) along the normal,
     weight (N,), and rim_m (N,): how far a halo of one radian would put a point outside; 0 where the skin faces the
@@ -86,16 +78,15 @@ class Meeting(NamedTuple):
 class Surface:
     """The template's bones and every other vertex of its skin, for any shape."""
 
-    def __init__(self, t: HandTemplate | None = None, every: int = EVERY) -> None:
-        t = t or template()
+    def __init__(self) -> None:
+        t = template()
         self.chain = Chain(t)
-        self.part = t.part[::every]
+        self.part = t.part[::EVERY]
         self.moved = self.chain.moved[self.part]
         self.joints_moved = np.repeat(self.chain.moved[JOINT_PARTS], 3, 0)  # (63, 20)
-        self.every = every
         base = self.chain.skin_of(np.zeros(7))
         self.skins = np.stack([base, *(self.chain.skin_of(e) - base for e in np.eye(7))])  # (8, 64, V)
-        self.normals = np.ascontiguousarray(self.chain.normal_skin()[:, ::every])  # (48, M)
+        self.normals = np.ascontiguousarray(self.chain.normal_skin()[:, ::EVERY])  # (48, M)
         self._worn: tuple[Shape, Rest, Array] | None = None
 
     def wear(self, shape: Shape) -> tuple[Rest, Array]:
@@ -106,8 +97,8 @@ class Surface:
         return self._worn[1:]
 
     def places(self, posed: Posed, rest: Rest, skin: Array) -> Array:
-        """Each `every`-th vertex (M, 3) relative to the wrist."""
-        return self.chain.skin(posed, rest, skin[:, :: self.every], np.zeros(3))
+        """Each EVERY-th vertex (M, 3) relative to the wrist."""
+        return self.chain.skin(posed, rest, skin[:, ::EVERY], np.zeros(3))
 
     def hand(self, pose: Pose, shape: Shape) -> tuple[Array, Array]:
         """Joints (21, 3) and vertices (V, 3), m."""
@@ -214,7 +205,7 @@ def refit(
                 weighted = rows * meet.weight[:, None]
                 normal += weighted.T @ rows
                 gradient += meet.gap_m @ weighted
-        R, at, angles = step(State(R, at, angles), normal, gradient)
+        R, at, angles = step(Pose(R, at, angles), normal, gradient)
         posed = chain.pose(R, angles, rest)
     return Pose(R, at, angles)
 

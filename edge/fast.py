@@ -78,7 +78,7 @@ class FastRefit(Refit):
             _NONE if points_m is None else _floats(points_m),
             _EVERY if weights is None else _floats(weights),
             start is not None,
-            _FLAT if start is None else _floats(start.root),
+            _FLAT if start is None else _floats(start.R),
             _STRAIGHT if start is None else _floats(start.angles),
             0.0 if start is None else calm_weight(start.age_s),
         )

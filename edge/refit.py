@@ -68,7 +68,7 @@ class Fit(NamedTuple):
 class Start(NamedTuple):
     """Where a hand was age_s ago: the wrist's rotation (3, 3) in the frame of the vertices, angles (20,) rad."""
 
-    root: Array
+    R: Array
     angles: Array
     age_s: float
 
@@ -84,10 +84,10 @@ class Meeting(NamedTuple):
     weight: Array
 
 
-class State(NamedTuple):
+class Pose(NamedTuple):
     """What is solved for: the wrist's rotation (3, 3) and place (3,) m, angles (20,) rad."""
 
-    root: Array
+    R: Array
     at_m: Array
     angles: Array
 
@@ -182,21 +182,21 @@ class Refit:
         rest = self._at_rest(shape)
         wanted = _inside(self.chain.angles(rotation))
         trust = _ONES if weights is None else np.asarray(weights, np.float64)
-        if start is not None and np.vdot(start.root, rotation[0]) < LEAST_ALIKE:
+        if start is not None and np.vdot(start.R, rotation[0]) < LEAST_ALIKE:
             start = None
-        root, angles = (rotation[0], wanted) if start is None else start[:2]
-        posed = self.chain.pose(root, angles, rest)
+        R, angles = (rotation[0], wanted) if start is None else start[:2]
+        posed = self.chain.pose(R, angles, rest)
         # The wrist lies in the middle of little skin; all joints together say better where the hand is.
-        state = State(root, trust @ (target - posed.joints_m) / trust.sum(), angles)
+        pose = Pose(R, trust @ (target - posed.joints_m) / trust.sum(), angles)
         joint_weight = JOINT_WEIGHT * trust.take(THRICE)
         calm = 0.0 if start is None else calm_weight(start.age_s)
         for _ in range(FIRST_STEPS if start is None else STEPS):
             screws = self.chain.screws(posed)
-            off = (target - posed.joints_m - state.at_m).ravel()
+            off = (target - posed.joints_m - pose.at_m).ravel()
             if points_m is None or not len(points_m):
                 rows, weight = self.joint_rows(posed, screws), joint_weight
             else:
-                meet = self.meet(posed, rest, state.at_m, points_m)
+                meet = self.meet(posed, rest, pose.at_m, points_m)
                 places = np.concatenate((posed.joints_m.take(THRICE, 0), meet.place_m))
                 directions = np.concatenate((EACH_AXIS, meet.normal))
                 moved = self.chain.moved.take(np.concatenate((_EACH_PART, meet.part)), 0)
@@ -205,17 +205,17 @@ class Refit:
             weighted = rows * weight[:, None]
             normal, gradient = weighted.T @ rows, off @ weighted
             normal[_DIAGONAL] += self._prior
-            gradient[6:] += self._prior[6:] * (wanted - state.angles)
+            gradient[6:] += self._prior[6:] * (wanted - pose.angles)
             if start is not None:
                 normal[_ANGLES] += calm
-                gradient[6:] += calm * (start.angles - state.angles)
-            state = step(state, normal, gradient)
-            posed = self.chain.pose(state.root, state.angles, rest)
-        state, posed = self._part(state, posed, rest)
-        wrist = rigid(state.root, state.at_m)
-        return Fit(state.angles, *shape, posed.joints_m + state.at_m, wrist, target, NO_VERTICES)
+                gradient[6:] += calm * (start.angles - pose.angles)
+            pose = step(pose, normal, gradient)
+            posed = self.chain.pose(pose.R, pose.angles, rest)
+        pose, posed = self._part(pose, posed, rest)
+        wrist = rigid(pose.R, pose.at_m)
+        return Fit(pose.angles, *shape, posed.joints_m + pose.at_m, wrist, target, NO_VERTICES)
 
-    def _part(self, state: State, posed: Posed, rest: Rest) -> tuple[State, Posed]:
+    def _part(self, pose: Pose, posed: Posed, rest: Rest) -> tuple[Pose, Posed]:
         """Move fingers out of each other and the palm, the joints staying where they are as far as they can."""
         for _ in range(MOST_PARTINGS):
             overlaps = self.spheres.overlaps(posed, rest)
@@ -225,9 +225,9 @@ class Refit:
             stay, rows = self.joint_rows(posed, screws), overlaps.rows(self.chain, screws)
             normal = stay.T @ stay + APART_WEIGHT * (rows.T @ rows)
             normal[_DIAGONAL] += self._prior
-            state = step(state, normal, APART_WEIGHT * (overlaps.deep_m @ rows))
-            posed = self.chain.pose(state.root, state.angles, rest)
-        return state, posed
+            pose = step(pose, normal, APART_WEIGHT * (overlaps.deep_m @ rows))
+            posed = self.chain.pose(pose.R, pose.angles, rest)
+        return pose, posed
 
     def meet(self, posed: Posed, rest: Rest, at_m: Array, points_m: Array) -> Meeting:
         """The place on the skin that faces the camera nearest to each depth point (Dual Grid Net, section 3.5)."""
@@ -275,9 +275,9 @@ class Refit:
         return np.clip(0.5 * lengths / self._lengths + 0.5 * mean, *ALPHA_RANGE)
 
 
-def step(state: State, normal: Array, gradient: Array) -> State:
+def step(pose: Pose, normal: Array, gradient: Array) -> Pose:
     """A Gauss-Newton step inside the limits: angles at a limit that want to pass it are held, the others share it."""
-    angles = state.angles
+    angles = pose.angles
     down = gradient[6:] < 0
     held = 6 + ((down & (angles <= _LOW)) | (~down & (angles >= _HIGH))).nonzero()[0]
     if len(held):
@@ -285,7 +285,7 @@ def step(state: State, normal: Array, gradient: Array) -> State:
         normal[held, held] = 1
         gradient[held] = 0
     step = np.linalg.solve(normal, gradient)
-    return State(rotation_matrix(step[3:6]) @ state.root, state.at_m + step[:3], _inside(angles + step[6:]))
+    return Pose(rotation_matrix(step[3:6]) @ pose.R, pose.at_m + step[:3], _inside(angles + step[6:]))
 
 
 def _inside(angles: Array) -> Array:

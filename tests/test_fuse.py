@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edge_hand.calibration.fuse import Fuser
-from edge_hand.calibration.many_views import Guess, Pose, Surface, agree, refit, robust_weights
+from edge_hand.calibration.many_views import Guess, Surface, agree, refit, robust_weights
 from edge_hand.calibration.rig import DepthCorrection, Quality, Rig, RigCamera, TimeOffset
 from edge_hand.calibration.sight import View
 from edge_hand.calibration.views import Views
+from edge_hand.edge.refit import Pose
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.crop import MIRROR

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from edge_hand.calibration import fuse
 from edge_hand.calibration.fuse import Fuser, _in_mirror, sigma_m
-from edge_hand.calibration.many_views import Guess, Pose, Surface, Target, agree, guess_of
+from edge_hand.calibration.many_views import Guess, Surface, Target, agree, guess_of
 from edge_hand.calibration.rig import DepthCorrection, RigCamera, TimeOffset
 from edge_hand.calibration.sight import View, joints_of
 from edge_hand.calibration.views import Views
 from edge_hand.edge.confidence import joint_confidence
+from edge_hand.edge.refit import Pose
 from edge_hand.edge.smooth import rotation_vector
 from edge_hand.hand import se3
 from edge_hand.hand.crop import MIRROR

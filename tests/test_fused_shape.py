@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from edge_hand.calibration.fuse import Fuser
 from edge_hand.calibration.fused_shape import EVERY_NS, FRAMES, ROUNDS, FusedShape
-from edge_hand.calibration.many_views import Pose, Surface, agree, refit
+from edge_hand.calibration.many_views import Surface, agree, refit
 from edge_hand.calibration.sight import View
+from edge_hand.edge.refit import Pose
 from edge_hand.hand import se3
 from edge_hand.hand.kinematics import AVERAGE, Shape
 from edge_hand.hand.poses import POSES

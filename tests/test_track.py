@@ -140,7 +140,7 @@ def test_the_next_fit_starts_where_the_hand_was_in_the_crops_own_frame(left: boo
     rotation = look.crop.R_camera_crop
     wrist = so3_exp(AT[3:6])  # of the right hand, or of the left one in the mirror
     wrist = mirror_pose(rotation.T @ mirror_pose(wrist)) if left else rotation.T @ wrist
-    np.testing.assert_allclose(start.root, wrist, atol=0.05)
+    np.testing.assert_allclose(start.R, wrist, atol=0.05)
     np.testing.assert_allclose(start.angles, AT[6:], atol=0.15)
     assert _a_moment_ago(track, frame_at(10), look) is None and _a_moment_ago(track, frame_at(0), look) is None
 

@@ -39,8 +39,8 @@ NOTHING = np.full((JOINTS, 3), np.nan)
 class Collected:
     """What one camera saw so far; filled frame by frame. source is what to call it before its serial is known."""
 
-    def __init__(self, stream: str = "depth", source: str = "a camera") -> None:
-        self.stream, self.source, self.serial = stream, source, ""
+    def __init__(self, source: str = "a camera") -> None:
+        self.source, self.serial = source, ""
         self.intrinsics: Intrinsics | None = None
         self.times_s: list[float] = []
         self.joints_m: list[Array] = []
@@ -64,7 +64,7 @@ class Collected:
                 f"{self.serial}: its daemon does not send clouds with intrinsics: update edge-hand there"
             )
         times, joints = np.array(self.times_s), np.array(self.joints_m)
-        return Sight(self.serial, self.stream, self.intrinsics, times, joints, tuple(self.clouds))
+        return Sight(self.serial, "depth", self.intrinsics, times, joints, tuple(self.clouds))
 
 
 class Looker:
@@ -92,9 +92,9 @@ class Looker:
         return hand
 
 
-def watch_frames(frames: Iterable[DepthFrame], engine: Engine | None = None) -> Sight:
+def watch_frames(frames: Iterable[DepthFrame]) -> Sight:
     """Track one camera's frames to their end."""
-    looker = Looker(engine)
+    looker = Looker()
     for frame in frames:
         looker.look(frame)
     return looker.collected.sight()

@@ -112,13 +112,13 @@ def solve_halves(fit: icp.IcpFit) -> Halves | None:
     return Halves(differences, Distances.joined(tried))
 
 
-def jackknife(fit: icp.IcpFit, blocks: int = BLOCKS) -> Array:
+def jackknife(fit: icp.IcpFit) -> Array:
     """Covariance (C, 8, 8) of turn, shift, time and depth offset, from leaving out blocks of time in turn (Tukey 1958).
 
     Errors of neighbouring frames go together, so that the normal matrix alone promises far too much.
     """
     count = len(fit.moments)
-    blocks = min(blocks, count)
+    blocks = min(BLOCKS, count)
     block = np.arange(count) * blocks // count
     steps = np.stack([fit.step_without(block == b) for b in range(blocks)])  # (B, C, 8)
     away = steps - steps.mean(0)

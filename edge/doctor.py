@@ -48,11 +48,11 @@ class Setup(NamedTuple):
     metrics: str | None = None
 
 
-def examine(setup: Setup, root: Path = ROOT, models: Path = MODELS, cache: Path | None = None) -> list[Finding]:
+def examine(setup: Setup, root: Path = ROOT, cache: Path | None = None) -> list[Finding]:
     """Everything, in the order in which it is read."""
     parts: list[list[Finding]] = [
         machine(root), cameras(root), rights(root), gpu(root), clocks(root), engine_cache(cache or cache_folder()),
-        the_models(models, setup.model), the_config(setup), port(setup.bind),
+        the_models(MODELS, setup.model), the_config(setup), port(setup.bind),
         metrics_port(setup.metrics), the_keys(setup.keys, setup.config, root), arithmetic(), packages(),
     ]  # fmt: skip
     return [finding for part in parts for finding in part]

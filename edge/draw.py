@@ -47,19 +47,12 @@ class Drawn(Protocol):
     def vertices_m(self) -> Array: ...
 
 
-def overlay(
-    frame: DepthFrame,
-    poses: Sequence[Drawn],
-    faces: Array,
-    *,
-    crop_to_hand: bool = True,
-    size: tuple[int, int] = (320, 320),
-) -> Picture:
+def overlay(frame: DepthFrame, poses: Sequence[Drawn], faces: Array, *, size: tuple[int, int] = (320, 320)) -> Picture:
     """Three panels of size (w, h) px side by side: depth, depth with joints and bones, the mesh over dimmed depth.
 
-    Closer is brighter, no reading is black. Without poses, or without crop_to_hand, the whole frame is shown.
+    Closer is brighter, no reading is black. Without poses the whole frame is shown.
     """
-    view = view_of(frame.intrinsics, poses if crop_to_hand else [], size)
+    view = view_of(frame.intrinsics, poses, size)
     grey = depth_picture(frame, poses, view)
     joints = draw_joints(grey, [pose.joints_m for pose in poses], view)
     mesh = draw_mesh(grey // 3, [pose.vertices_m for pose in poses], faces, view)

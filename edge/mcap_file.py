@@ -56,13 +56,13 @@ class ChunkWriter:
     Only `cut` and `finish` touch the file, and raise OSError.
     """
 
-    def __init__(self, file: BinaryIO, library: str) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         import zstandard
         from mcap import records
 
         self._file, self._end, self._records = file, 0, records
         self._compressor = zstandard.ZstdCompressor(level=1, write_content_size=True)
-        self._head = [MAGIC, _packed(records.Header(profile="", library=library))]
+        self._head = [MAGIC, _packed(records.Header(profile="", library="edge-hand"))]
         self._chunk: list[bytes] = []
         self._times: dict[int, list[tuple[int, int]]] = {}  # of the chunk's messages: log time, offset
         self._schemas: list[Any] = []

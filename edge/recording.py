@@ -85,7 +85,7 @@ class RecordingWriter:
         except OSError as error:
             raise RecordingError(f"cannot write in {self.path.parent}: {error.strerror}") from error
         self._file = os.fdopen(descriptor, "wb", buffering=0)
-        self._writer = ChunkWriter(self._file, "edge-hand")
+        self._writer = ChunkWriter(self._file)
 
     def write(self, frame: DepthFrame) -> None:
         """Append one frame. Raises RecordingError for another camera's frame, an impossible time or a full disk."""

@@ -32,6 +32,7 @@ BACK_NS = 5_000_000_000  # one that is back after less than this should have its
 KINDS = ("missed", "false", "side", "switch", "late")
 LATE = 3  # frames after which a hand that has come should be there
 PANEL = (240, 180)
+MOST, A_SEQUENCE, APART = 36, 2, 15  # pictures a sheet, and a sequence; frames between those
 
 
 class Tracked(Protocol):
@@ -307,16 +308,15 @@ def text(report: Mapping[str, Any]) -> str:
 class Sheets:
     """Collects pictures of failures, a few a sequence, and draws a sheet a kind: truth left, published right."""
 
-    def __init__(self, most: int = 36, a_sequence: int = 2, apart: int = 15) -> None:
-        self.most, self.a_sequence, self.apart = most, a_sequence, apart
+    def __init__(self) -> None:
         self.pictures: dict[str, list[Picture]] = {}
         self._taken: dict[tuple[str, int], list[int]] = {}
 
     def __call__(self, failure: Failure, scene: Scene, published: Sequence[Tracked]) -> None:
         pictures = self.pictures.setdefault(failure.kind, [])
         taken = self._taken.setdefault((failure.kind, failure.sequence), [])
-        near = taken and failure.frame - taken[-1] < self.apart
-        if len(pictures) < self.most and len(taken) < self.a_sequence and not near:
+        near = taken and failure.frame - taken[-1] < APART
+        if len(pictures) < MOST and len(taken) < A_SEQUENCE and not near:
             taken.append(failure.frame)
             pictures.append(titled(f"{failure.sequence}:{failure.frame}", scene, published))
 

@@ -99,14 +99,13 @@ def sample_stage(
     nearest_m: float = 0.0,
     clear_m: float = 0.0,
     astray: float = 0.75,
-    view: View | None = None,
 ) -> Stage:
-    """A place for one person and one camera, which reads from nearest_m on; view: None draws one.
+    """A place for one person and one camera, which reads from nearest_m on.
 
     Small things keep clear_m from the middle of where the hands are. It lies up to astray, as a share, from the middle
     of the picture to its border.
     """
-    view = view or sample_view(rng)
+    view = sample_view(rng)
     turns, sits = sample_posture(rng, view)
     scale = float(build.joints_m[HEAD, 1] / 0.65)
     table = None

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.se3 import so3_log
-from .observe import PALM, Sight, joints_at, palm_rotation, slope
+from ..hand.skeleton import PALM
+from .observe import Sight, joints_at, palm_rotation, slope
 
 Array = NDArray[Any]
 

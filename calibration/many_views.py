@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.chain import JOINT_PARTS, Chain, Posed, Rest
+from ..edge.look import trust
 from ..edge.refit import EACH_AXIS, THRICE, Pose, calm_weight, step
 from ..hand.kinematics import Shape
-from ..hand.skeleton import ANGLE_PARTS, PART_JOINTS
+from ..hand.skeleton import ANGLE_PARTS, PART_JOINTS, ROOTS
 from ..hand.template import template
 
 Array = NDArray[Any]
@@ -30,7 +31,6 @@ PRIOR_M = 0.020  # a radian off the cameras' angle costs as much as a joint this
 POINT_WEIGHT = 2.0  # of a depth point, where a joint weighs 1; each camera has 200 or so
 POINT_SCALE_M, POINT_REACH_M = 0.010, 0.03  # Geman-McClure
 EVERY = 2  # each so manieth vertex is a place on the skin to meet depth points
-_PALM = [0, 1, 5, 9, 13, 17]
 _ANGLE_JOINTS = np.array([PART_JOINTS[p] + 1 for p in ANGLE_PARTS])  # the joint at the far end of what an angle turns
 _DIAGONAL = np.arange(26)
 
@@ -59,7 +59,7 @@ class Target(NamedTuple):
     @property
     def trust(self) -> Array:
         """Weight (21,) of the joints in the refit."""
-        return 1 / (1 + (self.sigma_m / 0.015) ** 2)
+        return trust(self.sigma_m)
 
 
 class Meeting(NamedTuple):
@@ -161,7 +161,7 @@ def agree(guesses: list[Guess], weights: Array) -> Target:
     spread = (weights * ((joints - mean) ** 2).sum(2)).sum(0) / 3
     # Cameras share what the network always gets wrong: half of the variance is not averaged away.
     variance = 0.5 * (weights * sigma**2).sum(0) + 0.5 * (weights**2 * sigma**2).sum(0) + spread
-    u, _, vt = np.linalg.svd(np.einsum("c,cij->ij", weights[:, _PALM].mean(1), np.stack([g.R for g in guesses])))
+    u, _, vt = np.linalg.svd(np.einsum("c,cij->ij", weights[:, ROOTS].mean(1), np.stack([g.R for g in guesses])))
     R = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt  # the chordal mean
     far = weights[:, _ANGLE_JOINTS]
     angles = (far * np.stack([g.angles for g in guesses])).sum(0)

@@ -20,7 +20,6 @@ Array = NDArray[Any]
 
 JOINTS = 21
 LONGEST_GAP = 2.5  # frame periods between two looks that may be interpolated
-PALM = [0, 5, 9, 13, 17]  # wrist and knuckles: what the hand's frame is built from
 
 
 class ObserveError(Exception):

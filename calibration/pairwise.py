@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.se3 import transform
-from .observe import PALM, Sight, bridged, joints_at
+from ..hand.skeleton import PALM
+from .observe import Sight, bridged, joints_at
 
 Array = NDArray[Any]
 

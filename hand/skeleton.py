@@ -13,7 +13,10 @@ JOINT_NAMES = (
     *(f"{f}_{j}" for f in FINGERS[1:] for j in ("mcp", "pip", "dip", "tip")),
 )  # fmt: skip
 JOINT_PARENTS = (-1, *(p for f in range(5) for p in (0, 1 + 4 * f, 2 + 4 * f, 3 + 4 * f)))
+BONE_STARTS = np.array(JOINT_PARENTS[1:])  # of the bone that ends in each joint but the wrist
 TIPS = tuple(4 + 4 * f for f in range(5))
+PALM = [0, 5, 9, 13, 17]  # wrist and knuckles
+ROOTS = [0, 1, 5, 9, 13, 17]  # the wrist and where the fingers begin, the thumb too
 
 # 16 rigid parts (bones): the palm and three a finger. Part p begins at joint PART_JOINTS[p].
 PART_JOINTS = (0, *(1 + 4 * f + k for f in range(5) for k in range(3)))

@@ -27,7 +27,7 @@ from ..edge.tracker import Tracker
 from ..hand.body import hand_with_arm
 from ..hand.frames import DepthFrame
 from ..hand.kinematics import AVERAGE, forward_kinematics, skin
-from ..hand.skeleton import ANGLE_LIMITS_RAD, JOINT_PARENTS
+from ..hand.skeleton import ANGLE_LIMITS_RAD, BONE_STARTS
 from ..hand.template import template
 from .synth import scene
 from .synth.poses import sample_angles, sample_view
@@ -41,7 +41,6 @@ SENSOR = "D435 848x480"
 WIDTH = 424
 SETTLED_S = 2.5  # by then the shape is held
 SWING_M, SWING_M_S = 0.12, 2.0
-PARENTS = np.array(JOINT_PARENTS[1:])
 
 Motion = Callable[[float], Array]  # seconds to a shift (3,) m
 
@@ -127,7 +126,7 @@ def jitter_mm(joints: Array) -> float:
 
 
 def bone_std_mm(joints: Array) -> float:
-    return float(np.linalg.norm(joints[:, 1:] - joints[:, PARENTS], axis=-1).std(0).max() * 1e3)
+    return float(np.linalg.norm(joints[:, 1:] - joints[:, BONE_STARTS], axis=-1).std(0).max() * 1e3)
 
 
 def seen(clips: Sequence[Clip]) -> list[Clip]:

@@ -15,11 +15,11 @@ from ...calibration.rig import Rig, RigError, load_rig
 from ...edge.engines import Engine
 from ...edge.tracker import Tracker
 from ...hand.frames import DepthFrame
+from ...hand.skeleton import ROOTS
 from .frames import alone, open_source
 from .frames import in_step as together
 
 Array = NDArray[Any]
-PALM = [0, 1, 5, 9, 13, 17]  # joints that every view sees well
 TOGETHER_NS = 35_000_000  # frames of two cameras this near in time show one moment, or nearly
 LOOK_EVERY_NS = 200_000_000
 MOST_MOMENTS, LEAST_MOMENTS = 60, 6
@@ -95,7 +95,7 @@ def _palm(frame: DepthFrame, tracker: Tracker, rig: Rig) -> tuple[Array, str] | 
     if not hands:
         return None
     T = next(c.T_ref_cam for c in rig.cameras if c.serial == frame.camera)
-    return T[:3, :3] @ hands[0].pose.joints_m[PALM].mean(0) + T[:3, 3], hands[0].pose.side
+    return T[:3, :3] @ hands[0].pose.joints_m[ROOTS].mean(0) + T[:3, 3], hands[0].pose.side
 
 
 def _of_pair(rig: Rig, pair: tuple[str, str], between: list[Array], agreed: list[bool], elsewhere: int) -> list[str]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...hand.kinematics import Shape, rest_vertices
-from ...hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_PARTS, IS_FLEXION, JOINT_PARENTS, PARENT_OR_PALM
+from ...hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_PARTS, IS_FLEXION, JOINT_PARENTS, PARENT_OR_PALM, ROOTS
 from ...hand.template import template
 from ..losses import metres
 from ..nets.dgn import Output
@@ -232,7 +232,7 @@ def _others() -> Any:
     for k, (start, end) in enumerate(_BONES):
         out[k, [start, end]] = False
         if start == 0:  # the palm's spokes run beside each other
-            out[k, [0, 1, 5, 9, 13, 17]] = False
+            out[k, ROOTS] = False
     return out
 
 

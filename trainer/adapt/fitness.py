@@ -21,7 +21,7 @@ from ...hand.frames import DepthFrame
 from ...hand.kinematics import angles_from_rotations, clamp_angles
 from ...hand.messages import WireHand
 from ...hand.render import render_depth
-from ...hand.skeleton import JOINT_PARENTS, PARENT_OR_PALM
+from ...hand.skeleton import BONE_STARTS, PARENT_OR_PALM
 from ...hand.template import template
 
 Array = NDArray[Any]
@@ -30,7 +30,6 @@ POINTS = 400  # of the depth that distances are taken from
 PICTURE_PX = 212  # width at which silhouettes are compared, at most
 SEE_THROUGH_M = 0.03  # a reading this far behind the mesh: there is no hand
 LEAST_POINTS = 30
-_PARENTS = np.array(JOINT_PARENTS[1:])
 
 
 class Hand(NamedTuple):
@@ -196,7 +195,7 @@ def _spans(joints_m: Array) -> Array:
 
 def _bones(joints_m: Array) -> Array:
     """(20,) m."""
-    return np.linalg.norm(joints_m[1:] - joints_m[_PARENTS], axis=1)
+    return np.linalg.norm(joints_m[1:] - joints_m[BONE_STARTS], axis=1)
 
 
 def _smaller(frame: DepthFrame) -> DepthFrame:

@@ -24,6 +24,7 @@ from ...edge.model_card import DEFAULT_MODEL
 from ...edge.recording import Recording, RecordingError
 from ...edge.tracker import Tracker
 from ...hand.frames import DepthFrame, Side
+from ...hand.skeleton import PALM
 from .agreement import rig_reasons
 from .frames import open_source
 
@@ -216,7 +217,7 @@ def _look(frame: DepthFrame, tracker: Tracker, seen: Evidence, first: bool) -> A
         seen.fits_mm.append(pose.fit_mm)
     if first and len(seen.expected_mm) < MOST_TURNS:
         _turn_about(frame, pose.joints_m.mean(0), tracker, seen)
-    palm: Array = pose.joints_m[[0, 5, 9, 13, 17]].mean(0)
+    palm: Array = pose.joints_m[PALM].mean(0)
     return palm
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...hand import se3
 from ...hand.body import Body
 from ...hand.kinematics import Shape, forward_kinematics, skin
-from ...hand.skeleton import JOINT_PARENTS
+from ...hand.skeleton import BONE_STARTS
 from ...hand.template import template
 from .render import draw_ellipsoid, draw_plane
 
@@ -91,7 +91,7 @@ def random_rotation(rng: np.random.Generator) -> Array:
 
 def held_object(rng: np.random.Generator, joints: Array, tries: int = 5) -> Solid | None:
     """A bottle, stick, box or tool in the hand with joints (21, 3), as thick as the fingers leave room; or None."""
-    bones = joints[list(JOINT_PARENTS[1:])]
+    bones = joints[BONE_STARTS]
     flesh = (bones[:, None] + ALONG * (joints[1:] - bones)[:, None]).reshape(-1, 3)  # (80, 3)
     across = joints[17] - joints[5]
     across /= np.linalg.norm(across)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..edge.confidence import Calibration, joint_confidence
+from ..edge.confidence import RADIUS_M, Calibration, joint_confidence
 from ..edge.refit import Pose, theta_of
 from ..edge.smooth import Channel, Smoother, rotation_matrix, rotation_vector
 from ..hand import se3
@@ -325,7 +325,7 @@ def sigma_m(sighting: Sighting, camera: RigCamera, joints_m: Array) -> Array:
     """How far (21,) m a camera's joints (21, 3), in the rig's frame, may be off: what it expects itself, what the rig
     does not know of where it is and of its clock, and what the carrying adds."""
     conf = np.clip(sighting.joint_conf, 1e-3, 1 - 1e-3)
-    expected = _RADIUS_M * np.exp((np.log(conf / (1 - conf)) - _CALIBRATION.offset) / _CALIBRATION.slope)
+    expected = RADIUS_M * np.exp((np.log(conf / (1 - conf)) - _CALIBRATION.offset) / _CALIBRATION.slope)
     lever = np.concatenate([-se3.skew(joints_m), np.tile(np.eye(3), (21, 1, 1))], 2)  # (21, 3, 6)
     placed = np.einsum("jik,kl,jil->j", lever, camera.covariance, lever) / 3
     speed = float(np.linalg.norm(sighting.velocity_m_s))
@@ -347,4 +347,4 @@ def _motion_in_mirror(motion: Motion) -> Motion:
     return Motion(motion.velocity_m_s * MIRROR, -motion.angular_velocity_rad_s * MIRROR, motion.angle_rates_rad_s)
 
 
-_CALIBRATION, _RADIUS_M, _NO_SIGMA = Calibration(), 0.015, np.zeros(21)
+_CALIBRATION, _NO_SIGMA = Calibration(), np.zeros(21)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from ..edge.loop import Totals
+from ..edge.loop import HEARTBEAT_NS, Totals
 from ..edge.publish import Publisher
 from ..hand.messages import StatusState
 from ..hand.wire import Header, encode_joints, encode_mesh, encode_status
@@ -16,7 +16,6 @@ from .views import Views
 
 CAMERA = "rig"
 STALL_NS = 500_000_000
-HEARTBEAT_NS = 1_000_000_000
 IDLE_S = 0.1
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
 from ..edge.clock import HOST, Clock
 from ..edge.engines import open_engine
+from ..edge.librealsense import LIBREALSENSE
 from .gather import Looker
 from .observe import Sight, different
 from .sight import clock_offsets_ns
-from .sources import LIBREALSENSE
-
-SILENCE_S = 5.0  # without a frame, after which a camera counts as gone
+from .sources import SILENCE_S
 
 
 def open_source(text: str, mode: str | None = None) -> tuple[Camera, bool]:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
+from ..edge.librealsense import LIBREALSENSE
 from ..edge.recording import decode_depth_png
 from ..hand.camera import Intrinsics
 from .target import import_opencv
@@ -27,7 +28,6 @@ from .target import import_opencv
 Array = NDArray[Any]
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov")
-LIBREALSENSE = (".bag", ".db3")  # recordings
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 # The daemon's size, which the rig is for, but slower: finding the board takes longer than a picture at 90 Hz.
 REALSENSE_MODE = "848x480@30"

@@ -13,12 +13,11 @@ from .board import ROOT, is_jetson, read
 from .cameras import CameraError
 from .finding import Finding
 from .librealsense import import_realsense
-from .service import OLD_RULES, SOURCE
+from .service import OLD_RULES, RULES, SOURCE
 from .usb import usb_cameras
 
 USB3_MBPS = 5000
 HOT_C = 85.0
-RULES = "etc/udev/rules.d/70-edge-hand.rules"
 
 
 def machine(root: Path = ROOT) -> list[Finding]:

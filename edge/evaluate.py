@@ -19,6 +19,7 @@ from ..hand.template import template
 from .cameras import BadFrame, CameraError, EndOfStream, open_camera
 from .engines import Engine
 from .finder import CUBE_M, surfaces
+from .librealsense import LIBREALSENSE
 from .person import Person
 from .tracker import Tracker
 
@@ -52,7 +53,7 @@ def evaluate_recording(
     pooled: list[Array] = []
     pictures: list[Array] = []
     read = 0
-    own_times = Path(source).suffix not in (".bag", ".db3")
+    own_times = Path(source).suffix not in LIBREALSENSE
     with open_camera("replay", source, deterministic=own_times, fps=None if own_times else 0.0) as camera:
         while limit is None or len(per_frame) < limit:
             try:

@@ -15,6 +15,7 @@ from ..hand.extras import to_get
 from .cameras import CameraError
 
 DISTORTION_TOLERANCE_PX = 0.5
+LIBREALSENSE = (".bag", ".db3")  # its recordings
 
 T = TypeVar("T")
 

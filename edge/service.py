@@ -12,10 +12,11 @@ from ..hand.whole import refusal, write_whole
 
 SOURCE = Path(__file__).parent.parent / "systemd"
 # The file here, where it goes, and whether it is the owner's from then on.
+RULES = "etc/udev/rules.d/70-edge-hand.rules"  # before 73-seat-late, which acts on uaccess
 FILES = (
     ("edge-hand.service", "etc/systemd/system/edge-hand.service", False),
     ("edge-hand@.service", "etc/systemd/system/edge-hand@.service", False),
-    ("70-edge-hand.rules", "etc/udev/rules.d/70-edge-hand.rules", False),  # before 73-seat-late, which acts on uaccess
+    ("70-edge-hand.rules", RULES, False),
     ("edge-hand.sysusers", "etc/sysusers.d/edge-hand.conf", False),
     ("config.toml", "etc/edge-hand/config.toml", True),
     ("environment", "etc/edge-hand/environment", True),

@@ -19,9 +19,7 @@ from torch import Tensor
 from ..edge.engines import open_engine
 from ..edge.model_card import ModelCard, ModelError, load_card, sha256
 from ..trainer.synth.samples import Generator, Sample
-from .onnx import ExportError, vertices_m
-
-PROBES = 64  # crops of the validation stream, those of `onnx.py`
+from .onnx import PROBES, ExportError, vertices_m
 
 Run = Callable[[Any], list[Any]]
 

@@ -303,7 +303,7 @@ def _read_visible(m: dict[str, Any]) -> NDArray[np.int8]:
     data = get(m, "visible", bytes)
     if len(data) != 21:
         raise WireError(f"visible has {len(data)} bytes, expected 21 (int8 of -1, 0 and 1)")
-    if not set(data) <= {0, 1, 255}:
+    if not _VISIBLE_BYTES.issuperset(data):
         raise WireError("visible has a number other than -1, 0 and 1")
     return np.frombuffer(data, np.int8)
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
 from ..clock import HOST, Clock
+from ..librealsense import LIBREALSENSE
 from ..pace import Pacer
 from ..recording import Recording, RecordingError, decode_depth_png
 from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, NotThere
@@ -37,7 +38,7 @@ def open_camera(
     Raises CameraError.
     """
     path = check_camera(source, fps=fps, deterministic=deterministic)
-    if path.suffix in (".bag", ".db3"):
+    if path.suffix in LIBREALSENSE:
         from .realsense import RealSenseCamera
 
         return RealSenseCamera(source=path, fps=fps, loop=loop)
@@ -58,7 +59,7 @@ def check_camera(
     path = Path(source)
     if not path.exists():
         raise NotThere(f"{path} does not exist; replay reads {FORMS}")
-    if path.suffix in (".bag", ".db3"):
+    if path.suffix in LIBREALSENSE:
         if deterministic:
             raise CameraError(f"{path}: --deterministic replays our own recordings and folders of PNGs only")
     elif path.suffix != ".mcap" and not path.is_dir():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...edge.look import trust
-from ...edge.reading import joint_weights
+from ...edge.reading import MOST_LOG_ERROR, joint_weights
 from ...edge.refit import Refit
 from ...hand.crop import CROP_SIZE, points_from_uvd
 from ...hand.kinematics import Shape
@@ -146,7 +146,7 @@ def look(net: nn.Module, crops: Sequence[Crop], views: Sequence[View]) -> list[S
     for first in range(0, len(crops), LOOK_BATCH):
         some = crops[first : first + LOOK_BATCH]
         out = net(torch.from_numpy(np.stack([c.image for c in some]))[:, None])
-        uvd, error = out.vertices_uvd.numpy(), np.exp(np.minimum(out.log_error.numpy(), 2.0))
+        uvd, error = out.vertices_uvd.numpy(), np.exp(np.minimum(out.log_error.numpy(), MOST_LOG_ERROR))
         hand = out.hand_logit.numpy().reshape(-1, CELLS, CELLS) > 0
         for k, crop in enumerate(some):
             vertices = points_from_uvd(uvd[k].astype(np.float64), crop.distance_m, crop.cube_m)

@@ -17,13 +17,12 @@ from ...hand.kinematics import Shape
 from ...hand.template import template
 from . import scene
 from .poses import sample_angles, sample_shape, sample_view
-from .rooms import MODES, SECOND_NS, Picture, Scene, SceneHand, intrinsics_of
+from .rooms import ARM, FIRST_HAND, MODES, SECOND_NS, THINGS, Picture, Scene, SceneHand, intrinsics_of
 from .samples import STREAMS
 from .scene import BOX, CYLINDER
 from .sensors import SENSORS, draw_settings
 
 Array = NDArray[np.float64]
-THINGS, ARM, FIRST_HAND = 1, 3, 10  # marks of what a pixel shows
 NEAR_M, FAR_M = 0.2, 1.3
 
 

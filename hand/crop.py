@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .camera import fold_slope
+from .camera import Intrinsics, fold_slope
 from .frames import DepthFrame, HandCrop, HandRoi
 
 Array = NDArray[Any]
@@ -71,6 +71,12 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
     d *= np.float32(frame.depth_unit_m / half)
     d -= np.float32(distance / half)
     return HandCrop(_mean_of_quarters(d), rotation, distance, roi.cube_m, mirrored)
+
+
+def square_camera(size: int, distance_m: float, width_m: float) -> Intrinsics:
+    """The pinhole whose picture of size x size px spans width_m at a distance."""
+    focal, middle = size * distance_m / width_m, (size - 1) / 2
+    return Intrinsics(size, size, focal, focal, middle, middle)
 
 
 def mirror_pose(pose: Array) -> Array:

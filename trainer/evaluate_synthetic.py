@@ -19,8 +19,7 @@ from ..edge.engines import Engine
 from ..edge.reading import joint_weights
 from ..edge.refit import Refit
 from ..edge.visibility import visible
-from ..hand.camera import Intrinsics
-from ..hand.crop import points_from_uvd
+from ..hand.crop import points_from_uvd, square_camera
 from ..hand.frames import DepthFrame
 from ..hand.skeleton import JOINT_NAMES
 from . import metrics
@@ -162,11 +161,9 @@ def measure_sample(sample: Sample, engine: Engine, refit: Refit) -> Measured:
 
 def crop_frame(image: Array, distance_m: float, cube_m: float) -> DepthFrame:
     """A crop's image (S, S) as the depth frame of its crop camera; what lies outside the cube has no reading."""
-    size = len(image)
     z = np.where(np.abs(image) < 1, distance_m + image * (cube_m / 2), 0)
-    focal, middle = size * distance_m / cube_m, (size - 1) / 2
     counts = np.rint(z / DEPTH_UNIT_M).astype(np.uint16)
-    return DepthFrame("crop", 0, 0, counts, DEPTH_UNIT_M, Intrinsics(size, size, focal, focal, middle, middle))
+    return DepthFrame("crop", 0, 0, counts, DEPTH_UNIT_M, square_camera(len(image), distance_m, cube_m))
 
 
 def view_of(joints_m: Array) -> str:

@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..hand.camera import Intrinsics
-from ..hand.crop import MIRROR, crop_depth, uvd_from_points
+from ..hand.crop import MIRROR, crop_depth, square_camera, uvd_from_points
 from ..hand.frames import DepthFrame, HandRoi
 from ..hand.template import template
 from .checkpoint import TrainConfig, TrainError
@@ -90,7 +89,8 @@ class RealHands:
         right = rng.random() >= self.left_share
         counts, distance = self.windows[frame], float(self.distance_m[frame])
         roi = HandRoi("right", np.array([0, 0, distance]) + away, CUBE_M, 1.0)
-        crop = crop_depth(DepthFrame("window", index, 0, counts, UNIT_M, camera(counts, distance)), roi, self.image_px)
+        camera = square_camera(len(counts), distance, WINDOW_M)
+        crop = crop_depth(DepthFrame("window", index, 0, counts, UNIT_M, camera), roi, self.image_px)
         joints = self.joints_m[frame] @ crop.R_camera_crop  # (J, 3) in the crop's frame
         uvd = np.zeros((JOINTS, 3), np.float32)
         uvd[: len(joints)] = uvd_from_points(joints, crop.distance_m, CUBE_M)
@@ -188,13 +188,6 @@ def window_of(frame: DepthFrame, label: Label, spec: str, size: int) -> tuple[ND
     z = np.where(crop.image < 1, crop.distance_m + crop.image * (WINDOW_M / 2), 0)
     joints = label.joints_mm / 1e3 @ crop.R_camera_crop * (MIRROR if left else 1)
     return np.rint(z / UNIT_M).clip(0, 65535).astype(np.uint16), crop.distance_m, joints
-
-
-def camera(window: Array, distance_m: float) -> Intrinsics:
-    """The camera that a window (W, W) is seen by: it spans WINDOW_M at its distance."""
-    size = len(window)
-    focal, middle = size * distance_m / WINDOW_M, (size - 1) / 2
-    return Intrinsics(size, size, focal, focal, middle, middle)
 
 
 def joined(rendered: Labels, real: Labels) -> Labels:

@@ -22,8 +22,7 @@ from ...edge.engines import Engine
 from ...edge.finder import open_finder
 from ...edge.tracker import Tracker
 from ...hand import se3
-from ...hand.camera import Intrinsics
-from ...hand.crop import crop_depth, look_at
+from ...hand.crop import crop_depth, look_at, mirror_pose, square_camera
 from ...hand.frames import DepthFrame, HandCrop, HandRoi
 
 Array = NDArray[Any]
@@ -39,7 +38,6 @@ LEAST_HZ, ENOUGH = 12.0, 300  # frames beyond this rate say the same again, if t
 GAP_NS, NEXT_M, NEXT_M_S, LASTING_NS = 500_000_000, 0.08, 2.0, 2_000_000_000
 HELD_OUT = 0.25  # of every recording, its end, that the gate judges by
 SECOND_NS = 1_000_000_000
-MIRROR = np.diag([-1.0, 1.0, 1.0, 1.0])
 AS_READ = DepthCorrection()
 
 
@@ -312,23 +310,17 @@ def cut_window(
 def mirrored(view: View) -> View:
     """The view of a left hand as that of a right one in the mirror; again, and it is as it was."""
     window = np.ascontiguousarray(view.window[:, ::-1])
-    return view._replace(window=window, T_ref_view=MIRROR @ view.T_ref_view @ MIRROR)
+    return view._replace(window=window, T_ref_view=mirror_pose(view.T_ref_view))
 
 
 def cut_crop(view: View, cube_m: float, size: int, away_m: Array | None = None) -> Crop:
     """The daemon's crop (`hand/crop.py`) about the window's middle, or so far away_m (3,) of it in the view's frame."""
     counts, distance = view.window, view.distance_m
     centre = np.array([0, 0, distance]) + (0 if away_m is None else away_m)
-    frame = DepthFrame("window", 0, 0, counts, UNIT_M, window_camera(distance))
+    frame = DepthFrame("window", 0, 0, counts, UNIT_M, square_camera(WINDOW_PX, distance, WINDOW_M))
     crop: HandCrop = crop_depth(frame, HandRoi("right", centre, cube_m, 1.0), size)
     T = view.T_ref_view @ se3.transform(crop.R_camera_crop, np.zeros(3))
     return Crop(crop.image, T, crop.distance_m, cube_m)
-
-
-def window_camera(distance_m: float) -> Intrinsics:
-    """The pinhole that sees a window so far away."""
-    focal, middle = WINDOW_PX * distance_m / WINDOW_M, (WINDOW_PX - 1) / 2
-    return Intrinsics(WINDOW_PX, WINDOW_PX, focal, focal, middle, middle)
 
 
 def depth_seen(view: View, crop: Crop, size: int) -> Array:
@@ -336,7 +328,8 @@ def depth_seen(view: View, crop: Crop, size: int) -> Array:
     R = view.T_ref_view[:3, :3].T @ crop.T_ref_crop[:3, :3]
     slope = ((np.arange(size) + 0.5) / size * 2 - 1) * (crop.cube_m / 2 / crop.distance_m)
     rays = np.stack([*np.meshgrid(slope, slope), np.ones((size, size))], -1) @ R.T
-    pixel = np.rint(window_camera(view.distance_m).project(rays)).astype(np.intp).clip(0, WINDOW_PX - 1)
+    camera = square_camera(WINDOW_PX, view.distance_m, WINDOW_M)
+    pixel = np.rint(camera.project(rays)).astype(np.intp).clip(0, WINDOW_PX - 1)
     counts = view.window[pixel[..., 1], pixel[..., 0]]
     z = counts * UNIT_M / rays[..., 2]
     return np.where(counts == FAR, np.inf, np.where(counts == 0, 0.0, z))

@@ -12,13 +12,13 @@ from torch import nn
 from ...edge.draw import contact_sheet, depth_picture, draw_joints, draw_mesh, save_png, view_of
 from ...edge.evaluate import surface_distance_mm
 from ...edge.refit import Fit, Refit
-from ...hand.crop import CROP_SIZE
+from ...hand.crop import CROP_SIZE, square_camera
 from ...hand.frames import DepthFrame
 from ...hand.kinematics import Shape
 from ...hand.template import template
 from ..synth.poses import hand_length_m
 from .fit import Sight
-from .frames import FAR, UNIT_M, View, cut_crop, window_camera
+from .frames import FAR, UNIT_M, WINDOW_M, WINDOW_PX, View, cut_crop
 from .target import Target, look
 
 Array = NDArray[Any]
@@ -64,7 +64,7 @@ def draw_fits(path: Path, target: Target, before: nn.Module, after: nn.Module, m
 
 def _row(view: View, old: Seen, new: Seen) -> Array:
     counts = np.where(view.window == FAR, 0, view.window).astype(np.uint16)
-    frame = DepthFrame("window", 0, 0, counts, UNIT_M, window_camera(view.distance_m))
+    frame = DepthFrame("window", 0, 0, counts, UNIT_M, square_camera(WINDOW_PX, view.distance_m, WINDOW_M))
     picture_camera = view_of(frame.intrinsics, [old, new], (PANEL_PX, PANEL_PX))
     grey, faces = depth_picture(frame, [old, new], picture_camera), template().faces
     panels = [grey]

@@ -48,19 +48,11 @@ _IDENTITY = np.eye(4)
 
 
 class Smoothed(NamedTuple):
-    """A smoothed pose and how it moves: T_camera_wrist (4, 4) m; angles (20,) rad; velocity_m_s (3,) of the wrist and
-    angular_velocity_rad_s (3,), in the camera frame; angle_rates_rad_s (20,)."""
+    """A smoothed pose and how it moves: T_camera_wrist (4, 4) m; angles (20,) rad."""
 
     T_camera_wrist: Array
     angles: Array
-    velocity_m_s: Array
-    angular_velocity_rad_s: Array
-    angle_rates_rad_s: Array
-
-    @property
-    def motion(self) -> Motion:
-        """What the wire carries of the movement."""
-        return Motion(self.velocity_m_s, self.angular_velocity_rad_s, self.angle_rates_rad_s)
+    motion: Motion
 
 
 class Smoother:
@@ -124,7 +116,7 @@ class Smoother:
 
     def _smoothed(self, value: Array, R: Array, motion: Array) -> Smoothed:
         motion = motion.copy()
-        return Smoothed(rigid(R, value[:3]), value[6:].copy(), motion[:3], motion[3:6], motion[6:])
+        return Smoothed(rigid(R, value[:3]), value[6:].copy(), Motion(motion[:3], motion[3:6], motion[6:]))
 
 
 def _lengths(v: Array) -> Array:

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import stat
 import sys
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from .finding import Finding
 from .keys import KeysError, clients, load_server
 from .metrics import check_metrics
 from .model_card import MODELS, ModelError, load_card
+from .publish import taken
 
 PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgpack", "openvino", "pyrealsense2", "tensorrt", "pycuda", "mediapipe")
 SERVICE_USER = "edge-hand"
@@ -199,7 +199,7 @@ def port(bind: str) -> list[Finding]:
         host, number = url.hostname or "", None  # tcp://127.0.0.1:*, or no address at all
     if url.scheme == "ipc" or number is None:
         return _ipc(bind) if url.scheme == "ipc" else [Finding("ok", "address", bind)]
-    if why := _taken("" if host == "*" else host, number):
+    if why := taken("" if host == "*" else host, number):
         mend = f"edge-hand watch --address {bind} shows if it is one of ours; else --bind tcp://{host}:{number + 1}"
         return [Finding("warn", "address", f"{bind}: {why}", mend)]
     return [Finding("ok", "address", f"{bind} is free")]
@@ -209,21 +209,10 @@ def metrics_port(address: str | None) -> list[Finding]:
     """Whether that of --metrics is free too; it was checked with the settings."""
     if not address:
         return []
-    if why := _taken(*check_metrics(address, insecure=True)):
+    if why := taken(*check_metrics(address, insecure=True)):
         mend = "edge-hand status shows if one of ours runs; else another --metrics"
         return [Finding("warn", "metrics", f"{address}: {why}", mend)]
     return [Finding("ok", "metrics", f"{address} is free")]
-
-
-def _taken(host: str, number: int) -> str:
-    """Why one may not listen there; empty if one may."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test:
-        test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            test.bind((host, number))
-        except OSError as error:
-            return refusal(error)
-    return ""
 
 
 def _ipc(bind: str) -> list[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import ipaddress
 import os
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 
 import zmq
 
+from ..hand.whole import refusal
 from .door import Doorkeeper, guard
 
 ADDRESS = "tcp://127.0.0.1:5555"
@@ -196,11 +196,19 @@ def _next_free(address: str) -> str:
     url = urlsplit(address)
     host, port = url.hostname or "", url.port or 0
     for other in range(port + 1, min(port + 100, 1 << 16)):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test:
-            test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            with contextlib.suppress(OSError):
-                test.bind(("" if host == "*" else host, other))
-                return f"{address.rpartition(':')[0]}:{other}"
+        if not taken("" if host == "*" else host, other):
+            return f"{address.rpartition(':')[0]}:{other}"
+    return ""
+
+
+def taken(host: str, port: int) -> str:
+    """Why one may not listen there; empty if one may."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as test:
+        test.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            test.bind((host, port))
+        except OSError as error:
+            return refusal(error)
     return ""
 
 

@@ -32,7 +32,7 @@ from ..hand.kinematics import AVERAGE
 from ..hand.template import template
 from ..hand.whole import refusal
 from .arithmetic import PLAIN, Arithmetic
-from .board import cpu_name
+from .board import ROOT, cpu_name, read
 from .child import module_command
 from .engines.tensorrt.plan import cache_folder
 
@@ -93,7 +93,7 @@ def numba_version() -> tuple[int, ...]:
 
 def key() -> dict[str, Any]:
     """Everything that compiled code depends on; numba goes by its file's place and time, so these count too."""
-    flags = re.search(r"^(flags|Features)\s*:.*$", _read("/proc/cpuinfo"), re.MULTILINE)
+    flags = re.search(r"^(flags|Features)\s*:.*$", read(ROOT / "proc/cpuinfo"), re.MULTILINE)
     digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in SOURCES))
     files = [(HERE / name).stat() for name in KERNELS]
     return {
@@ -232,13 +232,6 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ class Desk:
         if request.what == "stop":
             self.stopping = True
             return Reply(True, camera, "stopping")
-        change = self._reloader.reload if request.what == "reload" else lambda: self._use(request.model)
+        change = self._reloader.reload if request.what == "reload" else lambda: self._reloader.use(Path(request.model))
         try:
             line = change()
         except ReloadError as error:
@@ -84,9 +84,6 @@ class Desk:
             return Reply(False, camera, str(error))
         self._tell(f"{request.what}: {line}")
         return Reply(True, camera, line)
-
-    def _use(self, model: str) -> str:
-        return self._reloader.use(Path(model))
 
     def _status(self) -> Reply:
         loop, totals = self._loop, self._loop.totals

@@ -95,7 +95,7 @@ class Loop:
         self.totals = Totals()
         self.message = ""
         self.trouble = ""  # the last bad frame or stall, for the summary
-        self._state: StatusState = "starting"
+        self.state: StatusState = "starting"  # as last published
         self._last_seq: int | None = None
         self._last_t_ns: int | None = None
         self._waited_s = 0.0  # for the next frame
@@ -105,11 +105,6 @@ class Loop:
         self._joints_topic, self._mesh_topic = f"joints.{camera.name}", f"mesh.{camera.name}"
         self._cloud_topic, self.clouds = f"cloud.{camera.name}", Clouds()
         self.publish_us = self.total_us = 0.0  # of the last frame: its sending, and its capture to after the last send
-
-    @property
-    def state(self) -> StatusState:
-        """As last published."""
-        return self._state
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Totals:
         """Until the stream ends or stop() says so; publishes `stopping` last. CameraError passes through."""
@@ -131,7 +126,7 @@ class Loop:
             self.publisher.poll_subscriptions()
             self._waited_s += STALL_S
             if self._waited_s < self.stall_s:
-                self.heartbeat(self._state, self.message)
+                self.heartbeat(self.state, self.message)
                 return True
             self.tracker.lose()
             self.trouble = str(error)
@@ -148,7 +143,7 @@ class Loop:
                 self.tracker.lose()
                 self.heartbeat("stalled", self.trouble)
             else:
-                self.heartbeat(self._state, self.trouble)
+                self.heartbeat(self.state, self.trouble)
             return True
         self._waited_s = 0.0
         try:
@@ -200,16 +195,16 @@ class Loop:
     def heartbeat(self, state: StatusState, message: str) -> None:
         """Publish the status when it changes, and once a second."""
         due = self.clock.monotonic_ns() - self._status_ns > HEARTBEAT_NS
-        if state != self._state or message != self.message or due:
+        if state != self.state or message != self.message or due:
             self.say(state, message)
 
     def tell(self, message: str) -> None:
         """Publish the state once with one line on what happened beside the frames."""
-        self.say(self._state, message)
+        self.say(self.state, message)
 
     def say(self, state: StatusState, message: str = "") -> None:
         now_ns = self.clock.monotonic_ns()
-        self._state, self.message, self._status_ns = state, message, now_ns
+        self.state, self.message, self._status_ns = state, message, now_ns
         self._wall_offset_ns = self.clock.unix_ns() - now_ns
         seq = -1 if self._last_seq is None else self._last_seq
         captured_ns = now_ns if self._last_t_ns is None else self._last_t_ns

@@ -329,5 +329,5 @@ def test_a_stream_of_unusable_frames_is_a_stall(engine: Engine, frames: list[Dep
         states = []
         for _ in range(3 + 20):
             loop.step()
-            states.append(loop._state)
+            states.append(loop.state)
     assert states[2] == "tracked" and states[-1] == "stalled" and loop.tracker.tracks == []

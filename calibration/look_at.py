@@ -18,7 +18,7 @@ from .sight import clock_offsets_ns
 from .sources import SILENCE_S
 
 
-def open_source(text: str, mode: str | None = None) -> tuple[Camera, bool]:
+def open_depth(text: str, mode: str | None = None) -> tuple[Camera, bool]:
     """A recording, a folder of depth pictures, or KIND:SERIAL, a camera of this mode ("640x480@30"); and whether it is
     live. Raises CameraError."""
     if Path(text).exists():
@@ -52,7 +52,7 @@ def look_at(
     with ExitStack() as stack:
         cameras, live = [], False
         for text in sources:
-            camera, is_live = open_source(text, mode)
+            camera, is_live = open_depth(text, mode)
             cameras.append(stack.enter_context(camera))
             live = live or is_live
         different([camera.name for camera in cameras])

@@ -19,7 +19,7 @@ from edge_hand.calibration.gate import lacks, measure
 from edge_hand.calibration.hand import HandResult, _warnings, calibrate, covariances, solve_halves
 from edge_hand.calibration.icp import View, fit_clouds, rim_px, tied_moments
 from edge_hand.calibration.joint import fit_joints
-from edge_hand.calibration.look_at import open_source
+from edge_hand.calibration.look_at import open_depth
 from edge_hand.calibration.observe import Cloud, ObserveError, Sight, joints_at, slope, tree_of
 from edge_hand.calibration.pairwise import fit_pair
 from edge_hand.calibration.progress import line
@@ -371,7 +371,7 @@ def test_the_commands_say_what_they_need(tmp_path: Path) -> None:
     assert str(run.exception).startswith("a does not exist; a source is a recording")
     (bag := tmp_path / "a.bag").touch()
     with pytest.raises(CameraError, match=r"a\.bag is librealsense's.* record --camera replay --source .* .*a\.mcap$"):
-        open_source(str(bag))
+        open_depth(str(bag))
 
 
 @pytest.mark.parametrize("given", ["hand --out rig.json", "verify --rig rig.json"])

@@ -114,7 +114,7 @@ def test_cameras_run_in_the_mode_that_is_asked_for_and_recordings_refuse_it(tmp_
     assert all(sight.times_s[-1] - sight.times_s[0] < 2 for sight in sights), "it was enough"
     path = recorded(tmp_path / "a.mcap", "a")
     with pytest.raises(CameraError, match=r"^--mode is for cameras; .*a\.mcap has the size and the rate"):
-        look_at.open_source(str(path), "320x240@30")
+        look_at.open_depth(str(path), "320x240@30")
     run = f"hand --address a --address b --mode 320x240@30 --out {tmp_path}/rig.json"
     assert str(CliRunner().invoke(calibrate, run).exception).startswith("--mode is for a --source; at an --address")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.look_at import open_source
+from ..calibration.look_at import open_depth
 from ..edge.cameras import BadFrame, EndOfStream
 from ..edge.engines import Engine
 from ..edge.tracker import Tracker
@@ -24,7 +24,7 @@ def tracked_crops(recording: Path, engine: Engine, most: int) -> list[Array]:
     tracker, card = Tracker(engine), engine.card
     crops: list[Array] = []
     seen, stride = 0, 1  # every stride-th hand is kept, so that a long recording needs no more memory
-    with open_source(str(recording))[0] as camera:
+    with open_depth(str(recording))[0] as camera:
         while True:
             try:
                 frame = camera.read()

@@ -16,8 +16,7 @@ from ...edge.engines import Engine
 from ...edge.tracker import Tracker
 from ...hand.frames import DepthFrame
 from ...hand.skeleton import ROOTS
-from .frames import alone, open_source
-from .frames import in_step as together
+from .frames import alone, in_step, open_recording
 
 Array = NDArray[Any]
 TOGETHER_NS = 35_000_000  # frames of two cameras this near in time show one moment, or nearly
@@ -32,7 +31,7 @@ def rig_reasons(recordings: Sequence[Path], rig_file: Path, engine: Engine) -> l
     try:
         rig = usable_rig(rig_file)
         for path in recordings:
-            source = open_source(path)
+            source = open_recording(path)
             source.close()
             rig.check(source.name, source.intrinsics)
     except RigError as error:
@@ -44,7 +43,7 @@ def rig_reasons(recordings: Sequence[Path], rig_file: Path, engine: Engine) -> l
     apart: dict[tuple[str, str], int] = {}
     trackers = [Tracker(engine, confirm=False) for _ in recordings]
     last_ns, moments = -LOOK_EVERY_NS, 0
-    for shot in in_step(recordings, rig):
+    for shot in shots_of(recordings, rig):
         first = next(frame for frame in shot if frame is not None)
         if first.t_ns - last_ns < LOOK_EVERY_NS or moments >= MOST_MOMENTS:
             continue
@@ -76,13 +75,13 @@ def usable_rig(path: Path) -> Rig:
     return rig
 
 
-def in_step(recordings: Sequence[Path], rig: Rig | None) -> Iterator[list[DepthFrame | None]]:
+def shots_of(recordings: Sequence[Path], rig: Rig | None) -> Iterator[list[DepthFrame | None]]:
     """The first recording's frames, and of the others those nearest in time, None if none is near; without a rig there
     is one. Raises CameraError, RecordingError."""
     cameras = {camera.serial: camera for camera in rig.cameras} if rig else {}
-    sources = [open_source(path) for path in recordings]
+    sources = [open_recording(path) for path in recordings]
     try:
-        yield from together(sources, [cameras.get(s.name) or alone(s) for s in sources], TOGETHER_NS)
+        yield from in_step(sources, [cameras.get(s.name) or alone(s) for s in sources], TOGETHER_NS)
     finally:
         for source in sources:
             source.close()

@@ -100,7 +100,7 @@ def read_footage(
     """
     from .suspicion import loose
 
-    opened = [open_source(path) for path in sources]
+    opened = [open_recording(path) for path in sources]
     single = {id(source) for source, path in zip(opened, sources, strict=True) if loose(path)}
     try:
         if cameras is not None:
@@ -124,7 +124,7 @@ def read_footage(
             source.close()
 
 
-def open_source(path: Path) -> FrameSource:
+def open_recording(path: Path) -> FrameSource:
     """A recording as `edge-hand record` writes it, or a folder of PNGs. Raises CameraError."""
     if path.is_dir():
         return PngFolder(path)

@@ -36,7 +36,7 @@ from ...edge.refit import Refit
 from ...hand.frames import DepthFrame, Side
 from ..evaluate_synthetic import LEFT_SHARE, measure_sample
 from ..synth.samples import Generator
-from .agreement import in_step
+from .agreement import shots_of
 from .fitness import Observer, agreement, matched, plausibility, same_hand, views_mm
 from .held_out import BLOCK_S, HELD_OUT, LEAST_BLOCKS, part_of
 from .suspicion import check_recording
@@ -342,7 +342,7 @@ def _watch(
     pairs = [(Observer(engines[0], finder), Observer(engines[1], finder)) for _ in group]
     health = Health(pairs[0][0].tracker, lambda why: None)
     poses = {c.serial: c.T_ref_cam for c in rig.cameras} if rig else {}
-    for i, shot in enumerate(in_step(group, rig)):
+    for i, shot in enumerate(shots_of(group, rig)):
         if i < first or (i - first) % stride:
             continue
         if i >= last:

@@ -26,7 +26,7 @@ from ...edge.tracker import Tracker
 from ...hand.frames import DepthFrame, Side
 from ...hand.skeleton import PALM
 from .agreement import rig_reasons
-from .frames import open_source
+from .frames import open_recording
 
 Array = NDArray[Any]
 MOST_SINGLE = 60  # of single frames, those looked at
@@ -127,7 +127,7 @@ def watch(path: Path, engine: Engine) -> Evidence:
     single = loose(path)
     begins, last, palms = 0, None, {}
     try:
-        source = open_source(path)
+        source = open_recording(path)
     except CameraError as error:
         seen.broken = str(error)
         return seen

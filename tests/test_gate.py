@@ -73,7 +73,7 @@ def without_hand(frames: list[DepthFrame]) -> list[DepthFrame]:
 
 
 def test_a_recording_of_a_hand_is_not_refused(frames: list[DepthFrame], tmp_path: Path) -> None:
-    assert check_recording([write(tmp_path / "good.mcap", frames)], side="right") == []
+    assert check_recording([write(tmp_path / "good.mcap", frames)]) == []
 
 
 @pytest.mark.parametrize(
@@ -102,18 +102,11 @@ def test_what_is_wrong_with_a_recording_is_said_in_one_sentence(
     assert len(reasons) == 1 and why in reasons[0] and "\n" not in reasons[0], reasons
 
 
-def test_a_camera_that_hangs_upside_down_on_purpose_may(frames: list[DepthFrame], tmp_path: Path) -> None:
-    path = write(tmp_path / "ceiling.mcap", [quarter_turns(f, 2) for f in frames])
-    assert check_recording([path], upright=False) == []
-
-
-def test_a_mirrored_picture_without_shadows_shows_only_as_the_other_hand(
+def test_a_mirrored_picture_without_shadows_is_a_good_one_of_the_other_hand(
     frames: list[DepthFrame], tmp_path: Path
 ) -> None:
     path = write(tmp_path / "mirrored.mcap", mirrored(frames), sensor="time of flight")
     assert check_recording([path]) == [], "of one hand alone, without shadows, nobody could tell"
-    reasons = check_recording([path], side="right")
-    assert len(reasons) == 1 and "it was said to show a right hand" in reasons[0]
 
 
 def test_shuffled_times_cut_files_and_damaged_ones_are_refused(frames: list[DepthFrame], tmp_path: Path) -> None:

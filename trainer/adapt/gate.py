@@ -33,7 +33,7 @@ from ...edge.model_card import ModelError, load_card
 from ...edge.model_store import Version, add, current, default_store, number_of
 from ...edge.model_use import put_in_use
 from ...edge.refit import Refit
-from ...hand.frames import DepthFrame, Side
+from ...hand.frames import DepthFrame
 from ..evaluate_synthetic import LEFT_SHARE, measure_sample
 from ..synth.samples import Generator
 from .agreement import shots_of
@@ -135,8 +135,6 @@ def judge(
     rig: Path | None = None,
     *,
     part: tuple[float, float] = HELD_OUT,
-    side: Side | None = None,
-    upright: bool = True,
     check: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> GateReport:
@@ -147,7 +145,7 @@ def judge(
     head = {"old": load_card(old).name, "new": load_card(new).name, "recordings": names}
     if check:
         say("gate: looking at the recordings")
-        if reasons := check_recording(recordings, rig, model=old, side=side, upright=upright):
+        if reasons := check_recording(recordings, rig, model=old):
             return GateReport(False, tuple(reasons), {}, **head)  # type: ignore[arg-type]
     rows = _Rows()
     engines = open_engine("onnxruntime", old), open_engine("onnxruntime", new)

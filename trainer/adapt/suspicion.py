@@ -23,7 +23,7 @@ from ...edge.engines import Engine, open_engine
 from ...edge.model_card import DEFAULT_MODEL
 from ...edge.recording import Recording, RecordingError
 from ...edge.tracker import Tracker
-from ...hand.frames import DepthFrame, Side
+from ...hand.frames import DepthFrame
 from ...hand.skeleton import PALM
 from .agreement import rig_reasons
 from .frames import open_recording
@@ -51,7 +51,7 @@ SHADOW_SIDES = {"realsense sr3": 1, "realsense": -1, "synthetic": -1}
 @dataclass
 class Evidence:
     """What one recording showed: counts, problems found on the way, and by frame looked at the hand's palm (3,) m
-    within bursts, its side and fit; per burst the errors (4,) mm the network expects of the picture as it is and
+    within bursts, and its fit; per burst the errors (4,) mm the network expects of the picture as it is and
     turned by 90, 180, 270, and the finder's scores (4,); shadows are px left and right of near things."""
 
     frames: int = 0
@@ -61,7 +61,6 @@ class Evidence:
     empty: int = 0
     looked: int = 0
     hands: int = 0
-    sides: list[Side] = field(default_factory=list)
     fits_mm: list[float] = field(default_factory=list)
     next_m: list[float] = field(default_factory=list)
     third_m: list[float] = field(default_factory=list)
@@ -76,19 +75,16 @@ def check_recording(
     rig: Path | None = None,
     *,
     model: Path | None = None,
-    side: Side | None = None,
-    upright: bool = True,
 ) -> list[str]:
     """Reasons, a line each, not to learn from these recordings; none if nothing is wrong with them.
 
-    With a rig file there is one recording for each of its cameras, of the same time. side is the hand that is said to
-    be shown, if anything is said. upright False: the camera hangs upside down or on its side on purpose.
+    With a rig file there is one recording for each of its cameras, of the same time.
     """
     engine = open_engine("onnxruntime", model or DEFAULT_MODEL)
     reasons: list[str] = []
     for path in recordings:
         evidence = watch(path, engine)
-        reasons += [f"{path}: {why}" for why in judge_evidence(evidence, sensor_of(path), loose(path), side, upright)]
+        reasons += [f"{path}: {why}" for why in judge_evidence(evidence, sensor_of(path), loose(path))]
     if rig is not None and not reasons:
         reasons += rig_reasons(recordings, rig, engine)
     return reasons
@@ -158,7 +154,7 @@ def watch(path: Path, engine: Engine) -> Evidence:
     return seen
 
 
-def judge_evidence(seen: Evidence, sensor: str, single: bool, side: Side | None, upright: bool) -> list[str]:
+def judge_evidence(seen: Evidence, sensor: str, single: bool) -> list[str]:
     """The reasons that speak against a recording."""
     if seen.broken:
         return [f"it cannot be read to its end: {seen.broken}"]
@@ -176,15 +172,8 @@ def judge_evidence(seen: Evidence, sensor: str, single: bool, side: Side | None,
         reasons.append(f"what is taken for a hand is no hand: its depth is {fit:.0f} mm from the mesh")
     if not single and (why := _shuffled(seen)):
         reasons.append(why)
-    if upright and (why := seen.portrait or _turned(seen) or _shadow(seen, sensor)):
+    if why := seen.portrait or _turned(seen) or _shadow(seen, sensor):
         reasons.append(why)
-    if side in ("left", "right") and seen.sides:
-        other = sum(s not in (side, "unknown") for s in seen.sides)
-        if other > len(seen.sides) / 2:
-            reasons.append(
-                f"it was said to show a {side} hand, and {other} of {len(seen.sides)} frames show the other: "
-                "another hand, or a mirrored picture"
-            )
     return reasons
 
 
@@ -212,7 +201,6 @@ def _look(frame: DepthFrame, tracker: Tracker, seen: Evidence, first: bool) -> A
         return None
     pose = hands[0].pose
     seen.hands += 1
-    seen.sides.append(pose.side)
     if np.isfinite(pose.fit_mm):
         seen.fits_mm.append(pose.fit_mm)
     if first and len(seen.expected_mm) < MOST_TURNS:

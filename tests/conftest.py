@@ -31,3 +31,13 @@ def fresh_log() -> Iterator[None]:
     LOG.handlers[:] = []
     LOG.setLevel(logging.NOTSET)
     LOG.propagate, LOG.disabled = True, False
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> None:
+    """Numba's threads first, as its first launch sets those of torch too."""
+    import numba
+    import torch
+
+    numba.set_num_threads(1)
+    torch.set_num_threads(1)

@@ -16,16 +16,14 @@ from edge_hand.hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, BETA_RANGE
 from edge_hand.hand.template import template
 from edge_hand.trainer.batches import to_labels
 from edge_hand.trainer.losses import Labels, metres
+from edge_hand.trainer.nets import dibra
 from edge_hand.trainer.nets.deephps import IMAGE_PX, OUTPUTS, Criterion, DeepHPS, Output, estimate
 from edge_hand.trainer.synth.samples import Generator
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 T = template()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def narrow_net(seed: int = 0) -> DeepHPS:
@@ -85,8 +83,9 @@ def test_an_untrained_net_and_an_empty_crop_give_finite_hands() -> None:
     assert all(torch.isfinite(x).all() for x in hands)
 
 
-def test_the_default_net_is_slim() -> None:
-    net = DeepHPS().eval()
+@pytest.mark.parametrize(("make", "size", "most"), [(DeepHPS, IMAGE_PX, 60e6), (dibra.DIBRA, dibra.IMAGE_PX, 80e6)])
+def test_the_default_net_is_slim(make: type[nn.Module], size: int, most: float) -> None:
+    net = make().eval()
     products = [0]
 
     def count(layer: nn.Module, _: Any, y: Tensor) -> None:
@@ -97,8 +96,8 @@ def test_the_default_net_is_slim() -> None:
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.register_forward_hook(count)
     with torch.no_grad():
-        net(torch.ones(1, 1, IMAGE_PX, IMAGE_PX))
-    assert products[0] < 60e6
+        net(torch.ones(1, 1, size, size))
+    assert products[0] < most
     assert sum(p.numel() for p in net.parameters()) < 10e6
 
 

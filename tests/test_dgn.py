@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -18,18 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Array = NDArray[Any]
 SOME = settings(max_examples=20, deadline=None)
 T = template()
 AREA = torch.tensor(T.area / T.area.mean(), dtype=torch.float32)
 seeds = st.integers(0, 2**31 - 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    """Numba's threads first, as its first launch sets those of torch too."""
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
 
 
 def random_pixels(seed: int = 0, batch: int = 2, pixels: int = 60, channels: int = 5) -> tuple[Tensor, Tensor, Tensor]:

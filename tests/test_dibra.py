@@ -19,15 +19,11 @@ from edge_hand.trainer.losses import Labels, metres
 from edge_hand.trainer.nets.dibra import DIBRA, IMAGE_PX, OUTPUTS, Criterion, Output, estimate
 from edge_hand.trainer.synth.samples import Generator
 from numpy.typing import NDArray
-from torch import Tensor, nn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Array = NDArray[Any]
 T = template()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def narrow_net(seed: int = 0) -> DIBRA:
@@ -94,23 +90,6 @@ def test_an_untrained_net_sees_the_template_as_it_was_scanned_in_an_empty_crop()
     scale = float(output.alpha.mean())
     rest = scale * (T.vertices_m - T.joints_m.mean(0)) + [0, 0, 1]
     np.testing.assert_allclose(vertices[0], rest, atol=0.01)
-
-
-def test_the_default_net_is_slim() -> None:
-    net = DIBRA().eval()
-    products = [0]
-
-    def count(layer: nn.Module, _: Any, y: Tensor) -> None:
-        assert isinstance(layer, (nn.Conv2d, nn.Linear))
-        products[0] += math.prod(y.shape) * math.prod(layer.weight.shape[1:])
-
-    for layer in net.modules():
-        if isinstance(layer, (nn.Conv2d, nn.Linear)):
-            layer.register_forward_hook(count)
-    with torch.no_grad():
-        net(torch.ones(1, 1, IMAGE_PX, IMAGE_PX))
-    assert products[0] < 80e6
-    assert sum(p.numel() for p in net.parameters()) < 10e6
 
 
 # --- estimate and losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,24 +68,28 @@ def test_clean_hands_are_easier_than_those_in_a_scene(result: dict[str, Any]) ->
     assert clean["joint_mm"]["mean"] < result["joint_mm"]["mean"]
 
 
-@pytest.mark.parametrize("net", ["dgn-nano", "deephps", "dibra"])
-def test_a_checkpoint_can_be_measured_before_it_is_exported(net: str, tmp_path: Path) -> None:
+def checkpoint_of(name: str, folder: Path) -> Path:
+    """A narrow net that has learned nothing."""
     torch = pytest.importorskip("torch")
-    from dataclasses import asdict
-
     from edge_hand.trainer.checkpoint import TrainConfig, build_net, save
 
     torch.manual_seed(0)
-    config = TrainConfig(net=net, width=16)
+    config = TrainConfig(net=name, width=16)
     weights = build_net(config).state_dict()
-    state = {"version": 2, "config": asdict(config), "seen": 0, "net": weights, "averaged": weights}
-    save(state, tmp_path / "last.pt")
-    result = evaluate("synthetic:val", Model(tmp_path / "last.pt", threads=0), 2)
-    assert result["n"] == 2 and result["joint_mm"]["mean"] > 5 and result["model"] == sha256(tmp_path / "last.pt")
+    path = folder / "last.pt"
+    save({"version": 2, "config": asdict(config), "seen": 0, "net": weights, "averaged": weights}, path)
+    return path
+
+
+@pytest.mark.parametrize("net", ["dgn-nano", "deephps", "dibra"])
+def test_a_checkpoint_can_be_measured_before_it_is_exported(net: str, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(net, tmp_path)
+    result = evaluate("synthetic:val", Model(checkpoint, threads=0), 2)
+    assert result["n"] == 2 and result["joint_mm"]["mean"] > 5 and result["model"] == sha256(checkpoint)
     assert (result["side_right"] is None) == (net != "dgn-nano")
-    (tmp_path / "last.pt").write_bytes(b"nothing")
+    checkpoint.write_bytes(b"nothing")
     with pytest.raises(EvaluateError, match=r"last\.pt: not an edge-hand checkpoint"):
-        evaluate("synthetic:val", Model(tmp_path / "last.pt"), 2)
+        evaluate("synthetic:val", Model(checkpoint), 2)
 
 
 def test_a_checkpoint_that_has_changed_is_measured_anew(tmp_path: Path) -> None:
@@ -106,17 +111,8 @@ def test_a_checkpoint_that_has_changed_is_measured_anew(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("net", ["deephps", "dibra"])
 def test_an_exported_net_of_parameters_is_posed_as_its_checkpoint_is(net: str, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
     onnx_export = pytest.importorskip("edge_hand.exporters.onnx")
-    from dataclasses import asdict
-
-    from edge_hand.trainer.checkpoint import TrainConfig, build_net, save
-
-    torch.manual_seed(0)
-    config = TrainConfig(net=net, width=16)
-    weights = build_net(config).state_dict()
-    checkpoint = tmp_path / "last.pt"
-    save({"version": 2, "config": asdict(config), "seen": 0, "net": weights, "averaged": weights}, checkpoint)
+    checkpoint = checkpoint_of(net, tmp_path)
     onnx_export.export(checkpoint, tmp_path / "net.onnx")
     results = [evaluate("synthetic:val", Model(path), 2) for path in (checkpoint, tmp_path / "net.onnx")]
     for key in ("joint_mm", "vertex_mm", "per_joint_mm"):

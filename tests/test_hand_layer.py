@@ -28,16 +28,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Array = NDArray[Any]
 SOME = settings(max_examples=10, deadline=None)
 T = template()
 LAYER = HandLayer(dtype=torch.float64)
 seeds = st.integers(0, 2**31 - 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def random_hand(rng: np.random.Generator, n: int = 3) -> tuple[Array, Array, Array]:

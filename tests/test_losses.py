@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -14,14 +13,9 @@ from edge_hand.trainer.nets.dgn import Criterion, DualGridNet, Output, estimate
 from edge_hand.trainer.nets.extension import GRID
 from edge_hand.trainer.synth.samples import Generator
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 T = template()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    """Numba's threads first, as its first launch sets those of torch too."""
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
 
 
 def narrow_net(seed: int = 0) -> DualGridNet:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -33,16 +32,12 @@ from edge_hand.trainer.synth.samples import CUBE_M, Generator
 from edge_hand.trainer.train import images, train
 from numpy.typing import NDArray
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Array = NDArray[Any]
 T = template()
 CAMERA = Intrinsics(320, 240, 300.0, 300.0, 159.5, 119.5)
 TINY = TrainConfig(width=8, samples=16, batch=8, warmup=8, coarse=0, left_share=0.2, bf16=False)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> None:
-    numba.set_num_threads(1)
-    torch.set_num_threads(1)
 
 
 def hands(n: int, seed: int = 0, scale: float = 1.0, left: bool = False) -> list[tuple[Array, Array]]:

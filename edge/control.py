@@ -30,7 +30,6 @@ import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from ..hand.whole import refusal
@@ -150,9 +149,7 @@ class ControlSocket:
         threading.Thread(target=self._serve, name="control", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._closed.set()
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)

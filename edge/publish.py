@@ -8,7 +8,6 @@ import os
 import socket
 import stat
 from pathlib import Path
-from types import TracebackType
 from urllib.parse import urlsplit
 
 import zmq
@@ -87,9 +86,7 @@ class Publisher:
         self.address = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)  # the port that `:*` became
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close(LINGER_MS)
 
     def wants(self, topic: str) -> bool:

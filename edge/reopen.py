@@ -17,7 +17,6 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -206,9 +205,7 @@ class LastingCamera:
     def __enter__(self) -> LastingCamera:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         camera, opening = self._camera, self._opening
         self._worker.leave(lambda: _close(camera or (opening.result(0) if opening else None)))
         self._worker.thread.join(1.0)  # a hung driver is left behind

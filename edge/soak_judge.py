@@ -8,7 +8,6 @@ import statistics
 import threading
 from collections import Counter
 from itertools import pairwise
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import zmq
@@ -70,9 +69,7 @@ class Listeners:
             thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:
             thread.join(5)

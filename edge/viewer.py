@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from types import TracebackType
 
 from ..hand.frames import DepthFrame
 from ..hand.wire import JointsMessage, decode
@@ -49,10 +48,8 @@ class Viewer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *how: object) -> None:
         self._over = True
         self._due.set()
         self._thread.join(timeout=1.0)
-        self._screen.__exit__(kind, error, trace)
+        self._screen.__exit__(*how)

@@ -12,7 +12,6 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import numpy as np
@@ -118,9 +117,7 @@ class Screen:
             self._write("\x1b[?1049h\x1b[?25l\x1b[2J")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.live:
             with suppress(OSError):  # the terminal was closed
                 self._write("\x1b[0m\x1b[?25h\x1b[?1049l")

@@ -8,7 +8,6 @@ import resource
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -46,9 +45,7 @@ class Usage:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._seconds = time.perf_counter() - self._begun
         self._cpu = time.process_time() - self._cpu
         self._switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - self._switches

@@ -12,7 +12,6 @@ import importlib
 import inspect
 import pkgutil
 from collections import deque
-from types import TracebackType
 from typing import Any, Protocol
 
 from ...hand.camera import Intrinsics
@@ -57,9 +56,7 @@ class Camera(Protocol):
         """
 
     def __enter__(self) -> Camera: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
 
 def camera_kinds() -> list[str]:

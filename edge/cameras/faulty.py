@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, NamedTuple
 
 from ...hand.camera import Intrinsics
@@ -193,7 +192,5 @@ class FaultyCamera:
     def __enter__(self) -> FaultyCamera:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._inner.__exit__(kind, error, trace)
+    def __exit__(self, *how: object) -> None:
+        self._inner.__exit__(*how)

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -169,9 +168,7 @@ class RealSenseCamera:
     def __enter__(self) -> RealSenseCamera:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _start_device(self, serial: str | None, mode: Mode, device: Any) -> Any:

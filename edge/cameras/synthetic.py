@@ -9,7 +9,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -154,9 +153,7 @@ class SyntheticCamera:
     def __enter__(self) -> SyntheticCamera:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -41,7 +41,7 @@ def adapt(
     edge-hand adapt --source a.mcap --source b.mcap --source c.mcap --rig rig.json
     """
     from ..calibration.rig import RigError
-    from ..exporters.onnx import ExportError
+    from ..exporters import ExportError
     from ..trainer.adapt import session
     from ..trainer.adapt.run import without_terms
     from ..trainer.checkpoint import TrainError

@@ -135,8 +135,9 @@ def export(
         return
     if checkpoint is None or out is None:
         raise click.UsageError("give --checkpoint RUN/last.pt --out FILE, or --model NAME")
-    from ..exporters.onnx import ExportError, read_metrics
+    from ..exporters import ExportError
     from ..exporters.onnx import export as write
+    from ..exporters.onnx import read_metrics
     from ..trainer.checkpoint import TrainError, save_weights
 
     try:
@@ -165,7 +166,7 @@ def _export_form(
         )
     if target == "onnxruntime" and (precision != "int8" or out is None):
         raise click.UsageError("--model: give --precision int8 --out FILE, or --target tensorrt")
-    from ..exporters.onnx import ExportError
+    from ..exporters import ExportError
     from ..exporters.onnxruntime import export_int8
     from ..exporters.tensorrt import export_tensorrt
 

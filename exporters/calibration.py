@@ -14,7 +14,7 @@ from ..edge.model_card import ModelCard
 from ..hand.crop import CROP_SIZE
 from ..trainer.synth.samples import Generator
 from ..trainer.tracked import tracked_crops
-from .quantize import QuantizeError
+from . import ExportError
 
 Image = NDArray[np.float32]
 CROPS, LEAST_CROPS = 256, 64
@@ -29,12 +29,12 @@ def rendered(kind: str = "full", image_px: int = CROP_SIZE) -> Iterator[Image]:
 
 def images_for(model: Path, card: ModelCard, recording: Path | None = None) -> Iterable[Any]:
     """For a float model: of the hands that it tracks in the recording, if there is one, else such as it was trained on.
-    Raises QuantizeError, CameraError, ModelError."""
+    Raises ExportError, CameraError, ModelError."""
     if recording is None:
         return rendered(card.training.get("kind", "full"), card.crop_size)
     crops = tracked_crops(recording, open_engine("onnxruntime", model), CROPS)
     if len(crops) < LEAST_CROPS:
-        raise QuantizeError(
+        raise ExportError(
             f"--calibration {recording}: it gives {len(crops)} crops of tracked hands; {LEAST_CROPS} are needed"
         )
     return crops

@@ -28,8 +28,9 @@ from ..hand.frames import HandRoi
 from ..trainer.checkpoint import TrainConfig, TrainError
 from ..trainer.synth.pictures import SHARD, Hands, depth_m, hands_of, open_shards
 from ..trainer.train_finder import load_finder, matches, score
-from .onnx import ExportError, commit, part_of, store_as_half, to_onnx
-from .quantize import QuantizeError, quantize_where
+from . import ExportError
+from .onnx import commit, part_of, store_as_half, to_onnx
+from .quantize import quantize_where
 
 Array = NDArray[Any]
 MEASURED, OTHERS = 1000, 500  # scenes of "val" for the metrics; those after them are for scales, scores and parity
@@ -198,7 +199,7 @@ def main(checkpoint: Path, cache: Path, out: Path, precision: str) -> None:
     torch.set_num_threads(1)
     try:
         card = export(checkpoint, out, cache, precision)
-    except (ExportError, QuantizeError, TrainError, OSError) as error:
+    except (ExportError, TrainError, OSError) as error:
         sys.exit(f"exporters.finder: {error}")
     click.echo(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {card.parity}\n{card.metrics}")
 

@@ -14,16 +14,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from . import FormError
+
 MOVERS = {"Relu", "MaxPool", "Resize", "Add"}  # 16-bit if all they read is
 LARGEST = 6.0e4  # of 65504
 
 
-class Fp16Error(Exception):
-    """A network that does not fit into 16 bits, in one line."""
-
-
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network with its trunk in 16-bit floats; inputs and outputs keep their types. Raises Fp16Error."""
+    """The network with its trunk in 16-bit floats; inputs and outputs keep their types. Raises FormError."""
     model = widen(model)
     graph = model.graph
     half_nodes = trunk(graph)
@@ -50,16 +48,16 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(node)
     for name, count in inside.items():
         if count < users[name]:
-            raise Fp16Error(f"{name} is used in 16 and in 32 bits")
+            raise FormError(f"{name} is used in 16 and in 32 bits")
         array = numpy_helper.to_array(stored[name])
         if np.abs(array).max(initial=0) > LARGEST:
-            raise Fp16Error(f"{name} has values up to {np.abs(array).max():.3g}, too large for 16 bits")
+            raise FormError(f"{name} has values up to {np.abs(array).max():.3g}, too large for 16 bits")
         stored[name].CopyFrom(numpy_helper.from_array(array.astype(np.float16), name))
     return finish(model, nodes)
 
 
 def check_range(model: onnx.ModelProto, images: Iterable[Any]) -> None:
-    """Raise Fp16Error if on one of these crops the network has larger numbers than its trunk could in 16 bits. Outputs
+    """Raise FormError if on one of these crops the network has larger numbers than its trunk could in 16 bits. Outputs
     do not show it: ONNX Runtime computes 16 bits wider than a GPU."""
     import onnxruntime as ort
 
@@ -78,7 +76,7 @@ def check_range(model: onnx.ModelProto, images: Iterable[Any]) -> None:
     for image in images:
         for name, array in zip(names, session.run(None, {"image": image}), strict=True):
             if not np.abs(array).max(initial=0) <= LARGEST:
-                raise Fp16Error(f"{name} comes to {np.abs(array).max():.3g} on a crop, too large for 16 bits")
+                raise FormError(f"{name} comes to {np.abs(array).max():.3g} on a crop, too large for 16 bits")
 
 
 def trunk(graph: onnx.GraphProto) -> set[int]:

@@ -29,16 +29,13 @@ from ..trainer.checkpoint import TrainConfig, load_net, prior, share_without, wi
 from ..trainer.losses import metres
 from ..trainer.nets import NETS, net_module, output_of
 from ..trainer.synth.samples import CUBE_M, Generator, Sample
+from . import ExportError
 from .calibration import rendered
-from .quantize import QuantizeError, quantize
+from .quantize import quantize
 
 OPSET = 17
 PROBES = 64  # crops of the validation stream
 LIMITS_MM = {"fp32": 0.05, "int8": 2.0}  # mean distance allowed between the vertices of the engine and of torch
-
-
-class ExportError(Exception):
-    """An export that was refused, in one line."""
 
 
 class Deployed(nn.Module):
@@ -71,10 +68,7 @@ def export(checkpoint: Path, out: Path, metrics: dict[str, Any] | None = None, p
     with part_of(out) as temporary:
         outputs = to_onnx(deployed, "image", image, module.OUTPUTS, temporary)
         if precision == "int8":
-            try:
-                quantize(temporary, temporary, rendered())
-            except QuantizeError as error:
-                raise ExportError(str(error)) from None
+            quantize(temporary, temporary, rendered())
         else:
             store_as_half(temporary)
         card = ModelCard(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..edge.model_card import ModelCard
+from . import ExportError
 from .calibration import images_for
-from .onnx import LIMITS_MM, ExportError
+from .onnx import LIMITS_MM
 from .parity import float_card, keep, probes_of
-from .quantize import QuantizeError, quantize
+from .quantize import quantize
 
 
 def export_int8(model: Path, out: Path, calibration: Path | None = None) -> ModelCard:
@@ -19,9 +20,6 @@ def export_int8(model: Path, out: Path, calibration: Path | None = None) -> Mode
         raise ExportError(f"--precision int8: 8 bits are for Dual Grid Nets; {model.name} can be had in fp32")
     if out.resolve() == model.resolve():
         raise ExportError(f"export {out}: it would take the place of the float model")
-    try:
-        images = images_for(model, card, calibration)
-        probes = probes_of(model, card)
-        return keep(out, lambda part: quantize(model, part, images), model, "int8", probes, LIMITS_MM["int8"])
-    except QuantizeError as error:
-        raise ExportError(str(error)) from None
+    images = images_for(model, card, calibration)
+    probes = probes_of(model, card)
+    return keep(out, lambda part: quantize(model, part, images), model, "int8", probes, LIMITS_MM["int8"])

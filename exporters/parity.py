@@ -19,7 +19,8 @@ from torch import Tensor
 from ..edge.engines import open_engine
 from ..edge.model_card import ModelCard, ModelError, load_card, sha256
 from ..trainer.synth.samples import Generator, Sample
-from .onnx import PROBES, ExportError, vertices_m
+from . import ExportError
+from .onnx import PROBES, vertices_m
 
 Run = Callable[[Any], list[Any]]
 

@@ -17,15 +17,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from . import FormError
 from .fp16 import finish, trunk, widen
 from .quantize import Inputs
 
 Image = NDArray[np.float32]
 Error = Callable[[onnx.ModelProto], float]
-
-
-class QdqError(Exception):
-    """A network that cannot be had in 8 bits, in one line."""
 
 
 def to_int8(
@@ -34,7 +31,7 @@ def to_int8(
     """The network with the trunk's convolutions in 8 bits. images (1, 1, S, S) set the scales.
 
     error tells how far a network is from this one; those convolutions that cost most are left in floats until it says
-    at most `most`. Raises QdqError.
+    at most `most`. Raises FormError.
     """
     model = widen(model)
     for i, node in enumerate(model.graph.node):
@@ -42,7 +39,7 @@ def to_int8(
     names = [model.graph.node[i].name for i in sorted(trunk(model.graph)) if model.graph.node[i].op_type == "Conv"]
     images = list(images)
     if not images:
-        raise QdqError("8 bits need crops to take the scales from, and there are none")
+        raise FormError("8 bits need crops to take the scales from, and there are none")
     made = _quantised(model, names, images)
     keep = names
     if error and error(made) > most:
@@ -51,7 +48,7 @@ def to_int8(
         while keep and error(only(made, set(keep))) > most:
             keep = keep[:-1]
     if not keep:
-        raise QdqError("it has no convolution that could be in 8 bits")
+        raise FormError("it has no convolution that could be in 8 bits")
     return only(made, set(keep))
 
 
@@ -108,4 +105,4 @@ def _check(model: onnx.ModelProto) -> None:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             zero = stored[node.input[2]]
             if zero.dtype != np.int8 or zero.any():
-                raise QdqError(f"{node.name}: its zero point is {zero.dtype} {zero.ravel()[:4]}, not int8 0")
+                raise FormError(f"{node.name}: its zero point is {zero.dtype} {zero.ravel()[:4]}, not int8 0")

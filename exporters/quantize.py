@@ -15,14 +15,12 @@ import onnx
 import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from . import ExportError
+
 QUANTIZED = {"Conv", "Relu", "MaxPool"}  # with additions and resizing too it was slower
 # Modules of `trainer/nets/dgn.py`. The mesh head counts most: in floats, 1.3 mm from torch where it was 1.9 (1,000 test
 # crops) in the same time. Calibration by percentile or entropy and on other numbers of crops changed 0.1 mm at most.
 FLOAT = ("image_stem.1", "image_head.1", "mesh_head")
-
-
-class QuantizeError(Exception):
-    """A network that cannot be had in 8 bits, in one line."""
 
 
 class Inputs(CalibrationDataReader):  # type: ignore[misc]
@@ -37,16 +35,16 @@ class Inputs(CalibrationDataReader):  # type: ignore[misc]
 
 
 def quantize(model: Path, out: Path, images: Iterable[Any]) -> None:
-    """Write the 8-bit form of a float Dual Grid Net; its scales come from the images. Raises QuantizeError."""
+    """Write the 8-bit form of a float Dual Grid Net; its scales come from the images. Raises ExportError."""
     quantize_where(model, out, "image", images, _is_quantized)
 
 
 def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wanted: Callable[[str], bool]) -> None:
     """Write a float model with those nodes in 8 bits whose kind is one of QUANTIZED and whose name is wanted; scales
-    come from what they give for the inputs, arrays for the model's input `name`. Raises QuantizeError."""
+    come from what they give for the inputs, arrays for the model's input `name`. Raises ExportError."""
     arrays = list(inputs)
     if not arrays:
-        raise QuantizeError(f"quantize {model}: 8 bits need crops to take the scales from, and there are none")
+        raise ExportError(f"quantize {model}: 8 bits need crops to take the scales from, and there are none")
     plain = out.with_name(out.stem + ".plain.onnx")
     logger = logging.getLogger()
     level = logger.level
@@ -59,7 +57,7 @@ def quantize_where(model: Path, out: Path, name: str, inputs: Iterable[Any], wan
         nodes = onnx.load(plain).graph.node
         names = [node.name for node in nodes if node.op_type in QUANTIZED and wanted(node.name)]
         if not names:  # which ONNX Runtime would take for all
-            raise QuantizeError(f"quantize {model}: none of its layers is one that 8 bits are for")
+            raise ExportError(f"quantize {model}: none of its layers is one that 8 bits are for")
         logger.setLevel(logging.ERROR)  # it advises what was done above
         quantize_static(
             plain, out, Inputs(name, arrays), quant_format=QuantFormat.QDQ, per_channel=True,

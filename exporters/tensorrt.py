@@ -13,12 +13,11 @@ import onnx
 
 from ..edge.engines.tensorrt import artefact
 from ..edge.model_card import ModelCard
+from . import ExportError, FormError
 from .calibration import images_for
-from .fp16 import Fp16Error, check_range, to_half
-from .onnx import ExportError
+from .fp16 import check_range, to_half
 from .parity import Probe, distance, float_card, keep, probes_of
-from .qdq import QdqError, to_int8
-from .quantize import QuantizeError
+from .qdq import to_int8
 
 SENSITIVE_PROBES = 12  # of the probes, when looking for convolutions that must stay in floats
 LIMITS_MM = {"fp16": 0.1, "int8": 1.0}  # mean distance allowed between the vertices of the two files
@@ -44,10 +43,8 @@ def export_tensorrt(model: Path, precision: str, folder: Path | None = None, cal
             made = to_half(proto)
         else:
             made = _to_int8(proto, card, probes, images_for(model, card, calibration))
-    except (Fp16Error, QdqError) as error:
+    except FormError as error:
         raise ExportError(f"export {out}: {error}") from None
-    except QuantizeError as error:
-        raise ExportError(str(error)) from None
     keep(out, lambda part: onnx.save(made, part), model, precision, probes, LIMITS_MM[precision])
     return out
 

@@ -17,9 +17,9 @@ from edge_hand.edge.engines import open_engine
 from edge_hand.edge.model_card import ModelCard, load_card, sha256
 from edge_hand.edge.reading import predict
 from edge_hand.edge.shell import CommandError
-from edge_hand.exporters import calibration
+from edge_hand.exporters import ExportError, calibration
 from edge_hand.exporters import onnx as exporter
-from edge_hand.exporters.onnx import LIMITS_MM, Deployed, ExportError, export
+from edge_hand.exporters.onnx import LIMITS_MM, Deployed, export
 from edge_hand.hand.frames import HandCrop
 from edge_hand.trainer.checkpoint import TrainConfig, TrainError, build_net, load_net
 from edge_hand.trainer.train import train

@@ -20,12 +20,12 @@ from edge_hand.edge.engines.tensorrt.plan import run_build
 from edge_hand.edge.engines.tensorrt.structure import structure
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
 from edge_hand.edge.probe import compare, crops
-from edge_hand.exporters import calibration, fp16, parity
+from edge_hand.exporters import ExportError, FormError, calibration, fp16, parity
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import tensorrt as target
-from edge_hand.exporters.fp16 import Fp16Error, check_range, to_half, trunk, widen
-from edge_hand.exporters.onnx import ExportError, export
-from edge_hand.exporters.qdq import QdqError, only, to_int8
+from edge_hand.exporters.fp16 import check_range, to_half, trunk, widen
+from edge_hand.exporters.onnx import export
+from edge_hand.exporters.qdq import only, to_int8
 from edge_hand.exporters.tensorrt import export_tensorrt
 from edge_hand.trainer.checkpoint import TrainConfig
 from edge_hand.trainer.train import train
@@ -97,7 +97,7 @@ def test_a_weight_that_16_bits_cannot_hold_is_refused() -> None:
     proto = widen(onnx.load(FLOAT))
     weight = next(t for t in proto.graph.initializer if t.name == "onnx::Conv_514")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1e7, weight.name))
-    with pytest.raises(Fp16Error, match=r"^onnx::Conv_514 has values up to .*, too large for 16 bits$"):
+    with pytest.raises(FormError, match=r"^onnx::Conv_514 has values up to .*, too large for 16 bits$"):
         to_half(proto)
 
 
@@ -122,9 +122,9 @@ def test_what_16_bits_cannot_hold_on_the_way_is_refused_though_no_output_shows_i
     image = np.ones((1, 1, 4, 4), np.float32)
     large = chain(1, 512, 512, 2**-10, 1)
     assert float(run(to_half(large), image)[0].max()) == 256, "a GPU would say infinity"
-    with pytest.raises(Fp16Error, match=r"^c2 comes to 2\.62e\+05 on a crop, too large for 16 bits$"):
+    with pytest.raises(FormError, match=r"^c2 comes to 2\.62e\+05 on a crop, too large for 16 bits$"):
         check_range(large, [image])
-    with pytest.raises(Fp16Error, match=r"^r0 comes to 7e\+04 on a crop, "):  # of 32 bits, but read by 16
+    with pytest.raises(FormError, match=r"^r0 comes to 7e\+04 on a crop, "):  # of 32 bits, but read by 16
         check_range(chain(7e4, 2**-10, 1), [image])
     check_range(chain(1, 512, 2**-10, 512, 7e4), [image])
     check_range(chain(1), [image])
@@ -179,12 +179,12 @@ def test_what_costs_most_in_8_bits_stays_in_floats(int8: onnx.ModelProto) -> Non
     kinds = Counter(node.op_type for node in chosen.graph.node)
     assert error(chosen) <= most and 20 < kinds["QuantizeLinear"] < 56
     assert error(only(int8, set())) < 1e-3  # nothing is left behind of what is taken out
-    with pytest.raises(QdqError, match=r"^it has no convolution that could be in 8 bits$"):
+    with pytest.raises(FormError, match=r"^it has no convolution that could be in 8 bits$"):
         to_int8(onnx.load(FLOAT), crops(64)[:1], lambda model: 1.0, 0.5)
 
 
 def test_8_bits_without_crops_to_measure_are_refused() -> None:
-    with pytest.raises(QdqError, match=r"^8 bits need crops to take the scales from, and there are none$"):
+    with pytest.raises(FormError, match=r"^8 bits need crops to take the scales from, and there are none$"):
         to_int8(onnx.load(FLOAT), [])
 
 

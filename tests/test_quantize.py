@@ -20,9 +20,9 @@ from edge_hand.edge.engines.tensorrt import artefact
 from edge_hand.edge.model_card import MODELS, load_card
 from edge_hand.edge.probe import compare, crops
 from edge_hand.edge.recording import Recording, RecordingWriter
-from edge_hand.exporters import calibration, parity, tensorrt
+from edge_hand.exporters import ExportError, calibration, parity, tensorrt
 from edge_hand.exporters.onnx import LIMITS_MM
-from edge_hand.exporters.quantize import QuantizeError, quantize_where
+from edge_hand.exporters.quantize import quantize_where
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.trainer.tracked import tracked_crops
 
@@ -129,7 +129,7 @@ def test_what_no_other_form_can_be_made_of_is_said(words: str, why: str) -> None
 
 def test_8_bits_without_calibration_data_are_one_line(tmp_path: Path) -> None:
     model = MODELS / "dgn-nano.onnx"
-    with pytest.raises(QuantizeError) as caught:
+    with pytest.raises(ExportError) as caught:
         quantize_where(model, tmp_path / "out.onnx", "image", [], lambda name: True)
     assert str(caught.value) == f"quantize {model}: 8 bits need crops to take the scales from, and there are none"
     assert list(tmp_path.iterdir()) == []
@@ -137,7 +137,7 @@ def test_8_bits_without_calibration_data_are_one_line(tmp_path: Path) -> None:
 
 def test_a_network_without_a_layer_for_8_bits_is_one_line_and_not_in_8_bits_all_over(tmp_path: Path) -> None:
     model = MODELS / "dgn-nano.onnx"
-    with pytest.raises(QuantizeError) as caught:
+    with pytest.raises(ExportError) as caught:
         quantize_where(model, tmp_path / "out.onnx", "image", crops(64)[:1], lambda name: False)
     assert str(caught.value) == f"quantize {model}: none of its layers is one that 8 bits are for"
     assert list(tmp_path.iterdir()) == []

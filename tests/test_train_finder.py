@@ -12,8 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from edge_hand.edge.finder import CUBE_M, PICTURE, THRESHOLD, Maps, network_input, open_finder, proposals
+from edge_hand.exporters import ExportError
 from edge_hand.exporters import finder as exporter
-from edge_hand.exporters.onnx import ExportError
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.trainer import train_finder

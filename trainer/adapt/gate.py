@@ -187,7 +187,8 @@ def accept(
     `judge`'s. The card takes over how far the old network's confidence could be believed. Raises ExportError,
     TrainError, ModelError, StoreError.
     """
-    from ...exporters.onnx import ExportError, export
+    from ...exporters import ExportError
+    from ...exporters.onnx import export
     from ...exporters.tensorrt import export_tensorrt
 
     store = store or default_store()

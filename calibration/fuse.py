@@ -29,8 +29,8 @@ from .rig import Rig, RigCamera
 from .sight import Sighting, joints_of
 
 Array = NDArray[Any]
-NEAR_M = 0.12  # a sighting as near as this to where a hand should be is that hand
-SAME_M = 0.05  # two hands nearer than this are one, unless a camera sees both
+NEAR_M = 0.12  # a sighting of its side as near as this to where a hand should be is that hand
+SAME_M = 0.05  # one of the other side too; two hands nearer than this are one, unless a camera sees both
 GAIN_S = 0.06  # in which a camera that joins gains its weight
 FADE_S = 0.18  # in which the step is faded out that a lost camera leaves
 FORESEEN_M = 0.02  # how far off a hand may be from where it should be
@@ -125,13 +125,13 @@ class Fuser:
         pairs = [(_distance(hand.foreseen_m(t_ns), s), hand, s) for hand in self.hands for s in seen]
         for distance, hand, s in sorted(pairs, key=lambda pair: pair[0]):
             taken = any(other.sighting.camera == s.sighting.camera for other in its[hand])
-            if distance < NEAR_M and not taken and any(s is one for one in left):
+            if distance < _reach_m(hand.is_left, s) and not taken and any(s is one for one in left):
                 its[hand].append(s)
                 left = [one for one in left if one is not s]
         for s in sorted(left, key=lambda s: -s.sighting.score):
             camera = s.sighting.camera
             new = [h for h in its if h not in self.hands and all(o.sighting.camera != camera for o in its[h])]
-            near = [h for h in new if _distance(h.centre_m, s) < NEAR_M]
+            near = [h for h in new if _distance(h.centre_m, s) < _reach_m(its[h][0].sighting.is_left, s)]
             if near:
                 its[near[0]].append(s)
             elif s.sighting.tracked:
@@ -336,6 +336,11 @@ def sigma_m(sighting: Sighting, camera: RigCamera, joints_m: Array) -> Array:
 def _in_mirror(guess: Guess) -> Guess:
     """Its depth points and camera, for the hand of the other side."""
     return guess._replace(points_m=guess.points_m * MIRROR, eye_m=guess.eye_m * MIRROR)
+
+
+def _reach_m(is_left: bool, s: Seen) -> float:
+    """How far from a hand a sighting of it may be: one of the other side is a hand beside it, or in its very place."""
+    return NEAR_M if s.sighting.is_left == is_left else SAME_M
 
 
 def _distance(centre_m: Array, s: Seen) -> float:

@@ -7,6 +7,7 @@ import pytest
 from edge_hand.calibration.fuse import Fuser
 from edge_hand.calibration.rig import Rig
 from edge_hand.calibration.sight import BRIDGE_NS, CARRY_NS, View
+from edge_hand.hand.crop import MIRROR
 from test_fuse import SECOND, a_rig, told
 
 FRAME_NS = 1e9 / 60  # of `told`
@@ -68,3 +69,20 @@ def test_two_hands_that_touch_before_a_camera_stay_two() -> None:
             assert sorted(hand.pose.side for hand in hands) == ["left", "right"], (i, apart)
             ids |= {(hand.id, hand.pose.side) for hand in hands}
     assert len(ids) == 2
+
+
+@pytest.mark.parametrize("later", [0, 5])  # frames after which the second hand comes
+def test_two_hands_side_by_side_that_no_camera_sees_both_of_stay_two_where_they_are(later: int) -> None:
+    rig, fuser, apart = a_rig(2), Fuser(a_rig(2)), np.array([0.08, 0, 0])
+    views = [View(k, camera) for k, camera in enumerate(rig.cameras)]
+    for i in range(12):
+        right, left = (told(a_rig(1), 0, i, is_left=side).hands[0].joints_m.mean(0) for side in (False, True))
+        views[0].take(told(rig, 0, i))
+        if i >= later:
+            views[1].take(told(rig, 1, i, is_left=True, away_m=(right + apart - left) * MIRROR))
+        t_ns = SECOND + round(i * FRAME_NS)
+        hands = fuser.step(t_ns, [s for view in views for s in view.at(t_ns)])
+        if i > later:  # one camera alone must see a hand twice
+            at = {hand.pose.side: hand.pose.joints_m.mean(0) - right for hand in hands}
+            assert sorted(at) == ["left", "right"] and {hand.id for hand in hands} == {1, 2}, i
+            np.testing.assert_allclose([at["right"], at["left"]], [np.zeros(3), apart], atol=0.01)

@@ -33,6 +33,7 @@ class Views:
         self._seq: dict[str, int] = {}
         self._new: dict[str, int] = {}  # when the first message came that is not in a step yet
         self._last_ns: int | None = None
+        self._uneven_ns: int | None = None  # when there last was a step without a new frame of every live camera
 
     def take(self, message: Message, now_ns: int) -> None:
         """Add a message; those that are neither joints nor clouds are passed over, and all of a camera that is unfit,
@@ -91,7 +92,8 @@ class Views:
 
     def due(self, now_ns: int) -> int | None:
         """The moment, ns of the reference clock, to step to now: the mean of the newest frames, once every live camera
-        has a new one or the first new one has waited long enough; None if it is not time yet."""
+        has a new one or the first new one has waited long enough; None if it is not time yet. The newest one's
+        where a slow camera would draw the mean back behind the steps of a fast one."""
         if not self._new:
             return None
         live = self.live(now_ns)
@@ -99,8 +101,13 @@ class Views:
         if not complete and now_ns - min(self._new.values()) < self.wait_ns:
             return None
         new, self._new = self._new, {}
+        if any(s not in new for s in live):
+            self._uneven_ns = now_ns
         newest = [t for s in new if (t := self.views[s].newest_ns) is not None]
         t_ns = sum(newest) // len(newest)
+        uneven = self._uneven_ns is not None and now_ns - self._uneven_ns < LIVE_NS
+        if uneven and self._last_ns is not None and t_ns <= self._last_ns:
+            t_ns = max(newest)
         if self._last_ns is not None and t_ns <= self._last_ns and self._last_ns - t_ns < LIVE_NS:
             self.late += len(new)
             return None

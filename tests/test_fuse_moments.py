@@ -7,6 +7,7 @@ import pytest
 from edge_hand.calibration.fuse import Fuser
 from edge_hand.calibration.rig import Rig
 from edge_hand.calibration.sight import BRIDGE_NS, CARRY_NS, View
+from edge_hand.calibration.views import Views
 from edge_hand.hand.crop import MIRROR
 from test_fuse import SECOND, a_rig, told
 
@@ -86,3 +87,19 @@ def test_two_hands_side_by_side_that_no_camera_sees_both_of_stay_two_where_they_
             at = {hand.pose.side: hand.pose.joints_m.mean(0) - right for hand in hands}
             assert sorted(at) == ["left", "right"] and {hand.id for hand in hands} == {1, 2}, i
             np.testing.assert_allclose([at["right"], at["left"]], [np.zeros(3), apart], atol=0.01)
+
+
+@pytest.mark.parametrize(("apart", "later"), [(3, 2.5), (2, 2.0), (1, 3.0)])  # frames of 60 Hz
+def test_a_camera_with_fewer_and_later_frames_draws_no_step_back(apart: int, later: float) -> None:
+    rig, behind = a_rig(2), list[float]()  # the steps' moments behind camera 0's newest frame, in frames
+    views = Views(rig)
+    frames = sorted([(i, 0, i) for i in range(60)] + [(i + later, 1, i) for i in range(0, 60, apart)])
+    for now_ns in range(0, SECOND, 4_000_000):
+        while frames and frames[0][0] * FRAME_NS <= now_ns:
+            _, k, i = frames.pop(0)
+            views.take(told(rig, k, i), now_ns)
+        t_ns, newest_ns = views.due(now_ns), views.views["cam0"].newest_ns
+        if t_ns is not None and newest_ns is not None:
+            behind.append((newest_ns - t_ns) / FRAME_NS)
+    assert views.late <= 2 and len(behind) > 55, "it costs the first two moments at most"
+    assert apart > 1 or behind[-1] == pytest.approx(1.5, abs=0.01), "both have as many: the mean of their times"

@@ -84,7 +84,7 @@ class FuseLoop:
 
     def _heartbeat(self, state: StatusState, now_ns: int) -> None:
         views = self.views
-        cameras = views.silent(now_ns), views.unknown, views.unfit.values(), self.trouble
+        cameras = views.silent(now_ns), views.unknown, views.unfit.values(), views.astray, self.trouble
         told = state, [frozenset(some) for some in cameras]
         new = told != self._told
         if new and (self._told is None or told[1] != self._told[1]):

@@ -10,6 +10,7 @@ from .rig import Rig, RigError
 from .sight import SAME_HOST_NS, Clock, Sighting, View
 
 LIVE_NS = 300_000_000  # a camera without a message for so long is silent
+ASTRAY_NS = 200_000_000  # a clock that is as far from the others' is wrong
 WAIT_NS = 12_000_000  # after the first new frame, for the others and for the depth points
 
 
@@ -17,7 +18,7 @@ class Views:
     """`take` each message as it comes, then ask whether a step is `due`. now_ns is this host's CLOCK_MONOTONIC.
 
     Cameras of one host are compared by its monotonic clock. Where hosts differ, the stamps of their wall clocks are
-    taken, which NTP or PTP must hold together.
+    taken, which NTP or PTP must hold together; a camera whose clock is far from most others' is left out.
     """
 
     def __init__(self, rig: Rig, wait_ns: int = WAIT_NS) -> None:
@@ -26,6 +27,7 @@ class Views:
         self.clock: Clock = "monotonic"
         self.unknown: set[str] = set()  # cameras that the rig does not know
         self.unfit: dict[str, str] = {}  # those that run other than the rig has them, and how
+        self.astray: dict[str, float] = {}  # whose clock is not the others', and by how many seconds it is ahead
         self.late = 0  # frames that came after the step of their moment
         self._boot: dict[str, int] = {}
         self._came: dict[str, int] = {}  # when the last joints message of a camera came
@@ -81,13 +83,16 @@ class Views:
     def words(self, now_ns: int) -> str:
         """Which cameras are there, which are not, and which the rig does not know, in one line."""
         silent = self.silent(now_ns)
-        text = f"{len(self.views) - len(silent)} of {len(self.views)} cameras"
+        text = f"{len(self.views.keys() - silent.keys() - self.astray.keys())} of {len(self.views)} cameras"
         gone = [
             f"{s} not heard yet" if ago is None else f"{s} silent for {ago:.1f} s"
             for s, ago in silent.items()
             if s not in self.unfit
         ]
         text += ": " * bool(gone) + ", ".join(gone) + "".join(f"; {why}" for why in self.unfit.values())
+        for s, ahead_s in self.astray.items():
+            which = "ahead of" if ahead_s > 0 else "behind"
+            text += f"; {s}'s clock is {abs(ahead_s):.1f} s {which} the others': NTP? or calibrate again"
         return text + (f"; not in the rig file: {', '.join(sorted(self.unknown))}" if self.unknown else "")
 
     def due(self, now_ns: int) -> int | None:
@@ -103,7 +108,10 @@ class Views:
         new, self._new = self._new, {}
         if any(s not in new for s in live):
             self._uneven_ns = now_ns
-        newest = [t for s in new if (t := self.views[s].newest_ns) is not None]
+        self.astray = self._astray({*live, *new})
+        newest = [t for s in new if s not in self.astray and (t := self.views[s].newest_ns) is not None]
+        if not newest:
+            return None
         t_ns = sum(newest) // len(newest)
         uneven = self._uneven_ns is not None and now_ns - self._uneven_ns < LIVE_NS
         if uneven and self._last_ns is not None and t_ns <= self._last_ns:
@@ -116,7 +124,7 @@ class Views:
 
     def at(self, t_ns: int) -> list[Sighting]:
         """What all cameras say of a moment."""
-        return [sighting for view in self.views.values() for sighting in view.at(t_ns)]
+        return [sighting for s, view in self.views.items() if s not in self.astray for sighting in view.at(t_ns)]
 
     def _check(self, serial: str, intrinsics: Intrinsics) -> None:
         """Leave a camera out, and what it has said, for as long as it runs other than the rig has it."""
@@ -128,6 +136,13 @@ class Views:
             self.views[serial] = View(self.views[serial].index, self.views[serial].camera, self.clock)
             for said in (self._came, self._clouded, self._seq, self._new):
                 said.pop(serial, None)
+
+    def _astray(self, heard: set[str]) -> dict[str, float]:
+        """The cameras whose newest stamp, seen from when it came here, is far from the middle one's."""
+        newest = {s: view.newest_ns for s, view in self.views.items() if s in heard}
+        ahead = {s: t - self._came[s] for s, t in newest.items() if t is not None}
+        middle = sorted(ahead.values())[(len(ahead) - 1) // 2]
+        return {s: (ns - middle) * 1e-9 for s, ns in ahead.items() if abs(ns - middle) > ASTRAY_NS}
 
     def _has_cloud(self, serial: str) -> bool:
         """Whether the depth points of the newest frame are there, of a camera that sends any."""

@@ -54,7 +54,7 @@ def watch(
             now_ns = time.monotonic_ns()
             if time.monotonic() - asked > SAY_S:
                 asked, trouble = time.monotonic(), listener.trouble()
-                if views.unknown or trouble or views.silent(now_ns):
+                if views.unknown or trouble or views.astray or views.silent(now_ns):
                     wrong = [f"{address}: {why}" for address, why in trouble.items()]
                     hint = [] if views.live(now_ns) or views.unknown or trouble else ["is `edge-hand run` running?"]
                     click.echo("; ".join([views.words(now_ns), *wrong, *hint]), err=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import msgpack
@@ -115,6 +116,20 @@ def test_a_daemon_at_another_size_is_told_of_even_before_its_joints_were_heard()
         "1 of 2 cameras: cam1 not heard yet",
         "1 of 2 cameras; rig cell: camera cam1 was calibrated at 424x240, it runs at 848x480",
     ]
+
+
+def test_a_host_whose_wall_clock_is_wrong_is_told_of_once_and_does_not_end_the_fusion():
+    rig, said = a_rig(), []
+    with Publisher("tcp://127.0.0.1:*") as publisher:
+        loop = FuseLoop(rig, publisher, say=said.append)
+        for seq in range(6):
+            came_ns, other = heard(rig, 1, seq)
+            assert isinstance(other, JointsMessage)
+            ahead = replace(other, t_capture_ns=other.t_capture_ns + 10**9, t_capture_unix_ns=time.time_ns() + 10**9)
+            loop.handle([heard(rig, 0, seq), Heard(came_ns, ahead)], time.monotonic_ns())
+            time.sleep(0.005)
+    assert loop.totals.tracked > 2
+    assert said == ["1 of 2 cameras; cam1's clock is 1.0 s ahead of the others': NTP? or calibrate again"]
 
 
 def test_a_listener_hears_several_daemons():

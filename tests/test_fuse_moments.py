@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from edge_hand.calibration.fuse import Fuser
@@ -103,3 +105,22 @@ def test_a_camera_with_fewer_and_later_frames_draws_no_step_back(apart: int, lat
             behind.append((newest_ns - t_ns) / FRAME_NS)
     assert views.late <= 2 and len(behind) > 55, "it costs the first two moments at most"
     assert apart > 1 or behind[-1] == pytest.approx(1.5, abs=0.01), "both have as many: the mean of their times"
+
+
+def test_a_host_with_a_wrong_wall_clock_is_left_out_and_told_of_until_it_is_right() -> None:
+    rig = a_rig(3)
+    views, seen, told_of = Views(rig), list[set[int]](), list[str]()
+    for i in range(40):  # set right at 20
+        ahead_ns = -SECOND // 2 if i < 20 else 0
+        for k in range(3):
+            m = told(rig, k, i)
+            if k == 2:
+                wall_ns = m.t_capture_unix_ns + ahead_ns
+                m = replace(m, t_capture_ns=m.t_capture_ns + 77 * SECOND, t_capture_unix_ns=wall_ns)
+            views.take(m, round(i * FRAME_NS))
+        t_ns = views.due(round(i * FRAME_NS))
+        seen.append(set() if t_ns is None else {sighting.camera for sighting in views.at(t_ns)})
+        told_of.append(views.words(round(i * FRAME_NS)))
+    assert seen[2:19] == [{0, 1}] * 17
+    assert told_of[10] == "2 of 3 cameras; cam2's clock is 0.5 s behind the others': NTP? or calibrate again"
+    assert seen[22:] == [{0, 1, 2}] * 18 and told_of[-1] == "3 of 3 cameras"

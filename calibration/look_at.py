@@ -12,6 +12,7 @@ from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTime
 from ..edge.clock import HOST, Clock
 from ..edge.engines import open_engine
 from ..edge.librealsense import LIBREALSENSE
+from ..edge.recording import Recording
 from .gather import Looker
 from .observe import Sight, different
 from .sight import clock_offsets_ns
@@ -44,9 +45,10 @@ def look_at(
     """Track all sources, a frame of each in turn: recordings up to so many seconds, cameras until watch says
     enough, or until Ctrl-C.
 
-    Recordings of several hosts are compared by their wall clocks, as `fuse` compares the hosts' daemons.
-    watch is called about twice a second of the frames' own time; say hears which engine it is. Raises CameraError for a
-    camera that gives no frames.
+    Recordings of several hosts are compared by their wall clocks, as `fuse` compares the hosts' daemons; of those that
+    are longer, the seconds count from when all had begun. watch is called about twice a second of the frames' own time;
+    say hears which engine it is, and of what recordings not all is looked at. Raises CameraError for a camera that
+    gives no frames.
     """
     engine = open_engine(say=say)  # where it is a plan to build, minutes before a camera is open
     with ExitStack() as stack:
@@ -57,8 +59,10 @@ def look_at(
             live = live or is_live
         different([camera.name for camera in cameras])
         lookers = [Looker(engine) for _ in cameras]
+        offsets_ns = clock_offsets_ns([_wall_offset_ns(camera) for camera in cameras])
+        begins_ns = _begins_ns(sources, offsets_ns, seconds, say)
         try:
-            _look(cameras, lookers, seconds, watch, live)
+            _look(cameras, lookers, offsets_ns, begins_ns, seconds, watch, live)
         except KeyboardInterrupt:  # of cameras this is what there is
             if not live:
                 raise
@@ -68,12 +72,13 @@ def look_at(
 def _look(
     cameras: Sequence[Camera],
     lookers: Sequence[Looker],
+    offsets_ns: Sequence[int],
+    begins_ns: Sequence[int],
     seconds: float,
     watch: Callable[[list[Sight]], bool],
     live: bool,
 ) -> None:
-    """A frame of each camera in turn, until all end or watch says enough of live ones."""
-    offsets_ns = clock_offsets_ns([_wall_offset_ns(camera) for camera in cameras])
+    """A frame of each camera in turn, from when it begins until all end or watch says enough of live ones."""
     running, shown_s = list(range(len(cameras))), 0.0
     silent: dict[int, float] = {}  # since when a camera gives no frame
     while running:
@@ -89,6 +94,8 @@ def _look(
                 raise CameraError(f"no frame that can be used for {SILENCE_S:g} s: {error}") from None
             continue
         silent.pop(n, None)
+        if frame.t_ns + offsets_ns[n] < begins_ns[n]:
+            continue
         lookers[n].look(replace(frame, t_ns=frame.t_ns + offsets_ns[n]))
         if _elapsed_s(lookers[n]) > seconds:
             running.remove(n)
@@ -98,6 +105,30 @@ def _look(
             enough = watch([looker.collected.sight() for looker in lookers])
             if enough and live:
                 break
+
+
+def _begins_ns(
+    sources: Sequence[str], offsets_ns: Sequence[int], seconds: float, say: Callable[[str], None] | None
+) -> list[int]:
+    """When to begin with each source: with a recording that is longer than so many seconds when all have begun, or as
+    late as leaves so many of it; 0 with others, and with recordings that end before another begins."""
+    begins_ns, spans = [0] * len(sources), dict[int, tuple[int, int]]()
+    for n, (text, offset_ns) in enumerate(zip(sources, offsets_ns, strict=True)):
+        if Path(text).is_file():
+            with Recording(Path(text)) as recording:
+                first_ns, last_ns = recording.span_ns
+            spans[n] = first_ns + offset_ns, last_ns + offset_ns
+    for n, (first_ns, last_ns) in spans.items():
+        if last_ns - first_ns < (seconds + 0.5) * 1e9:  # half a second more is nobody's loss
+            continue
+        all_ns = max(first for first, _ in spans.values())
+        if all_ns < last_ns:
+            begins_ns[n] = max(first_ns, min(all_ns, last_ns - round(seconds * 1e9)))
+        if say:
+            after_s = max(begins_ns[n] - first_ns, 0) * 1e-9
+            whole_s = (last_ns - first_ns) * 1e-9
+            say(f"{sources[n]}: {seconds:g} of its {whole_s:.1f} s, from {after_s:.1f} s on; --seconds looks at more")
+    return begins_ns
 
 
 def _wall_offset_ns(camera: Camera) -> int:

@@ -180,9 +180,9 @@ class RecordingWriter:
 class Recording:
     """A recording opened for reading: `len` frames, iterated as they were recorded.
 
-    camera is the recorded camera's name, fps its rate in Hz, whatever the gaps: that of the median step. Times are the
-    recording host's clock, to which wall_offset_ns is to be added for wall-clock time. whole is False if the file was
-    cut; then it holds what came before. Opening and reading raise RecordingError.
+    camera is the recorded camera's name, fps its rate in Hz, whatever the gaps: that of the median step; span_ns are
+    the first and the last frame's times. Times are the recording host's clock, to which wall_offset_ns is to be added
+    for wall-clock time. whole is False if the file was cut; then it holds what came before. All raise RecordingError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -226,7 +226,7 @@ class Recording:
         self._topic = f"depth.{self.camera}"
         ours = {number for number, channel in self._contents.channels.items() if channel.topic == self._topic}
         times = [at for chunk in self._contents.chunks for n, some in chunk.times.items() if n in ours for at in some]
-        self._frames = len(times)
+        self._frames, self.span_ns = len(times), (min(times, default=0), max(times, default=0))
         steps_ns = [b - a for a, b in pairwise(times) if b > a]
         self.fps = min(max(1e9 / median(steps_ns), 0.1), 1000.0) if steps_ns else 30.0
         first = next(self.stored(), None)

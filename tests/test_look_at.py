@@ -45,6 +45,27 @@ def test_recordings_of_two_hosts_are_compared_by_their_wall_clocks(tmp_path: Pat
     )
 
 
+def test_of_long_recordings_that_began_apart_the_same_seconds_are_looked_at_and_it_is_said(tmp_path: Path) -> None:
+    for name, first_s, frames in (("a", 100, 92), ("b", 102, 92), ("short", 101, 20), ("before", 10, 92)):
+        recorded(tmp_path / f"{name}.mcap", name, 0, first_s * 10**9, frames)  # of 3 s, but for the short one
+    said: list[str] = []
+
+    def looked(*names: str) -> list[float]:
+        said.clear()
+        paths = [str(tmp_path / f"{name}.mcap") for name in names]
+        sights = look_at.look_at(paths, 0.5, lambda _: False, say=said.append)
+        return [float(t) for sight in sights for t in (sight.times_s[0], sight.times_s[-1])]
+
+    assert looked("a", "b") == pytest.approx([102.0, 102.5, 102.0, 102.5], abs=0.07, rel=0)
+    assert said[-2:] == [
+        f"{tmp_path}/{name}.mcap: 0.5 of its 3.0 s, from {after} s on; --seconds looks at more"
+        for name, after in (("a", "2.0"), ("b", "0.0"))
+    ]
+    seen = looked("a", "short", "before")
+    assert seen == pytest.approx([101.0, 101.5, 101.0, 101.5, 10.0, 10.5], abs=0.07, rel=0)
+    assert [line for line in said if "short" in line] == []
+
+
 def test_a_camera_that_falls_silent_ends_the_gathering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(look_at, "SILENCE_S", 1.5)
     sources = ("synthetic:1", "faulty:synthetic:2?stall@0.5+8")

@@ -37,6 +37,7 @@ ENOUGH_SHARED = 12  # moments of the board that a pair of cameras should share
 DEFAULT = Options()
 BLOCK = 4  # moments, about, that stay together when a recording is halved
 LIMIT_SIGMA_MM, LIMIT_HALVES_DEG, LIMIT_HALVES_MM, LIMIT_RMS_PX = 2.0, 0.4, 7.0, 1.0
+CLOCK_SIGMA_S = 0.01  # of a live camera's clock that nobody measured
 LIMIT_SQUARE = 0.005  # relative error of the board's size against depth
 
 
@@ -139,10 +140,12 @@ def calibrate(
     *,
     volume: Volume = WORKING_VOLUME,
     square: float | None = None,
+    of_host: bool = True,
 ) -> BoardResult:
     """A rig from views of the board. Raises BundleError if the views do not join the cameras.
 
-    square is the board's size as depth measured it over the size it should have (`square.board_scale`).
+    square is the board's size as depth measured it over the size it should have (`square.board_scale`). Without of_host
+    the time offsets are those of files, which live cameras do not have: they are solved for, and not in the rig.
     """
     if len(cameras) < 2:
         raise BundleError("a rig needs two cameras or more")
@@ -160,7 +163,7 @@ def calibrate(
     except BundleError:
         halves = None
         warnings.append(NO_HALVES)
-    rig = _rig(name, cameras, solution, halves, volume, square, warnings, options, corners_m)
+    rig = _rig(name, cameras, solution, halves, volume, square, warnings, options, corners_m, of_host)
     return BoardResult(rig, solution, plain, halves, square)
 
 
@@ -174,6 +177,7 @@ def _rig(
     warnings: list[str],
     options: Options,
     corners_m: Array,
+    of_host: bool,
 ) -> Rig:
     scene = solution.scene
     entries, sigmas = [], {}
@@ -182,7 +186,9 @@ def _rig(
         covariance = (covariance + covariance.T) / 2
         if i:
             sigmas[camera.serial] = volume_sigma_mm(covariance, volume)
-        time = TimeOffset(float(scene.offsets_s[i]), solution.offset_sigma_s(i), 0.0)
+        time = TimeOffset(0.0, CLOCK_SIGMA_S if i else 0.0)
+        if options.offsets and of_host:
+            time = TimeOffset(float(scene.offsets_s[i]), solution.offset_sigma_s(i), 0.0)
         T = inverse(scene.T_camera_ref[i]) if i else np.eye(4)
         own = camera.intrinsics if options.intrinsics else None
         entries.append(

@@ -101,6 +101,7 @@ def board(
         result = solve(
             out.stem, cameras, views_to_solve(found), corners,
             Options(offsets=offsets, intrinsics=intrinsics), square=square,
+            of_host=all(source.of_host for source in opened),
         )  # fmt: skip
         save_rig(result.rig, out)
         if picture is not None:
@@ -144,6 +145,10 @@ def report(result: BoardResult) -> Sequence[str]:
             f"{camera.serial}: at {x:+.3f} {y:+.3f} {z:+.3f} m, sigma {sigma_mm:.2f} mm "
             f"in the volume, clock {1e3 * camera.time.offset_s:+.1f} +- {1e3 * camera.time.sigma_s:.1f} ms"
         )
+    others = zip(rig.cameras, solution.scene.offsets_s, strict=True)
+    own = [f"{camera.serial} {1e3 * s:+.1f} ms" for camera, s in others if s != camera.time.offset_s]
+    if own:
+        lines.append(f"clocks of the files, which live cameras do not have and the rig leaves out: {', '.join(own)}")
     fit = f"corners fit to {solution.rms_px:.2f} px (median {solution.median_px:.2f})"
     if result.without_offsets is not None:
         fit += f", {result.without_offsets.rms_px:.2f} without time offsets"

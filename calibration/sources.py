@@ -59,6 +59,11 @@ class Source(Protocol):
     def fps(self) -> float: ...
     @property
     def live(self) -> bool: ...
+    @property
+    def of_host(self) -> bool:
+        """Whether its times are its host's clock, as a daemon's are."""
+        ...
+
     def pictures(self) -> Iterator[Picture]: ...
 
 
@@ -75,7 +80,8 @@ def open_source(text: str, mode: str | None = None) -> Source:
     if path.is_file() and path.suffix.lower() in VIDEOS:
         return VideoFile(path)
     if path.is_file() and path.suffix in LIBREALSENSE:
-        return CameraPictures(open_camera("realsense", text, infrared=True, recorded_times=True), live=False)
+        recorded = open_camera("realsense", text, infrared=True, recorded_times=True)
+        return CameraPictures(recorded, live=False, of_host=False)
     if path.is_file():
         return CameraPictures(open_camera("replay", text, deterministic=True), live=False)
     kind, mark, serial = text.partition(":")
@@ -102,7 +108,7 @@ def open_sources(texts: Sequence[str], mode: str | None = None) -> Iterator[list
 class VideoFile:
     """A video with its intrinsics beside it."""
 
-    live = False
+    live = of_host = False
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -131,7 +137,7 @@ class VideoFile:
 class PictureFolder:
     """Pictures in the order of their names."""
 
-    live = False
+    live = of_host = False
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -177,8 +183,8 @@ class CameraPictures:
 
     stream = "infrared"
 
-    def __init__(self, camera: Camera, live: bool) -> None:
-        self._camera, self.live = camera, live
+    def __init__(self, camera: Camera, live: bool, of_host: bool = True) -> None:
+        self._camera, self.live, self.of_host = camera, live, of_host
         self.serial, self.intrinsics, self.fps = camera.name, camera.intrinsics, camera.fps
 
     def close(self) -> None:

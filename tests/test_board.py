@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from edge_hand.calibration import cli
-from edge_hand.calibration.board import NO_HALVES, BoardCamera, BoardResult, calibrate
+from edge_hand.calibration.board import CLOCK_SIGMA_S, NO_HALVES, BoardCamera, BoardResult, calibrate
 from edge_hand.calibration.bundle import Options
 from edge_hand.calibration.capture import Novelty, capture
 from edge_hand.calibration.corners import BoardDetector, View, board_poses
-from edge_hand.calibration.rig import RigError, load_rig, save_rig
+from edge_hand.calibration.rig import RigError, TimeOffset, load_rig, save_rig
 from edge_hand.calibration.sources import SourceError, open_source
 from edge_hand.calibration.square import board_scale
 from edge_hand.calibration.target import TARGETS, Target, TargetError, find_target, print_pdf
@@ -171,6 +171,8 @@ def test_pictures_of_the_board_become_a_rig(tmp_path: Path) -> None:
     assert [camera.serial for camera in rig.cameras] == ["left", "right"]
     difference = pose_difference(rig.cameras[1].T_ref_cam, inverse(T_RIGHT_LEFT))
     assert difference.volume_mm < 0.3
+    assert rig.cameras[1].time == TimeOffset(0.0, CLOCK_SIGMA_S), "nobody measured it: it is not exact"
+    assert not open_source(str(tmp_path / "left")).of_host
     assert rig.pairs[0].overlap == 14 and rig.quality.verdict == "pass", rig.quality
     assert picture.read_bytes()[:4] == b"\x89PNG"
     assert "halves differ by" in result.output and "squares not measured, for there is no depth" in result.output

@@ -18,9 +18,10 @@ pytest.importorskip("cv2", reason="the board needs OpenCV: pip install 'edge-han
 
 from edge_hand.calibration import capture as capturing
 from edge_hand.calibration import cli, sources
+from edge_hand.calibration.board import CLOCK_SIGMA_S
 from edge_hand.calibration.capture import MANY_VIEWS, WANTED, capture, views_to_solve
 from edge_hand.calibration.corners import Found
-from edge_hand.calibration.rig import load_rig
+from edge_hand.calibration.rig import TimeOffset, load_rig
 from edge_hand.calibration.sources import CameraPictures, Picture, SourceError, open_source
 from edge_hand.calibration.start import moments_of, shared_moments
 from edge_hand.calibration.target import TARGETS
@@ -51,7 +52,7 @@ class Clock:
 class FreeCamera:
     """A camera that gives its newest picture, at times of its own; it falls silent at the end."""
 
-    live, stream, intrinsics = True, "infrared", LENS
+    live, of_host, stream, intrinsics = True, True, "infrared", LENS
 
     def __init__(self, clock: Clock, camera: int, fps: float) -> None:
         self.clock, self.camera, self.fps, self.serial = clock, camera, fps, f"cam{camera}"
@@ -164,6 +165,13 @@ def test_ctrl_c_ends_the_looking_and_what_was_seen_becomes_a_rig(
     camera = load_rig(out).cameras[1]
     assert pose_difference(camera.T_ref_cam, inverse(T_CAMERA_REF[1])).volume_mm < 1
     assert camera.time.offset_s == pytest.approx(OFFSETS_S[1], abs=0.002)
+    free, most[0] = cameras_and_eyes(monkeypatch, 2, 15.0, 0.016), 2.5
+    monkeypatch.setattr(capturing, "BoardDetector", Stops(free[0].clock, 0.016))
+    free[1].of_host = False  # type: ignore[misc]
+    result = CliRunner().invoke(cli.calibrate, args)
+    told = re.search(r"^clocks of the files, which live cameras do not have .*: cam1 (.*) ms$", result.output, re.M)
+    assert told and float(told[1]) == pytest.approx(1e3 * OFFSETS_S[1], abs=2)
+    assert load_rig(out).cameras[1].time == TimeOffset(0.0, CLOCK_SIGMA_S)
 
 
 class Frames:

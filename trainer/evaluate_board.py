@@ -81,7 +81,7 @@ def board_clip(
 class Infrared:
     """One camera of a clip, as a source of pictures."""
 
-    live = False
+    live, of_host = False, True
 
     def __init__(self, clip: BoardClip, camera: int, fps: float) -> None:
         self._clip, self._camera = clip, camera

@@ -123,7 +123,7 @@ def test_a_camera_that_loses_a_frame_now_and_then_is_not_silent(monkeypatch: pyt
             lens = Intrinsics(64, 48, 40.0, 40.0, 31.5, 23.5)
             return DepthFrame(self.name, self.count, self.count * 33_000_000, np.full((48, 64), 900, "u2"), 0.001, lens)
 
-    monkeypatch.setattr(look_at, "open_source", lambda name, _: (Flickers(name), True))
+    monkeypatch.setattr(look_at, "open_depth", lambda name, _: (Flickers(name), True))
     monkeypatch.setattr(look_at.time, "monotonic", lambda: now_s[0])
     sights = look_at.look_at(("a", "b"), 20.0, lambda _: False)
     assert [len(sight.times_s) for sight in sights] == [6, 6]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,6 +66,32 @@ def test_the_result_says_all_there_is_to_say(result: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_several_processes_measure_the_same(result: dict[str, Any]) -> None:
     assert evaluate("synthetic:test", MODEL, 60, workers=2) == result
+
+
+MEASURES_AND_SAYS_WHO = """
+import multiprocessing as mp, time
+from edge_hand.trainer.evaluate_synthetic import _over_processes
+results = _over_processes(time.sleep, [0, 60, 60], 2)
+next(results)
+print(*(process.pid for process in mp.active_children()), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_who_measures() -> None:
+    process = subprocess.Popen([sys.executable, "-c", MEASURES_AND_SAYS_WHO], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    workers = [Path("/proc", pid) for pid in process.stdout.readline().split()]
+    process.kill()
+    process.wait(20)
+    until = time.monotonic() + 10
+    while any(worker.exists() for worker in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    living = [worker.name for worker in workers if worker.exists()]
+    for pid in living:
+        os.kill(int(pid), signal.SIGKILL)
+    assert workers and not living
 
 
 def test_clean_hands_are_easier_than_those_in_a_scene(result: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ A sample is its seed, so `synthetic:test` is the same 20,000 hands for ever, as 
 from __future__ import annotations
 
 import multiprocessing as mp
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -24,7 +25,7 @@ from ..hand.frames import DepthFrame
 from ..hand.skeleton import JOINT_NAMES
 from . import metrics
 from .evaluate import EvaluateError, Model, Progress, predict_hand
-from .processes import ONE_THREAD, environment
+from .processes import ONE_THREAD, environment, when_parent_ends
 from .reliability import confidence_report
 from .synth.samples import Generator, Sample
 
@@ -193,7 +194,11 @@ def _over_processes(
         yield from map(work, chunks)
         return
     spawn = mp.get_context("spawn")
-    with environment(ONE_THREAD), ProcessPoolExecutor(min(workers, len(chunks)), spawn) as pool:
+    end = partial(os._exit, 1)
+    with (
+        environment(ONE_THREAD),
+        ProcessPoolExecutor(min(workers, len(chunks)), spawn, when_parent_ends, (end,)) as pool,
+    ):
         try:
             yield from pool.map(work, chunks)
         except BrokenProcessPool:

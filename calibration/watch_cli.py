@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ..edge.shell import CommandError, must_write, stop_on_signal
+
+if TYPE_CHECKING:
+    from .views import Views
 
 SAY_S = 10.0
 
@@ -26,7 +31,8 @@ def watch(
 ) -> None:  # fmt: skip
     """Compare the hands that running cameras see and say when one of the cameras has moved.
 
-    It needs hands that move in view of two cameras, of three to name the one that moved. Exit code 3 if one did.
+    It needs hands that move in view of two cameras, of three to name the one that moved. Exit code 3 if one did, 4
+    if not one second of frames was heard in --seconds.
 
     \b
     edge-hand calibrate watch rig.json --from tcp://127.0.0.1:5555 --from tcp://127.0.0.1:5556
@@ -55,9 +61,7 @@ def watch(
             if time.monotonic() - asked > SAY_S:
                 asked, trouble = time.monotonic(), listener.trouble()
                 if views.unknown or trouble or views.astray or views.silent(now_ns):
-                    wrong = [f"{address}: {why}" for address, why in trouble.items()]
-                    hint = [] if views.live(now_ns) or views.unknown or trouble else ["is `edge-hand run` running?"]
-                    click.echo("; ".join([views.words(now_ns), *wrong, *hint]), err=True)
+                    click.echo(_words(views, trouble, now_ns), err=True)
             t_ns = views.due(now_ns)
             if t_ns is None or not watcher.observe(t_ns, views.at(t_ns)):
                 continue
@@ -84,5 +88,15 @@ def watch(
                     )
             elif found.state == "holds":
                 proposed_of = ""
+        if seconds is not None and not state:
+            click.echo(_words(views, listener.trouble(), time.monotonic_ns()), err=True)
+            context.exit(4)
     if moved:
         context.exit(3)
+
+
+def _words(views: Views, trouble: Mapping[str, str], now_ns: int) -> str:
+    """Which cameras are there, and what is wrong, in one line."""
+    wrong = [f"{address}: {why}" for address, why in trouble.items()]
+    hint = [] if views.live(now_ns) or views.unknown or trouble else ["is `edge-hand run` running?"]
+    return "; ".join([views.words(now_ns), *wrong, *hint])

@@ -278,6 +278,15 @@ def test_cameras_that_the_rig_does_not_know_and_silent_ones_are_named(
     assert "edge-hand run" not in said.output
 
 
+def test_a_watch_that_heard_nothing_does_not_end_as_if_the_rig_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)  # Ctrl-C stays pytest's
+    save_rig(a_rig(2), tmp_path / "rig.json")
+    command = [str(tmp_path / "rig.json"), "--from", f"ipc://{tmp_path}/nobody", "--seconds", "0.1"]
+    done = CliRunner().invoke(watch_cli.watch, command)
+    assert done.exit_code == 4
+    assert done.output.endswith("cam0 not heard yet, cam1 not heard yet; is `edge-hand run` running?\n")
+
+
 def test_a_daemon_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(watch_cli, "SAY_S", 0.3)
     monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)  # Ctrl-C stays pytest's

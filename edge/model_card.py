@@ -69,9 +69,13 @@ def card_path(model: Path) -> Path:
 
 def load_card(model: Path) -> ModelCard:
     """The card of a model file whose bytes it vouches for; anything amiss is an UnreadableModel of one line, and a path
-    without a name a ModelError."""
+    without a name or a checkpoint a ModelError."""
     if not model.name:
         raise ModelError(f"model '{model}': give a name or an .onnx file")
+    if model.suffix == ".pt":
+        raise ModelError(
+            f"model {model} is a checkpoint; edge-hand export --checkpoint {model} --out NAME.onnx makes a model"
+        )
     try:
         return _load_card(model)
     except ModelError as error:

@@ -100,6 +100,13 @@ def test_a_missing_card_is_named(model: Path) -> None:
     assert refusal(model) == f"model {model}: its card net.json is missing; `edge-hand export` writes both"
 
 
+def test_a_checkpoint_is_told_from_a_corrupt_model(model: Path) -> None:
+    checkpoint = model.with_suffix(".pt")  # beside the card of its own export
+    checkpoint.write_bytes(b"PK")
+    words = f"model {checkpoint} is a checkpoint; edge-hand export --checkpoint {checkpoint} --out NAME.onnx makes a "
+    assert refusal(checkpoint) == words + "model"
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"name": "dgn"}', '"version"'])
 def test_a_card_that_is_none_is_one_line(model: Path, text: str) -> None:
     card = model.with_suffix(".json")

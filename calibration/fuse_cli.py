@@ -42,6 +42,10 @@ def fuse(
     known = load_rig(rig)
     if known.quality.verdict == "fail" and not force:
         raise CommandError(f"{rig} failed its calibration ({'; '.join(known.quality.warnings)}); --force takes it")
+    if bind in addresses:
+        raise CommandError(
+            f"--from {bind} is where fuse itself publishes; give the daemons' addresses, or another --bind"
+        )
     stopping = stop_on_signal()
     topics = ("joints", "cloud") if clouds else ("joints",)
     with (

@@ -17,6 +17,7 @@ from .views import Views
 CAMERA = "rig"
 STALL_NS = 500_000_000
 IDLE_S = 0.1
+DEAF_NS = 3_000_000_000  # from the start, after which it is asked whether any daemon runs
 
 
 class FuseLoop:
@@ -84,7 +85,8 @@ class FuseLoop:
 
     def _heartbeat(self, state: StatusState, now_ns: int) -> None:
         views = self.views
-        cameras = views.silent(now_ns), views.unknown, views.unfit.values(), views.astray, self.trouble
+        deaf = ["deaf"] * self._deaf(now_ns)
+        cameras = views.silent(now_ns), views.unknown, views.unfit.values(), views.astray, self.trouble, deaf
         told = state, [frozenset(some) for some in cameras]
         new = told != self._told
         if new and (self._told is None or told[1] != self._told[1]):
@@ -99,7 +101,12 @@ class FuseLoop:
         text += "".join(f"; {address}: {why}" for address, why in self.trouble.items())
         if self.lost:
             text += f"; {self.lost} messages lost, for they come faster than they are fused"
-        return text
+        return text + "; is `edge-hand run` running?" * self._deaf(now_ns)
+
+    def _deaf(self, now_ns: int) -> bool:
+        """Whether nothing was heard since the start, and that is long ago."""
+        heard = self._state != "starting" or self.views.unknown or self.views.unfit or self.trouble
+        return not heard and now_ns - self.totals.begun_ns > DEAF_NS
 
     def _publish_status(self, state: StatusState, now_ns: int) -> None:
         self._status_ns = now_ns

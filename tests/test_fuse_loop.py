@@ -13,12 +13,15 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from edge_hand.calibration.fuse_cli import BIND, fuse
 from edge_hand.calibration.fuse_loop import FuseLoop
 from edge_hand.calibration.listen import Heard, Listener
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, save_rig
 from edge_hand.edge.client import subscribe
 from edge_hand.edge.loop import topology
 from edge_hand.edge.publish import Publisher
+from edge_hand.edge.shell import CommandError
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import HandPose
@@ -102,6 +105,17 @@ def test_without_any_camera_it_is_stalled():
         assert loop.totals.frames == 1
         loop.handle([], time.monotonic_ns() + 2_000_000_000)
     assert said[-1].startswith("0 of 2 cameras")
+
+
+def test_where_nothing_was_ever_heard_it_asks_whether_a_daemon_runs():
+    said: list[str] = []
+    with Publisher("tcp://127.0.0.1:*") as publisher:
+        loop = FuseLoop(a_rig(), publisher, say=said.append)
+        for seconds in (0, 1, 4, 5):
+            loop.handle([], time.monotonic_ns() + seconds * 1_000_000_000)
+        loop.handle([heard(a_rig(), 0, 0)], time.monotonic_ns())
+    nobody = "0 of 2 cameras: cam0 not heard yet, cam1 not heard yet"
+    assert said == [nobody, f"{nobody}; is `edge-hand run` running?", "1 of 2 cameras: cam1 not heard yet"]
 
 
 def test_a_daemon_at_another_size_is_told_of_even_before_its_joints_were_heard():
@@ -252,6 +266,13 @@ def test_a_rig_that_failed_is_refused(tmp_path: Path):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "failed its calibration (the hand moved on a line); --force takes it" in stderr
+
+
+def test_fuse_is_no_source_of_its_own(tmp_path: Path):
+    save_rig(a_rig(), tmp_path / "rig.json")
+    done = CliRunner().invoke(fuse, [str(tmp_path / "rig.json"), "--from", "tcp://127.0.0.1:5555", "--from", BIND])
+    assert isinstance(done.exception, CommandError)
+    assert str(done.exception).startswith(f"--from {BIND} is where fuse itself publishes; give the daemons' addresses")
 
 
 def test_watch_never_overwrites_the_rig_file(tmp_path: Path):

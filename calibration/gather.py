@@ -37,10 +37,11 @@ NOTHING = np.full((JOINTS, 3), np.nan)
 
 
 class Collected:
-    """What one camera saw so far; filled frame by frame. source is what to call it before its serial is known."""
+    """What one camera saw so far; filled frame by frame. source is what to call it before its serial is known,
+    hint what to look at if it gives nothing."""
 
-    def __init__(self, source: str = "a camera") -> None:
-        self.source, self.serial = source, ""
+    def __init__(self, source: str = "a camera", hint: str = "") -> None:
+        self.source, self.hint, self.serial = source, hint, ""
         self.intrinsics: Intrinsics | None = None
         self.times_s: list[float] = []
         self.joints_m: list[Array] = []
@@ -58,7 +59,7 @@ class Collected:
     def sight(self) -> Sight:
         """All that was seen. Raises ObserveError if no frame came, or nobody said what the camera's lens is."""
         if not self.times_s:
-            raise ObserveError(f"{self.serial or self.source} gave no frame")
+            raise ObserveError(f"{self.serial or self.source} gave no frame{self.hint}")
         if self.intrinsics is None:
             raise ObserveError(
                 f"{self.serial}: its daemon does not send clouds with intrinsics: update edge-hand there"
@@ -105,7 +106,8 @@ class Hearer:
 
     def __init__(self, listener: Listener) -> None:
         self._listener, self._address = listener, listener.addresses[0]
-        self.collected = Collected(source=self._address)
+        how = ", and does it know these keys" if listener.keys else " without --keys"
+        self.collected = Collected(source=self._address, hint=f"; is `edge-hand run` running there{how}?")
         self._heard_s = time.monotonic()
         self._waiting: dict[int, JointsMessage] = {}
         self._refit, self._id = Refit(), -1
@@ -121,9 +123,7 @@ class Hearer:
         if heard:
             self._heard_s = time.monotonic()
         elif time.monotonic() - self._heard_s > SILENCE_S:
-            raise ObserveError(
-                f"no message from {self._address} for {SILENCE_S:g} s; is `edge-hand run` running there?"
-            )
+            raise ObserveError(f"no message from {self._address} for {SILENCE_S:g} s{self.collected.hint}")
 
     def _sort(self, message: Message) -> None:
         if isinstance(message, JointsMessage):

@@ -84,6 +84,8 @@ def test_a_looker_follows_one_hand_and_keeps_what_was_measured() -> None:
 class Daemon:
     """A listener to a daemon whose camera sends a frame every second from one moment to another."""
 
+    keys: str | None = None
+
     def __init__(self, address: str, clock: Clock | None = None, name: str = "cam", start: float = 0, stop: float = 99):
         self.addresses, self.clock, self.name, self.start, self.stop = (address,), clock, name, start, stop
 
@@ -207,5 +209,8 @@ def test_ctrl_c_ends_the_hearing_with_what_there_is(monkeypatch: pytest.MonkeyPa
 def test_a_camera_heard_twice_and_a_daemon_that_falls_silent_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ObserveError, match=r"^two sources are the same camera: left, left$"):
         heard_of(monkeypatch, lambda _: False, a={"name": "left"}, b={"name": "left"})
-    with pytest.raises(ObserveError, match=r"^no message from b for 5 s"):
+    with pytest.raises(ObserveError, match=r"^no message from b for 5 s; is .* without --keys\?$"):
+        heard_of(monkeypatch, lambda _: False, a={"name": "left"}, b={"name": "right", "stop": 2.0})
+    monkeypatch.setattr(Daemon, "keys", "robot.key_secret")
+    with pytest.raises(ObserveError, match=r"^no message from b for 5 s; is .* does it know these keys\?$"):
         heard_of(monkeypatch, lambda _: False, a={"name": "left"}, b={"name": "right", "stop": 2.0})

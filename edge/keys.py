@@ -101,6 +101,10 @@ def clients(folder: Path) -> dict[bytes, str]:
 
 def load_client(path: Path) -> Keys:
     """What `subscribe(keys=...)` needs. Raises KeysError if it is no such file or open to others."""
+    if path.is_dir():
+        raise KeysError(
+            f"{path} is a folder; a client gives NAME.key_secret, the file that edge-hand keys add {path} NAME writes"
+        )
     if not path.is_file():
         raise KeysError(f"{path}: no such key file; the daemon's owner makes it: edge-hand keys add FOLDER NAME")
     _check_private(path)

@@ -196,6 +196,15 @@ def test_a_clients_file_that_others_can_read_is_refused(robot: Path) -> None:
     assert str(caught.value) == f"{robot} is open to other users (mode 0644): chmod 600 {robot}"
 
 
+def test_the_daemons_folder_is_no_clients_file(folder: Path) -> None:
+    with pytest.raises(KeysError) as caught:
+        subscribe(keys=folder)
+    words = (
+        f"{folder} is a folder; a client gives NAME.key_secret, the file that edge-hand keys add {folder} NAME writes"
+    )
+    assert str(caught.value) == words
+
+
 def test_what_is_there_is_not_lost(folder: Path, robot: Path) -> None:
     secret, key = (folder / "server.key_secret").read_bytes(), robot.read_bytes()
     with pytest.raises(KeysError, match="exists already"):

@@ -82,14 +82,16 @@ def open_source(text: str, mode: str | None = None) -> Source:
     if path.is_file() and path.suffix in LIBREALSENSE:
         recorded = open_camera("realsense", text, infrared=True, recorded_times=True)
         return CameraPictures(recorded, live=False, of_host=False)
-    if path.is_file():
+    if path.is_file() and path.suffix == ".mcap":
         return CameraPictures(open_camera("replay", text, deterministic=True), live=False)
     kind, mark, serial = text.partition(":")
-    if mark:
+    if mark and not path.exists():
         is_realsense = kind == "realsense"
         mode = mode or (REALSENSE_MODE if is_realsense else None)
         return CameraPictures(open_camera(kind, serial or None, mode=mode, infrared=is_realsense), live=True)
-    raise SourceError(f"{text} does not exist; a source is a video, a folder of pictures, a recording or KIND:SERIAL")
+    trouble = "is no source" if path.exists() else "does not exist"
+    kinds = [f"a {' '.join(VIDEOS)} video", "a folder of pictures", f"a {' '.join(LIBREALSENSE)} recording"]
+    raise SourceError(f"{text} {trouble}; a source is {', '.join(kinds)} or KIND:SERIAL")
 
 
 @contextmanager

@@ -238,6 +238,14 @@ def test_what_cannot_be_is_said_before_anything_is_looked_at(tmp_path: Path, mon
     video.touch()
     with pytest.raises(SourceError, match=r"^--mode is for cameras; .*board\.mp4 has the size and the rate"):
         open_source(str(video), "848x480@30")
+    page = tmp_path / "board.pdf"
+    page.touch()
+    kinds = "a source is a .mp4 .avi .mkv .mov video, a folder of pictures, a .bag .db3 recording or KIND:SERIAL"
+    for path, trouble in ((page, "is no source"), (tmp_path / "no.mp4", "does not exist")):
+        with pytest.raises(SourceError) as caught:
+            open_source(str(path))
+        assert str(caught.value) == f"{path} {trouble}; {kinds}"
+    page.unlink()
     recorded = FreeCamera(Clock(), 2, 30.0)
     recorded.live = False
     with pytest.raises(SourceError, match="cameras and recordings have no moment in common: give one or the other"):

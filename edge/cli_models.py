@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from .cli_options import engine_options, eval_options, json_option, model_note, train_options
 from .model_card import ModelCard, find_model
@@ -32,9 +33,11 @@ def evaluate(
     if (data is None) == (source is None):
         raise CommandError("eval: give either --data synthetic:test or --source PATH")
     unlabelled = track or person or every != 1
-    if (data and unlabelled) or (source and any(labelled[k] for k in ("finder", "predictions", "score"))):
+    has_labels = any(labelled[k] for k in ("finder", "predictions", "score"))
+    has_labels |= ctx.get_parameter_source("workers") is ParameterSource.COMMANDLINE
+    if (data and unlabelled) or (source and has_labels):
         raise CommandError(
-            "eval: --track, --person, --every go with --source; --finder, --predictions, --score with --data"
+            "eval: --track, --person, --every go with --source; --finder, --predictions, --score, --workers with --data"
         )
     if source and model.suffix == ".pt":
         raise CommandError(f"eval: {model} is a checkpoint, which goes with --data; `edge-hand export` makes a model")

@@ -280,6 +280,7 @@ def test_a_recording_of_nothing_but_bad_frames_is_one_line(folder: Path, data: b
         ("eval --data synthetic:test --source x", "eval: give either --data synthetic:test or --source PATH"),
         ("eval --source x --person /no/one.json", "person /no/one.json: cannot be read (No such file or directory)"),
         ("eval --data synthetic:test --person x", "eval: --track, --person, --every go with --source; --finder, "),
+        ("eval --source x --workers 1", "eval: --track, --person, --every go with --source; --finder, "),
         ("eval --source x --model runs/last.pt", "eval: runs/last.pt is a checkpoint, which goes with --data; "),
         ("eval --data synthetic:nonsense", "--data synthetic:nonsense: possible are synthetic:test, synthetic:val, sy"),
         (

@@ -250,7 +250,7 @@ class Fuser:
             foreseen = (was * MIRROR if hand.is_left else was, FORESEEN_M)
         weights = robust_weights(joints, np.stack([s.guess.sigma_m for s in mine]), foreseen)
         if hand.weights:
-            gain = min(1.0, (t_ns - hand.t_ns) * 1e-9 / GAIN_S)
+            gain = min(max((t_ns - hand.t_ns) * 1e-9 / GAIN_S, 0.0), 1.0)
             before = np.stack([hand.weights.get(s.sighting.camera, np.zeros(21)) for s in mine])
             weights = np.minimum(weights, before + gain * weights) + 1e-6
         return np.asarray(weights / weights.sum(0))

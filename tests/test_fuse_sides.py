@@ -349,6 +349,16 @@ def test_steps_go_on_when_the_clock_of_the_cameras_is_set_back() -> None:
     assert views.late == 0
 
 
+def test_no_camera_weighs_less_than_nothing_when_the_clock_is_set_back() -> None:
+    rig = a_rig()
+    fuser, views = Fuser(rig), [View(k, camera) for k, camera in enumerate(rig.cameras)]
+    for i in (60, 61, 62, 63, 64, 40):
+        for k in range(3):
+            views[k].take(told(rig, k, i, np.array([0, 0.03, 0]) if (k, i) == (2, 40) else None))
+        fuser.step(moment_ns(i), [s for view in views for s in view.at(moment_ns(i))])
+    assert all((weights >= 0).all() for weights in fuser.hands[0].weights.values())
+
+
 def test_a_step_waits_from_the_first_new_frame_on_and_for_depth_points_where_a_camera_sends_some() -> None:
     rig = a_rig(2)
     views = Views(rig, wait_ns=10_000_000)

@@ -19,7 +19,7 @@ from ..hand.camera import Intrinsics
 from ..hand.se3 import inverse
 from .bundle import BundleError, Options, Solution, solve
 from .corners import View
-from .rig import Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict, tool_name
+from .rig import Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict, tool_name, without_clocks
 from .start import Moments, moments_of, shared_moments, start_scene
 from .uncertainty import (
     NO_HALVES,
@@ -37,7 +37,6 @@ ENOUGH_SHARED = 12  # moments of the board that a pair of cameras should share
 DEFAULT = Options()
 BLOCK = 4  # moments, about, that stay together when a recording is halved
 LIMIT_SIGMA_MM, LIMIT_HALVES_DEG, LIMIT_HALVES_MM, LIMIT_RMS_PX = 2.0, 0.4, 7.0, 1.0
-CLOCK_SIGMA_S = 0.01  # of a live camera's clock that nobody measured
 LIMIT_SQUARE = 0.005  # relative error of the board's size against depth
 
 
@@ -163,7 +162,8 @@ def calibrate(
     except BundleError:
         halves = None
         warnings.append(NO_HALVES)
-    rig = _rig(name, cameras, solution, halves, volume, square, warnings, options, corners_m, of_host)
+    rig = _rig(name, cameras, solution, halves, volume, square, warnings, options, corners_m)
+    rig = rig if options.offsets and of_host else without_clocks(rig)
     return BoardResult(rig, solution, plain, halves, square)
 
 
@@ -177,7 +177,6 @@ def _rig(
     warnings: list[str],
     options: Options,
     corners_m: Array,
-    of_host: bool,
 ) -> Rig:
     scene = solution.scene
     entries, sigmas = [], {}
@@ -186,9 +185,7 @@ def _rig(
         covariance = (covariance + covariance.T) / 2
         if i:
             sigmas[camera.serial] = volume_sigma_mm(covariance, volume)
-        time = TimeOffset(0.0, CLOCK_SIGMA_S if i else 0.0)
-        if options.offsets and of_host:
-            time = TimeOffset(float(scene.offsets_s[i]), solution.offset_sigma_s(i), 0.0)
+        time = TimeOffset(float(scene.offsets_s[i]), solution.offset_sigma_s(i))
         T = inverse(scene.T_camera_ref[i]) if i else np.eye(4)
         own = camera.intrinsics if options.intrinsics else None
         entries.append(

@@ -202,7 +202,7 @@ def _rig(
     entries, sigmas = [], {}
     for c, sight in enumerate(sights):
         covariance = (found[c, :6, :6] + found[c, :6, :6].T) / 2
-        time = TimeOffset(float(fit.offsets_s[c]), float(np.sqrt(found[c, 6, 6])), 0.0)
+        time = TimeOffset(float(fit.offsets_s[c]), float(np.sqrt(found[c, 6, 6])))
         depth = DepthCorrection(1.0, float(fit.depth_per_m[c]), float(np.sqrt(found[c, 7, 7])) if c else None)
         T = fit.T_ref_cam[c] if c else np.eye(4)
         entries.append(RigCamera(sight.serial, sight.stream, sight.intrinsics, T, covariance, time, depth))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -53,6 +53,9 @@ class RigError(CommandError):
 
     def __init__(self, text: str) -> None:
         super().__init__(one_line(text))
+
+
+CLOCK_SIGMA_S = 0.01  # of a live camera's clock that nobody measured
 
 
 @dataclass(frozen=True)
@@ -342,6 +345,12 @@ def _array(value: Any, shape: tuple[int, ...], where: str) -> Array:
     if array.shape != shape or not (np.abs(array) < MOST).all():
         raise RigError(f"{where}: not {'x'.join(map(str, shape))} finite numbers")
     return array
+
+
+def without_clocks(rig: Rig) -> Rig:
+    """The rig for live cameras, where its time offsets are none of theirs: nobody has measured their clocks."""
+    unmeasured = [TimeOffset(0.0, CLOCK_SIGMA_S if i else 0.0) for i in range(len(rig.cameras))]
+    return replace(rig, cameras=tuple(replace(c, time=t) for c, t in zip(rig.cameras, unmeasured, strict=True)))
 
 
 def tool_name() -> str:

@@ -91,8 +91,10 @@ class Views:
         ]
         text += ": " * bool(gone) + ", ".join(gone) + "".join(f"; {why}" for why in self.unfit.values())
         for s, ahead_s in self.astray.items():
-            which = "ahead of" if ahead_s > 0 else "behind"
-            text += f"; {s}'s clock is {abs(ahead_s):.1f} s {which} the others': NTP? or calibrate again"
+            if ahead_s > 0:
+                text += f"; {s}'s clock is {ahead_s:.1f} s ahead of the others': NTP? or calibrate again"
+            else:
+                text += f"; {s} is {-ahead_s:.1f} s behind the others: a slow daemon or network, or its clock (NTP?)"
         return text + (f"; not in the rig file: {', '.join(sorted(self.unknown))}" if self.unknown else "")
 
     def due(self, now_ns: int) -> int | None:
@@ -108,7 +110,8 @@ class Views:
         new, self._new = self._new, {}
         if any(s not in new for s in live):
             self._uneven_ns = now_ns
-        self.astray = self._astray({*live, *new})
+        heard = {*live, *new}
+        self.astray = self._astray(heard) | {s: ahead for s, ahead in self.astray.items() if s not in heard}
         newest = [t for s in new if s not in self.astray and (t := self.views[s].newest_ns) is not None]
         if not newest:
             return None
@@ -134,14 +137,15 @@ class Views:
         except RigError as error:
             self.unfit[serial] = str(error)
             self.views[serial] = View(self.views[serial].index, self.views[serial].camera, self.clock)
-            for said in (self._came, self._clouded, self._seq, self._new):
+            for said in (self._came, self._clouded, self._seq, self._new, self.astray):
                 said.pop(serial, None)
 
     def _astray(self, heard: set[str]) -> dict[str, float]:
-        """The cameras whose newest stamp, seen from when it came here, is far from the middle one's."""
+        """The cameras whose newest stamp, seen from when it came here, is far from the middle one's. Of two it is
+        the one behind, as one whose frames come late is."""
         newest = {s: view.newest_ns for s, view in self.views.items() if s in heard}
         ahead = {s: t - self._came[s] for s, t in newest.items() if t is not None}
-        middle = sorted(ahead.values())[(len(ahead) - 1) // 2]
+        middle = sorted(ahead.values())[len(ahead) // 2]
         return {s: (ns - middle) * 1e-9 for s, ns in ahead.items() if abs(ns - middle) > ASTRAY_NS}
 
     def _has_cloud(self, serial: str) -> bool:
@@ -155,4 +159,4 @@ class Views:
         if clock != self.clock:
             self.clock = clock
             self.views = {s: View(v.index, v.camera, clock) for s, v in self.views.items()}
-            self._new, self._last_ns = {}, None  # moments of the other clock mean nothing now
+            self._new, self._last_ns, self.astray = {}, None, {}  # moments of the other clock mean nothing now

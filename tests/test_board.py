@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from edge_hand.calibration import cli
-from edge_hand.calibration.board import CLOCK_SIGMA_S, NO_HALVES, BoardCamera, BoardResult, calibrate
+from edge_hand.calibration.board import NO_HALVES, BoardCamera, BoardResult, calibrate
 from edge_hand.calibration.bundle import Options
 from edge_hand.calibration.capture import Novelty, capture
 from edge_hand.calibration.corners import BoardDetector, View, board_poses
-from edge_hand.calibration.rig import RigError, TimeOffset, load_rig, save_rig
+from edge_hand.calibration.rig import CLOCK_SIGMA_S, RigError, TimeOffset, load_rig, save_rig
 from edge_hand.calibration.sources import SourceError, open_source
 from edge_hand.calibration.square import board_scale
 from edge_hand.calibration.target import TARGETS, Target, TargetError, find_target, print_pdf

@@ -18,10 +18,9 @@ pytest.importorskip("cv2", reason="the board needs OpenCV: pip install 'edge-han
 
 from edge_hand.calibration import capture as capturing
 from edge_hand.calibration import cli, sources
-from edge_hand.calibration.board import CLOCK_SIGMA_S
 from edge_hand.calibration.capture import MANY_VIEWS, WANTED, capture, views_to_solve
 from edge_hand.calibration.corners import Found
-from edge_hand.calibration.rig import TimeOffset, load_rig
+from edge_hand.calibration.rig import CLOCK_SIGMA_S, TimeOffset, load_rig
 from edge_hand.calibration.sources import CameraPictures, Picture, SourceError, open_source
 from edge_hand.calibration.start import moments_of, shared_moments
 from edge_hand.calibration.target import TARGETS

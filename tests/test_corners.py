@@ -21,7 +21,7 @@ BENT = Intrinsics(960, 540, 800.0, 760.0, 470.0, 280.0, (0.1, -0.2, 0.002, -0.00
 
 def test_a_board_printed_white_on_black_and_a_colour_picture_are_found_alike() -> None:
     found = BoardDetector(A4).find(SHEET)
-    assert len(found.ids) == A4.corner_count
+    assert len(found.ids) == len(A4.corners_m())
     colour = np.asarray(cv2.cvtColor(SHEET, cv2.COLOR_GRAY2BGR), np.uint8)
     for target, image in (
         (A4, colour),

@@ -143,7 +143,7 @@ def test_a_host_whose_wall_clock_is_wrong_is_told_of_once_and_does_not_end_the_f
             loop.handle([heard(rig, 0, seq), Heard(came_ns, ahead)], time.monotonic_ns())
             time.sleep(0.005)
     assert loop.totals.tracked > 2
-    assert said == ["1 of 2 cameras; cam1's clock is 1.0 s ahead of the others': NTP? or calibrate again"]
+    assert said == ["1 of 2 cameras; cam0 is 1.0 s behind the others: a slow daemon or network, or its clock (NTP?)"]
 
 
 def test_a_listener_hears_several_daemons():

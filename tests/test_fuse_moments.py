@@ -122,5 +122,35 @@ def test_a_host_with_a_wrong_wall_clock_is_left_out_and_told_of_until_it_is_righ
         seen.append(set() if t_ns is None else {sighting.camera for sighting in views.at(t_ns)})
         told_of.append(views.words(round(i * FRAME_NS)))
     assert seen[2:19] == [{0, 1}] * 17
-    assert told_of[10] == "2 of 3 cameras; cam2's clock is 0.5 s behind the others': NTP? or calibrate again"
+    assert told_of[10] == (
+        "2 of 3 cameras; cam2 is 0.5 s behind the others: a slow daemon or network, or its clock (NTP?)"
+    )
     assert seen[22:] == [{0, 1, 2}] * 18 and told_of[-1] == "3 of 3 cameras"
+
+
+def test_what_a_camera_whose_clock_is_ahead_said_last_is_never_news() -> None:
+    rig = a_rig(3)
+    views, seen = Views(rig), list[set[int]]()
+    for i in range(70):  # camera 2 is silent from 20 on, half a second before its last stamp
+        for k in range(3 if i < 20 else 2):
+            m = told(rig, k, i)
+            if k == 2:
+                wall_ns = m.t_capture_unix_ns + SECOND // 2
+                m = replace(m, t_capture_ns=m.t_capture_ns + 77 * SECOND, t_capture_unix_ns=wall_ns)
+            views.take(m, round(i * FRAME_NS))
+        t_ns = views.due(round(i * FRAME_NS))
+        if i > 1 and t_ns is not None:
+            seen.append({sighting.camera for sighting in views.at(t_ns)})
+    assert len(seen) > 40 and seen == [{0, 1}] * len(seen)
+
+
+def test_of_two_cameras_the_one_that_is_late_waits_for_nobody() -> None:
+    rig, late = a_rig(2), 16  # frames, 267 ms
+    views, newest = Views(rig), 0
+    for i in range(60):
+        views.take(told(rig, 0, i), round(i * FRAME_NS))
+        if i >= late:
+            views.take(told(rig, 1, i - late), round(i * FRAME_NS))
+        t_ns = views.due(round(i * FRAME_NS))
+        newest += t_ns is not None and t_ns == views.views["cam0"].newest_ns
+    assert newest > 55 and list(views.astray) == ["cam1"]

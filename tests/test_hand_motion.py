@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.calibration.gate import Motion, lacks, measure
-from edge_hand.calibration.observe import PALM, Sight
+from edge_hand.calibration.observe import Sight
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import so3_exp
+from edge_hand.hand.skeleton import PALM
 
 Array = Any
 

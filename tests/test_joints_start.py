@@ -173,12 +173,12 @@ def test_all_cameras_are_placed_at_once_with_their_clocks_and_the_hand_s_path() 
 
 def test_where_no_camera_saw_the_hand_it_has_no_place() -> None:
     sights = [seen_only(s, np.abs(s.times_s - 25) > 1) for s in (sight_of(0), sight_of(1))]
-    path = solve(sights, T_REF_CAM[:2], np.zeros(2), {}).path
+    path = solve(sights, T_REF_CAM[:2], np.zeros(2)).path
     gone = np.isnan(path.joints_m).all((1, 2))
     assert gone[np.abs(path.times_s - 25) < 0.9].all() and not gone[np.abs(path.times_s - 25) > 1.1].any()
     with pytest.raises(ObserveError, match=r"^no two cameras saw the hand at one time$"):
         early, late = (seen_only(s, (s.times_s < 25) == first) for s, first in zip(sights, (True, False), strict=True))
-        solve([early, late], T_REF_CAM[:2], np.zeros(2), {})
+        solve([early, late], T_REF_CAM[:2], np.zeros(2))
 
 
 def test_the_clock_of_a_hand_that_rests_stays_where_it_was() -> None:
@@ -186,7 +186,7 @@ def test_the_clock_of_a_hand_that_rests_stays_where_it_was() -> None:
         return hand_at(np.full(len(times), 20.0))
 
     start = np.array([0.0, 0.004])
-    fit = solve([sight_of(c, hand=resting) for c in (0, 1)], T_REF_CAM[:2], start, {}, 15)
+    fit = solve([sight_of(c, hand=resting) for c in (0, 1)], T_REF_CAM[:2], start)
     assert fit.offsets_s == pytest.approx(start, abs=0.05)
 
 
@@ -201,7 +201,7 @@ def test_errors_that_go_together_for_seconds_are_in_the_covariance() -> None:
             off = np.random.default_rng([seed, c, 1]).normal(0, 0.003, (6, 21, 3))
             joints = sight.joints_m + off[((sight.times_s - 20) // 3).astype(int)]
             sights.append(Sight("c", "depth", LENS, sight.times_s, joints))
-        fit = solve(sights, T_REF_CAM[:2], np.zeros(2), {}, 14)
+        fit = solve(sights, T_REF_CAM[:2], np.zeros(2))
         predicted.append(volume_sigma_mm(fit.covariance[7:13, 7:13]))
         actual.append(away_mm(fit.T_ref_cam[1], 1))
     assert 0.6 < np.linalg.norm(predicted) / np.linalg.norm(actual) < 1.7, (predicted, actual)

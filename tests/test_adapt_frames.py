@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -13,13 +13,15 @@ pytest.importorskip("numba")
 
 from edge_hand.trainer.adapt import frames
 
+Watch = Callable[[list[frames._Seen], bool], list[frames.Moment]]
 
-def seen(t_s: float, x: float) -> frames._Raw:
-    return frames._Raw([], 0, round(t_s * 1e9), frames._Seen(np.array([x, 0.0, 0.5]), 1.0))
+
+def seen(t_s: float, x: float, votes: float = 1.0) -> frames._Raw:
+    return frames._Raw([], 0, round(t_s * 1e9), frames._Seen(np.array([x, 0.0, 0.5]), votes))
 
 
 def lasting(raw: list[frames._Raw], step_s: float, seconds: float) -> list[frames._Raw]:
-    return frames._lasting(raw, round(step_s * 1e9), round(seconds * 1e9))
+    return [one for run in frames._lasting(raw, round(step_s * 1e9), round(seconds * 1e9)) for one in run]
 
 
 def test_hands_that_come_and_go_teach_nothing() -> None:
@@ -40,22 +42,46 @@ def test_nor_do_they_where_a_long_recording_is_looked_at_seldom(step_s: float) -
     assert lasting(both, step_s, 200 * step_s) == hand
 
 
-class Two:
-    """A source of two frames."""
+class Source:
+    """A source of so many frames."""
 
-    name, fps, intrinsics, wall_offset_ns = "two", 30.0, Intrinsics(4, 4, 1, 1, 0, 0), 0
+    name, fps, intrinsics, wall_offset_ns = "source", 30.0, Intrinsics(4, 4, 1, 1, 0, 0), 0
+
+    def __init__(self, n: int) -> None:
+        self.n = n
 
     def frames(self) -> Iterator[DepthFrame]:
-        for i in range(2):
-            yield DepthFrame("two", i, i * 33_000_000, np.full((4, 4), 500, np.uint16), 0.001, self.intrinsics)
+        for i in range(self.n):
+            yield DepthFrame("source", i, i * 33_000_000, np.full((4, 4), 500, np.uint16), 0.001, self.intrinsics)
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    """The moments of a recording that shows these hands, one a frame."""
+
+    def moments(hands: list[frames._Seen], single: bool) -> list[frames.Moment]:
+        left = [[hand] for hand in hands]
+        monkeypatch.setattr(frames, "_hands", lambda *_: left.pop(0))
+        source = Source(len(hands))
+        found, n = frames._watch([(source, frames.alone(source))], None, 0, 1.0, 900, single, lambda _: None)  # type: ignore[arg-type, list-item]
+        assert n == len(hands)
+        return found
+
+    monkeypatch.setattr(frames, "Tracker", lambda *_, **__: type("T", (), {"reset": lambda _: None})())
+    monkeypatch.setattr(frames, "cut_window", lambda *_: frames.View(np.zeros((2, 2), np.uint16), 0.5, np.eye(4), 0))
+    return moments
 
 
 @pytest.mark.parametrize("single", [True, False])
-def test_of_single_frames_all_hands_teach(monkeypatch: pytest.MonkeyPatch, single: bool) -> None:
-    hands = [[seen(0, 0.0).hand], [seen(0, 0.6).hand]]  # farther than any hand comes from one frame to the next
-    monkeypatch.setattr(frames, "_hands", lambda *_: hands.pop(0))
-    monkeypatch.setattr(frames, "Tracker", lambda *_, **__: type("T", (), {"reset": lambda _: None})())
-    monkeypatch.setattr(frames, "cut_window", lambda *_: frames.View(np.zeros((2, 2), np.uint16), 0.5, np.eye(4), 0))
-    two = Two()
-    moments, n = frames._watch([(two, frames.alone(two))], None, 0, 1.0, 10, single, lambda _: None)  # type: ignore[arg-type, list-item]
-    assert n == 2 and len(moments) == (2 if single else 0)
+def test_of_single_frames_all_hands_teach(watch: Watch, single: bool) -> None:
+    hands = [seen(0, 0.0).hand, seen(0, 0.6).hand]  # farther than any hand comes from one frame to the next
+    assert len(watch(hands, single)) == (2 if single else 0)
+
+
+def test_a_recording_of_one_hand_and_then_the_other_teaches_each_its_own_side(watch: Watch) -> None:
+    votes = [(3.0 if i < 95 else -3.0) * (1 if i % 10 else -0.5) for i in range(160)]  # a tenth of them wrong
+    for x in (0.0, 0.9):  # the other hand comes where the first was, or elsewhere
+        moments = watch([seen(0, x * (i >= 95), v).hand for i, v in enumerate(votes)], False)
+        assert [m.seq for m in moments] == list(range(160))
+        assert [m.is_left for m in moments if abs(m.seq - 94.5) > 2] == [False] * 93 + [True] * 63  # of the change, two
+    assert [m.is_left for m in watch([seen(0, 0, v).hand for v in votes], True)] == [v < 0 for v in votes]

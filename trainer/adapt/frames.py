@@ -36,6 +36,7 @@ LEAST_HZ, ENOUGH = 12.0, 300  # frames beyond this rate say the same again, if t
 # Hands are followed over gaps of so long, as far as this and so fast; those followed for less time teach nothing. Of
 # long recordings, which are looked at seldom, gaps and times are longer.
 GAP_NS, NEXT_M, NEXT_M_S, LASTING_NS = 500_000_000, 0.08, 2.0, 2_000_000_000
+ABOUT = 25  # looks before and after that tell with a hand's own which side it is of, if one hand is there at a time
 HELD_OUT = 0.25  # of every recording, its end, that the gate judges by
 SECOND_NS = 1_000_000_000
 AS_READ = DepthCorrection()
@@ -189,20 +190,22 @@ def _watch(
         if frames % 100 < len(group):
             say(f"reading {first.name}: {i + 1} of {last} frames, {len(raw)} hands")
     one_hand = together < 0.05 * max(alone + together, 1)
+    runs = [[one] for one in raw]
     if not single:
-        raw = _lasting(raw, round(stride / first.fps * 1e9), round(last / first.fps * 1e9))
-    all_left = sum(hand.votes for *_, hand in raw) < 0
+        runs = _lasting(raw, round(stride / first.fps * 1e9), round(last / first.fps * 1e9))
     moments = []
-    for views, seq, t_ns, hand in raw:
-        is_left = all_left if one_hand else hand.votes < 0
-        turned = tuple(mirrored(v) for v in views) if is_left else tuple(views)
-        moments.append(Moment(turned, number, seq, t_ns, is_left))
-    return moments, frames
+    for run in runs:
+        votes = [one.hand.votes for one in run]
+        for k, (views, seq, t_ns, _) in enumerate(run):
+            is_left = (sum(votes[max(0, k - ABOUT) : k + ABOUT + 1]) if one_hand else votes[k]) < 0
+            turned = tuple(mirrored(v) for v in views) if is_left else tuple(views)
+            moments.append(Moment(turned, number, seq, t_ns, is_left))
+    return sorted(moments, key=lambda moment: moment.t_ns), frames
 
 
-def _lasting(raw: list[_Raw], step_ns: int, recorded_ns: int) -> list[_Raw]:
-    """The hands that were followed long enough, for what comes and goes is seldom one: in a recording that is looked at
-    every step_ns for five looks at least, in a short one for half of it."""
+def _lasting(raw: list[_Raw], step_ns: int, recorded_ns: int) -> list[list[_Raw]]:
+    """The hands that were followed long enough, each from its first time to its last, for what comes and goes is seldom
+    one: in a recording that is looked at every step_ns for five looks at least, in a short one for half of it."""
     gap_ns = max(GAP_NS, 5 * step_ns // 2)
     lasting_ns = min(max(LASTING_NS, 2 * gap_ns), recorded_ns // 2)
     runs: list[list[_Raw]] = []
@@ -218,8 +221,7 @@ def _lasting(raw: list[_Raw], step_ns: int, recorded_ns: int) -> list[_Raw]:
             min(near, key=lambda pair: pair[0])[1].append(one)
         else:
             runs.append([one])
-    kept = {id(one) for run in runs if run[-1].t_ns - run[0].t_ns >= lasting_ns for one in run}
-    return [one for one in raw if id(one) in kept]
+    return [run for run in runs if run[-1].t_ns - run[0].t_ns >= lasting_ns]
 
 
 def alone(source: FrameSource) -> RigCamera:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -85,3 +86,29 @@ def test_a_recording_of_one_hand_and_then_the_other_teaches_each_its_own_side(wa
         assert [m.seq for m in moments] == list(range(160))
         assert [m.is_left for m in moments if abs(m.seq - 94.5) > 2] == [False] * 93 + [True] * 63  # of the change, two
     assert [m.is_left for m in watch([seen(0, 0, v).hand for v in votes], True)] == [v < 0 for v in votes]
+
+
+class Sees:
+    """A tracker that follows right and left hands at these places, m along x."""
+
+    def __init__(self, *hands: tuple[float, str]) -> None:
+        self.hands, self.tracks = hands, ()
+
+    def process(self, _: DepthFrame) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(
+                id=i, pose=SimpleNamespace(state="tracked", side=side, side_conf=0.99, joints_m=np.full((21, 3), x))
+            )
+            for i, (x, side) in enumerate(self.hands)
+        ]
+
+
+def test_two_hands_of_one_camera_stay_two_however_near_and_those_of_two_cameras_become_one() -> None:
+    left, right = (0.0, "left"), (0.05, "right")  # 8.7 cm apart
+    again = [(0.043, "right"), (0.004, "left"), (0.9, "right")]
+    for cameras in ([[left, right]], [[left, right], again[:2]], [[left], [right, left]], [again[:2], again]):
+        trackers, n = [Sees(*hands) for hands in cameras], len(cameras)
+        found = frames._hands(trackers, [next(Source(1).frames())] * n, [np.eye(4)] * n)  # type: ignore[arg-type]
+        sides = {hand.votes < 0: hand.centre_m[0] for hand in found[:2]}
+        assert len(found) == max(map(len, cameras)), cameras
+        assert sides[True] < 0.005 and sides[False] > 0.04, (cameras, sides)

@@ -264,7 +264,7 @@ def _seen_through(camera: RigCamera, source: FrameSource) -> Iterator[DepthFrame
 
 
 def _hands(trackers: list[Tracker], shot: list[DepthFrame | None], poses: list[Array]) -> list[_Seen]:
-    """The hands of a moment: those of the cameras, seen as one where they are near each other."""
+    """The hands of a moment: those of different cameras, seen as one where they are near each other."""
     seen: list[list[_Seen]] = []
     for tracker, frame, T in zip(trackers, shot, poses, strict=True):
         if frame is None:
@@ -273,14 +273,25 @@ def _hands(trackers: list[Tracker], shot: list[DepthFrame | None], poses: list[A
         if not hands:  # frames need not follow on each other
             tracker.reset()
             hands = [h for h in tracker.process(frame) if h.pose.state == "tracked"]
+        mine = []
         for hand in hands:
             left = next((t.is_left for t in tracker.tracks if t.id == hand.id), hand.pose.side == "left")
             odds = np.log(max(hand.pose.side_conf, 0.5) / max(1 - hand.pose.side_conf, 1e-3))
             at = T[:3, :3] @ hand.pose.joints_m.mean(0) + T[:3, 3]
-            mine = _Seen(at, -odds if left else odds)
-            near = [g for g in seen if np.linalg.norm(g[0].centre_m - at) < SAME_M]
-            (near[0] if near else seen.append([]) or seen[-1]).append(mine)  # type: ignore[func-returns-value]
+            mine.append(_Seen(at, -odds if left else odds))
+        _join(seen, mine)
     return [_Seen(np.median([s.centre_m for s in g], 0), float(sum(s.votes for s in g))) for g in seen]
+
+
+def _join(seen: list[list[_Seen]], mine: list[_Seen]) -> None:
+    """Add a camera's hands to those of the others: the nearest first, and no two of it become one."""
+    pairs = [(float(np.linalg.norm(a.centre_m - g[0].centre_m)), i, g) for i, a in enumerate(mine) for g in seen]
+    met: dict[int, list[_Seen]] = {}
+    for apart_m, i, group in sorted(pairs, key=lambda pair: pair[0]):
+        if apart_m < SAME_M and i not in met and not any(group is other for other in met.values()):
+            met[i] = group
+            group.append(mine[i])
+    seen += [[one] for i, one in enumerate(mine) if i not in met]
 
 
 def cut_window(

@@ -294,8 +294,10 @@ def test_recordings_too_short_for_the_gate_are_refused_before_the_work(tmp_path:
     ):
         (reason,) = held_out.too_short(paths, rig)
         assert reason.endswith(why.format(has))
-    for paths in ([long], [fair, fair], [short] * 20, [tmp_path / "none.mcap"]):
+    for paths in ([long], [long, short], [short, long, short], [fair, fair], [short] * 20, [tmp_path / "none.mcap"]):
         assert held_out.too_short(paths) == []
+    parts = held_out.parts_of([empty_recording(tmp_path / "minutes.mcap", 300), short, long], (0.5, 1.0))
+    assert [p.last - p.first for p in parts] == [132, 1, 18], "15 s in all, of each the same share"
     folder = tmp_path / "single"
     folder.mkdir()
     camera = {"width": 2, "height": 2, "fx": 1, "fy": 1, "cx": 0, "cy": 0, "depth_scale_m": 0.001}

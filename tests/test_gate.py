@@ -235,8 +235,8 @@ def test_whatever_the_rate_and_the_cameras_fifteen_seconds_are_looked_at(
         looked.append((frame.t_ns * 1e-9, costly))
 
     monkeypatch.setattr(gate, "_one_frame", note)
-    engine, rows = open_engine("onnxruntime", FLOAT), gate._Rows()
-    gate._watch([path] * cameras, 0, None, (engine, engine), gate.HELD_OUT, 1.0, rows, lambda line: None)
+    engine, rows, (part,) = open_engine("onnxruntime", FLOAT), gate._Rows(), gate.parts_of([path], gate.HELD_OUT)
+    gate._watch([path] * cameras, 0, None, (engine, engine), part, rows, lambda line: None)
     times = np.array([t for t, _ in looked])
     assert len(times) == 15 * rate_hz * cameras and times.min() >= 44.9 and rows.blocks in (15, 16)
     assert 7 <= sum(costly for _, costly in looked) / cameras / 15 <= 16

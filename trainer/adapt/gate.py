@@ -38,7 +38,7 @@ from ..evaluate_synthetic import LEFT_SHARE, measure_sample
 from ..synth.samples import Generator
 from .agreement import shots_of
 from .fitness import Observer, agreement, matched, plausibility, same_hand, views_mm
-from .held_out import BLOCK_S, HELD_OUT, LEAST_BLOCKS, part_of
+from .held_out import BLOCK_S, HELD_OUT, LEAST_BLOCKS, Part, parts_of
 from .suspicion import check_recording
 
 __all__ = ["Compared", "GateReport", "accept", "check_recording", "judge"]
@@ -152,8 +152,8 @@ def judge(
     groups = [list(recordings)] if rig is not None else [[path] for path in recordings]
     known = load_rig(rig) if rig is not None else None
     baseline: dict[str, dict[str, float]] = {}
-    for number, group in enumerate(groups):
-        baseline = _watch(group, number, known, engines, part, 1 / len(groups), rows, say) or baseline
+    for number, (group, its) in enumerate(zip(groups, parts_of([g[0] for g in groups], part), strict=True)):
+        baseline = _watch(group, number, known, engines, its, rows, say) or baseline
     measures, reasons = rows.compared()
     say("gate: the rendered test set")
     synthetic, n = compare_synthetic(*engines, SYNTHETIC)
@@ -331,12 +331,11 @@ def compare_synthetic(old: Engine, new: Engine, sizes: tuple[int, int]) -> tuple
 
 
 def _watch(
-    group: list[Path], number: int, rig: Rig | None, engines: tuple[Engine, Engine], part: tuple[float, float],
-    share: float, rows: _Rows, say: Callable[[str], None],
+    group: list[Path], number: int, rig: Rig | None, engines: tuple[Engine, Engine], part: Part,
+    rows: _Rows, say: Callable[[str], None],
 ) -> dict[str, dict[str, float]] | None:  # fmt: skip
-    """Run both networks over the recordings of one moment each, for this share of the time; the old network's
-    health."""
-    first, last, stride, rate_hz, alone = part_of(group[0], part, share)
+    """Run both networks over this part of the recordings of one time; the old network's health."""
+    first, last, stride, rate_hz, alone = part
     finder, costly = open_finder(), 1 if alone else max(1, round(rate_hz / FIT_HZ))
     pairs = [(Observer(engines[0], finder), Observer(engines[1], finder)) for _ in group]
     health = Health(pairs[0][0].tracker, lambda why: None)

@@ -37,14 +37,19 @@ class Part(NamedTuple):
         return frames if self.alone else math.ceil(frames / self.rate_hz / BLOCK_S)
 
 
-def part_of(path: Path, part: tuple[float, float], share: float) -> Part:
-    """What is looked at of this part of a recording, which has this share of the time. Raises CameraError,
-    RecordingError."""
-    total, rate_hz = _length(path)
-    first, last, alone = round(part[0] * total), round(part[1] * total), loose(path)
-    if alone:
-        return Part(first, last, max(1, (last - first) // max(1, int(MOST_SINGLE * share))), rate_hz, alone)
-    return Part(first, min(last, first + round(MOST_S * share * rate_hz)), 1, rate_hz, alone)
+def parts_of(recordings: Sequence[Path], part: tuple[float, float]) -> list[Part]:
+    """What is looked at of this part of each recording: of all alike where it is more than `MOST_S` and `MOST_SINGLE`.
+    Raises CameraError, RecordingError."""
+    parts = []
+    for path in recordings:
+        total, rate_hz = _length(path)
+        parts.append(Part(round(part[0] * total), round(part[1] * total), 1, rate_hz, loose(path)))
+    share = MOST_S / max(MOST_S, sum((p.last - p.first) / p.rate_hz for p in parts if not p.alone))
+    stride = max(1, sum(p.last - p.first for p in parts if p.alone) // MOST_SINGLE)
+    return [
+        p._replace(stride=stride) if p.alone else p._replace(last=p.first + round(share * (p.last - p.first)))
+        for p in parts
+    ]
 
 
 def too_short(recordings: Sequence[Path], rig: Path | None = None) -> list[str]:
@@ -52,7 +57,7 @@ def too_short(recordings: Sequence[Path], rig: Path | None = None) -> list[str]:
     rig file they are of the same time. What cannot be read at all is left to `check_recording`."""
     counted = recordings[:1] if rig is not None else recordings
     try:
-        parts = [part_of(path, HELD_OUT, 1 / len(counted)) for path in counted]
+        parts = parts_of(counted, HELD_OUT)
     except (CameraError, RecordingError):
         return []
     if sum(part.blocks for part in parts) >= LEAST_BLOCKS:

@@ -175,7 +175,8 @@ def add(
         with _locked(store):
             for left in store.glob(".new-*"):  # by a power cut
                 shutil.rmtree(left, ignore_errors=True)
-            number = max(by_number(store), default=SHIPPED) + 1
+            now = _pointer(store)
+            number = max([now.use, *now.before, *now.proven, *by_number(store)]) + 1  # what served keeps its own
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=store))
             try:
                 names = [_copy(model, fresh, number) for model in models]
@@ -184,7 +185,7 @@ def add(
                 made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
                 about = {
                     "format": FORMAT, "model": names[0], "made_utc": made, "made_from": made_from,
-                    "over": _pointer(store).use if over is None else over, "baseline": baseline or {}, "sha256": hashes,
+                    "over": now.use if over is None else over, "baseline": baseline or {}, "sha256": hashes,
                 }  # fmt: skip
                 _write(fresh / "version.json", about)
                 for file in fresh.iterdir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from edge_hand.edge.model_store import (
     current,
     default_store,
     in_use,
+    is_proven,
     number_of,
     own_model,
     rollback,
@@ -142,6 +144,14 @@ def test_two_at_a_time_get_two_numbers(store: Path) -> None:
     for thread in threads:
         thread.join()
     assert [v.number for v in versions(store)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_the_number_of_a_version_that_was_removed_is_not_given_again(store: Path, proven: bool) -> None:
+    shutil.rmtree(add(store, [FLOAT], "a", {}).folder)
+    left = {"use": 0, "before": [], "proven": [1]} if proven else {"use": 0, "before": [0, 1], "proven": []}
+    (store / "current.json").write_text(json.dumps(left))
+    assert add(store, [FLOAT], "b", {}).number == 2 and not is_proven(store, 2)
 
 
 def test_a_model_is_known_by_its_bytes(store: Path) -> None:

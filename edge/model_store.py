@@ -270,11 +270,16 @@ def model_of(found: Version | None) -> Path:
 
 
 def number_of(store: Path, digest: str) -> int | None:
-    """The version that has a model of this sha256, going by the cards; SHIPPED for one that ships, None for neither."""
+    """The version that has a model of this sha256, going by the cards, of several the one in use; SHIPPED for one that
+    ships, None for neither."""
+    found = []
     for each in versions(store):
         with suppress(StoreError):  # a damaged card hides no other version
             if digest in _digests(each.folder.glob("*.onnx")):
-                return each.number
+                found.append(each.number)
+    if found:
+        now = in_use(store)
+        return now if now in found else found[0]
     return SHIPPED if digest in _digests(DEFAULT_MODEL.parent.glob("dgn*.onnx")) else None
 
 

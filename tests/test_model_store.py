@@ -161,6 +161,17 @@ def test_a_model_is_known_by_its_bytes(store: Path) -> None:
     assert number_of(store, "0" * 64) is None
 
 
+def test_of_two_versions_with_the_same_bytes_the_one_in_use_is_taken_back(store: Path) -> None:
+    for name in ("a", "b", "b again"):
+        add(store, [DEFAULT_MODEL if name == "a" else FLOAT], name, {})
+    digest = load_card(FLOAT).sha256
+    for number in (3, 2):
+        use(store, number)
+        assert number_of(store, digest) == number
+    use(store, 1)
+    assert number_of(store, digest) == 2
+
+
 def test_the_store_lies_where_systemd_or_the_user_keeps_state(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("EDGE_HAND_STORE", "STATE_DIRECTORY"):
         monkeypatch.delenv(name, raising=False)

@@ -19,7 +19,7 @@ from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import open_engine, tensorrt
 from edge_hand.edge.model_card import MODELS
-from edge_hand.edge.model_store import versions
+from edge_hand.edge.model_store import add, in_use, use, versions
 from edge_hand.edge.recording import Recording, RecordingWriter
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import parity
@@ -281,19 +281,43 @@ def test_an_accepted_network_is_exported_kept_and_in_use_and_a_refused_one_leave
     assert version.made_from == "hand.mcap" and version.report["accepted"] and version.model.name == "adapted-1.onnx"
 
 
-@pytest.mark.parametrize("has_it", [True, False])
-def test_a_network_on_a_gpu_keeps_its_16_bits_when_it_is_adapted(
-    has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def exported(_: Path, out: Path) -> None:  # the shipped network
+@pytest.fixture
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the shipped network, which is also what every export makes and the gate accepts."""
+
+    def exported(_: Path, out: Path) -> None:
         shutil.copy(FLOAT, out)
         shutil.copy(FLOAT.with_suffix(".json"), out.with_suffix(".json"))
 
     monkeypatch.setattr(exporter, "export", exported)
-    monkeypatch.setattr(parity, "PROBES", 1)
     monkeypatch.setattr(gate, "judge", lambda *_, **__: gate.GateReport(True, (), {}))
     monkeypatch.setattr(gate, "put_in_use", lambda *_: None)
-    exported(WEIGHTS, plain := tmp_path / "plain.onnx")
+    exported(WEIGHTS, made := tmp_path / "plain.onnx")
+    return made
+
+
+def test_a_network_is_not_put_in_use_over_another_than_it_was_judged_against(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = tmp_path / "models"
+    add(store, [plain], "a", {})
+
+    def meanwhile(*_: object, **__: object) -> gate.GateReport:
+        use(store, 1 - in_use(store))
+        return gate.GateReport(True, (), {})
+
+    monkeypatch.setattr(gate, "judge", meanwhile)
+    for _ in range(2):
+        report, version = accept(WEIGHTS, plain, [], store=store)
+        assert version is None and not report.accepted and [v.number for v in versions(store)] == [1]
+        assert report.reasons[0].startswith("another network was put in use while the gate judged; `adapt --resume`")
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_network_on_a_gpu_keeps_its_16_bits_when_it_is_adapted(
+    has_it: bool, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parity, "PROBES", 1)
     if has_it:
         export_tensorrt(plain, "fp16")
     version = accept(WEIGHTS, plain, [], store=tmp_path / "models")[1]

@@ -30,7 +30,7 @@ from ...edge.engines.tensorrt import suited
 from ...edge.finder import open_finder
 from ...edge.health import Health
 from ...edge.model_card import ModelError, load_card
-from ...edge.model_store import Version, add, current, default_store, number_of
+from ...edge.model_store import SHIPPED, Version, add, current, default_store, in_use, number_of
 from ...edge.model_use import put_in_use
 from ...edge.refit import Refit
 from ...hand.frames import DepthFrame
@@ -214,6 +214,9 @@ def accept(
                 models.append(export_tensorrt(plain, "fp16"))
             except ExportError as error:  # the float one serves there too
                 say(f"gate: no 16 bits for TensorRT: {error}")
+        if in_use(store) != (now.number if now else SHIPPED):
+            why = "another network was put in use while the gate judged; `adapt --resume` judges against that one"
+            return replace(report, accepted=False, reasons=(why,)), None
         made_from = ", ".join(report.recordings)
         over = number_of(store, card.sha256)
         version = add(store, models, made_from, report.as_json(), report.baseline, over)

@@ -152,10 +152,11 @@ def checked(store: Path, number: int) -> Version | None:
 
 
 def check_store(store: Path) -> None:
-    """Raise StoreError unless a version can be added: asked before work whose result belongs there."""
+    """Raise StoreError or ModelError unless a version can be added and the one in use is as it was accepted: asked
+    before work whose result belongs there."""
     with _locked(store):
         by_number(store)
-        current(store)
+        checked(store, in_use(store))
 
 
 def add(

@@ -31,6 +31,8 @@ def test_a_changed_file_is_never_put_in_use_and_the_daemon_says_so_and_serves_as
         check(version)
     with pytest.raises(StoreError):
         use(store, 1)
+    with pytest.raises(StoreError, match="is not the file that was accepted; `edge-hand models use shipped`"):
+        check_store(store)  # before an adaptation, which would be judged against it
     model, line = own_model(store)
     assert model == DEFAULT_MODEL and line.startswith("model: dgn-nano-int8 as shipped, since ") and "\n" not in line
 

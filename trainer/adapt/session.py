@@ -104,7 +104,7 @@ def adapt(
 
 
 def _refuse_unjudged(sources: Sequence[Path], rig: Path | None, store: Path | None) -> None:
-    """Raises AdaptError or StoreError if the gate could not let in whatever would be learned."""
+    """Raises AdaptError, StoreError or ModelError if the gate could not let in whatever would be learned."""
     from .held_out import too_short
 
     if reasons := too_short(sources, rig):

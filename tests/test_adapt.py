@@ -251,6 +251,14 @@ def test_terms_can_be_left_out_by_name_and_no_others() -> None:
         run.without_terms(run.AdaptConfig(method="magic"), ())
 
 
+@pytest.mark.parametrize("method", run.METHODS)
+def test_all_terms_of_a_method_can_be_left_out(known: target.Target, small: Path, tmp_path: Path, method: str) -> None:
+    config = run.AdaptConfig(method, steps=1, batch=8, target_share=0.5, user_share=0.25)
+    terms = run._method(method).Weights._fields
+    done = run.adapt_net(small, known, tmp_path, run.without_terms(config, terms), threads=1)
+    assert done.finished and done.log[0]["loss"] > 0 and not done.log[0].keys() & set(terms)
+
+
 def test_a_target_is_kept_whole(known: target.Target, tmp_path: Path) -> None:
     target.save_target(known, tmp_path / "t.npz")
     loaded = target.load_target(tmp_path / "t.npz")

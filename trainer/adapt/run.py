@@ -246,7 +246,8 @@ class _Run:
             mine = type(output)(*(x[:n][right] for x in output))
             its = self.method(mine, some_of(batch, right))
             found |= its
-            loss = loss + self.config.terms * torch.stack(list(its.values())).sum()
+            if its:  # none where all are left out
+                loss = loss + self.config.terms * torch.stack(list(its.values())).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

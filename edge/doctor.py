@@ -121,7 +121,7 @@ def tensorrt_fits(version: str, cuda: int | None, seen: Gpu, jetson: bool = Fals
         said = f"{version} is built for CUDA {cuda}; the driver speaks {seen.driver}"
         mend = f"a newer driver, or pip install tensorrt_cu{speaks[1]}"
         if jetson:
-            mend = f"pip uninstall tensorrt_cu{cuda}{{,_libs,_bindings}}, and JetPack's own serves"
+            mend = f"pip uninstall tensorrt tensorrt_cu{cuda}{{,_libs,_bindings}}, and JetPack's own serves"
         return [Finding("bad", "TensorRT", said, mend)]
     return [Finding("ok", "TensorRT", version or "of the system")]
 

@@ -168,11 +168,10 @@ class Health:
         if card.sha256 == was.sha256:
             return
         same = asked == self._asked
-        fell, self._fell = self._fell, False
-        back = fell or card.sha256 == self._earlier
+        back, self._fell = self._fell or card.sha256 == self._earlier, False
         self._earlier = "" if back else was.sha256
         before = self._before if same else None  # another form of it is judged by the same numbers
-        if before is None and not fell and (same or not self._trusted(card)):
+        if before is None and (same or not self._trusted(card)):
             before = (None if back else self.baseline()) or self._baseline_of(card)
         self._begin(before)
 

@@ -120,7 +120,8 @@ def load_version(folder: Path) -> Version:
     except OSError as error:
         raise StoreError(f"{folder}: cannot be read ({refusal(error)})") from None
     except (ValueError, KeyError, TypeError):
-        raise StoreError(f"{folder}: version.json or gate.json is damaged; remove this folder") from None
+        mend = "`edge-hand models use shipped`, and remove this folder"
+        raise StoreError(f"{folder}: version.json or gate.json is damaged; {mend}") from None
 
 
 def version(store: Path, number: int) -> Version:
@@ -128,7 +129,9 @@ def version(store: Path, number: int) -> Version:
     folder = store / f"{number:04d}"
     if not folder.is_dir():
         have = ", ".join(str(v.number) for v in versions(store)) or "none"
-        raise StoreError(f"store {store}: no version {number}; it has {have}")
+        raise StoreError(
+            f"store {store}: no version {number}; it has {have}; `edge-hand models use` takes one, or shipped"
+        )
     return load_version(folder)
 
 

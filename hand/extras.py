@@ -13,6 +13,6 @@ def to_get(extra: str) -> str:
 def installed(package: str) -> str:
     """The version of a package, without importing it; "" where that is not known."""
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(package) or ""  # None, or a KeyError: what is left of one half removed
+    except (importlib.metadata.PackageNotFoundError, KeyError):
         return ""

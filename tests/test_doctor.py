@@ -25,6 +25,7 @@ from edge_hand.edge.engines.tensorrt.memory import CudaMemory
 from edge_hand.edge.finding import Finding, lines
 from edge_hand.edge.keys import add_client, make_server
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError
+from edge_hand.hand.extras import installed
 
 ORIN = Gpu("Orin", "8.7", "CUDA 12.6, # R36 (release)", True)
 
@@ -109,7 +110,9 @@ def test_a_jetson_s_tensorrt_comes_with_jetpack_and_an_older_one_is_no_failure(
     assert [each.level for each in found] == ["ok", "warn"], "nor is PyCUDA looked for"
     assert "the CPU serves" in found[1].said and found[1].mend == "JetPack 6.1 or newer, which brings it"
     (wheel,) = doctor.tensorrt_fits("10.16.1", 13, ORIN, jetson=True)
-    assert wheel.mend.startswith("pip uninstall tensorrt_cu13{,_libs,_bindings}, ") and "driver" not in wheel.mend
+    assert (
+        wheel.mend.startswith("pip uninstall tensorrt tensorrt_cu13{,_libs,_bindings}, ") and "driver" not in wheel.mend
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,3 +308,9 @@ def test_a_path_that_may_not_even_be_looked_at_is_a_finding(tmp_path: Path) -> N
     assert one(doctor.the_keys(path), "keys").level == "bad"
     assert one(doctor.engine_cache(path), "engine cache").said.startswith(str(path))
     assert doctor.port(f"ipc://{path}/hands")[0].level == "bad"
+
+
+def test_what_is_left_of_a_package_half_removed_has_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halfgone-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert installed("halfgone") == "" and installed("numpy")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .shell import CommandError
+from .shell import CommandError, say
 
 
 @click.command()
@@ -16,15 +16,24 @@ def reload(camera: str | None) -> None:
     edge-hand reload
     edge-hand reload --camera front
     """
-    from .control import ask, sockets
+    from .control import ControlError, ask, sockets
 
-    daemons = {path: ask(path, "status").camera for path in sockets()}
-    chosen = [path for path, name in daemons.items() if camera in (None, name)]
-    if not chosen:
-        there = f"; there is {', '.join(daemons.values())}" if daemons else " on this machine"
-        raise CommandError(f"reload: no daemon runs{f' for {camera}' if camera else ''}{there}")
-    replies = [ask(path, "reload", say=click.echo) for path in chosen]
-    for reply in replies:
-        click.echo(f"{reply.camera}: {reply.message}")
-    if not all(reply.ok for reply in replies):
-        raise CommandError("reload: refused, all goes on as before")
+    there, asked = list[str](), list[tuple[str, bool]]()
+    for path in sockets():
+        name = path.stem  # of one that does not say it
+        try:
+            name = ask(path, "status").camera
+            if camera in (None, name):
+                reply = ask(path, "reload", say=click.echo)
+                click.echo(f"{name}: {reply.message}")
+                asked.append((name, reply.ok))
+        except ControlError as error:
+            if camera in (None, name):
+                say(str(error))
+                asked.append((name, False))
+        there.append(name)
+    if not asked:
+        known = f"; there is {', '.join(there)}" if there else " on this machine"
+        raise CommandError(f"reload: no daemon runs{f' for {camera}' if camera else ''}{known}")
+    if failed := [name for name, ok in asked if not ok]:
+        raise CommandError(f"reload: refused or not answered by {', '.join(failed)}")

@@ -223,6 +223,24 @@ def test_a_change_is_waited_for_as_long_as_plans_take_to_build_and_that_is_said(
         assert len(lines) == 2 and lines[0].startswith("front: makes ") and lines[1] == "front: did reload"
 
 
+def test_a_daemon_that_is_silent_keeps_no_other_from_reloading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def willing(request: Request) -> Reply:
+        return Reply(True, "front", "now hands = 2")
+
+    monkeypatch.setattr(control, "ANSWER_S", 0.1)
+    with ControlSocket("front", willing), socket.socket(socket.AF_UNIX) as stopped:
+        stopped.bind(str(folder / "a.sock"))  # before the other, and it never answers
+        stopped.listen()
+        done = CliRunner().invoke(cli, ["reload", "--camera", "front"])
+        assert (done.exit_code, done.output) == (0, "front: now hands = 2\n")
+        done = CliRunner().invoke(cli, ["reload"])
+        assert done.output.splitlines() == [
+            f"{folder}/a.sock: the daemon did not answer within 0.1 s",
+            "front: now hands = 2",
+        ]
+        assert str(done.exception) == "reload: refused or not answered by a"
+
+
 def test_an_answer_of_another_make_is_one_line() -> None:
     for line in (b"", b"[]", b'{"ok": 1, "camera": "", "message": "", "values": {}}', b'{"ok": true}', b"[" * 9999):
         with pytest.raises(ControlError):

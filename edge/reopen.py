@@ -217,7 +217,7 @@ def open_lasting(kind: str, source: str | None, alive: Callable[[], None] = lamb
     A backend's camera may say itself how: again() opens it anew, signs() changes when it is plugged in or out.
     """
     camera = open_camera(kind, source, **options)
-    if kind == "replay" or (source is not None and Path(source).exists()):
+    if kind == "replay" or (source is not None and Path(source).is_file()):
         return camera
     own: Callable[[], Camera] | None = getattr(camera, "again", None)
     by_serial = source or (camera.name if kind == "realsense" else None)  # not another one that is plugged in

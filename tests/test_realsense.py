@@ -13,10 +13,7 @@ import pytest
 from edge_hand.calibration.sources import CameraPictures
 from edge_hand.edge.camera_mode import Mode, parse_mode
 from edge_hand.edge.cameras import CameraError, EndOfStream, FrameTimeout, open_camera
-from edge_hand.edge.cameras.realsense import (
-    RealSenseCamera,
-    list_cameras,
-)
+from edge_hand.edge.cameras.realsense import RealSenseCamera, check_camera, list_cameras
 from edge_hand.edge.librealsense import import_realsense, intrinsics_from_realsense
 from edge_hand.hand.camera import Intrinsics
 
@@ -302,6 +299,12 @@ def test_options_of_recordings_are_refused_for_cameras_and_the_other_way_round(r
         open_camera("realsense", "817612070001", loop=True)
     with pytest.raises(CameraError, match=r"^--mode is for cameras; .* has the mode it was recorded in$"):
         open_camera("realsense", str(recording[0]), mode="640x480@30")
+
+
+def test_a_serial_number_is_a_camera_also_where_a_folder_has_its_name(tmp_path, monkeypatch):
+    (tmp_path / "817612070001").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert check_camera("817612070001", mode="640x480@30") is None
 
 
 def test_a_mode_is_read_and_a_wrong_one_is_one_line():

@@ -325,6 +325,13 @@ def test_a_recording_is_left_as_it_is() -> None:
         assert isinstance(recording, ReplayCamera) and isinstance(camera, LastingCamera)
 
 
+def test_a_camera_comes_back_also_where_a_folder_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "3").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with open_lasting("synthetic", "3", mode=MODE) as camera:
+        assert isinstance(camera, LastingCamera)
+
+
 def test_what_is_plugged_in_is_told_by_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reopen, "USB", tmp_path)
     for name, number in (("usb1", "1"), ("2-1", "7"), ("2-1:1.0", "")):

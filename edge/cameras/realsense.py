@@ -58,7 +58,7 @@ def check_camera(
     source: str | None, *, mode: str | None = None, fps: float | None = None, loop: bool = False
 ) -> Path | None:
     """The recording that source is, None for a camera's serial number. Raises CameraError."""
-    if source is None or not (Path(source).suffix in LIBREALSENSE or Path(source).exists()):
+    if source is None or not (Path(source).suffix in LIBREALSENSE or Path(source).is_file()):
         if fps is not None or loop:
             raise CameraError("--fps and --loop are for recordings; a camera's rate is in its mode: --mode 848x480@90")
         parse_mode(mode or DEFAULT_MODE)

@@ -129,7 +129,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.is_local and not _is_loopback(self.headers.get("Host", "")):
             self.answer(403, "text/plain", b"open it by the name localhost or 127.0.0.1\n")
             return
-        self.get(urlsplit(self.path).path)
+        try:
+            path = urlsplit(self.path).path
+        except ValueError:  # "http://["
+            self.answer(400, "text/plain", b"this is no address\n")
+            return
+        self.get(path)
 
     def answer(self, code: int, kind: str, body: bytes | None) -> None:
         """Send the head, and the body if there is one; without, the caller writes it until it closes."""

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import open_engine
-from edge_hand.edge.http_server import TIMEOUT_S, ServeError
+from edge_hand.edge.http_server import TIMEOUT_S, Handler, LocalServer, ServeError
 from edge_hand.edge.loop import Loop
 from edge_hand.edge.metrics import CONTENT_TYPE, Metrics
 from edge_hand.edge.publish import Publisher
@@ -152,6 +152,21 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting() -> None:
 def test_other_paths_are_not_found() -> None:
     with a_loop() as (_, metrics), pytest.raises(urllib.error.HTTPError, match="404"):
         urllib.request.urlopen(metrics.url + "/etc/passwd", timeout=5)
+
+
+def test_what_is_no_address_is_refused_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    class Hello(Handler):
+        def get(self, path: str) -> None:
+            self.answer(200, "text/plain", path.encode())
+
+    with LocalServer("127.0.0.1", 0, Hello) as server:
+        server.start()
+        with socket.create_connection((server.host, server.server_port), timeout=5) as connection:
+            connection.sendall(b"GET http://[ HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.0 400 ") and answer.endswith(b"\r\n\r\nthis is no address\n")
+        assert read(server.url + "a?b") == "/a"
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -93,12 +93,13 @@ def record(
 
     import numpy as np
 
-    from .cameras import BadFrame, EndOfStream, FrameTimeout, open_camera
+    from .cameras import BadFrame, EndOfStream, FrameTimeout, is_recording, open_camera
     from .recorder import Recorder
     from .recording import RecordingError, RecordingWriter
 
     stopping = stop_on_signal()
     n = skipped = 0
+    live = not is_recording(camera, source)  # what a recording lacks was lost long ago
     last_seq: int | None = None
     settings = {"camera": camera, "mode": mode or "", "far_m": str(far_m or "")}
     with (
@@ -112,12 +113,14 @@ def record(
                 break
             except (BadFrame, FrameTimeout) as error:
                 say(str(error))
+                if last_seq is not None and isinstance(error, BadFrame):
+                    last_seq += 1
                 continue
             if far_m is not None:
                 near = np.where(frame.depth * frame.depth_unit_m <= far_m, frame.depth, 0).astype(np.uint16)
                 frame = replace(frame, depth=near)
             recorder.frame(frame)
-            skipped += max(0, frame.seq - last_seq - 1) if last_seq is not None else 0
+            skipped += max(0, frame.seq - last_seq - 1) if last_seq is not None and live else 0
             last_seq, n = frame.seq, n + 1
     if recorder.trouble:
         raise RecordingError(f"{recorder.trouble}; {recorder.writer.frames} frames are in {out}")

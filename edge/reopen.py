@@ -23,7 +23,7 @@ import numpy as np
 
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame
-from .cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
+from .cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, is_recording, open_camera
 
 FIRST_DELAY_S, MOST_DELAY_S = 0.2, 5.0  # between two attempts to open
 SILENT_S = 2.0  # without a usable frame the camera is closed and opened anew; twice as long for its first frame
@@ -217,7 +217,7 @@ def open_lasting(kind: str, source: str | None, alive: Callable[[], None] = lamb
     A backend's camera may say itself how: again() opens it anew, signs() changes when it is plugged in or out.
     """
     camera = open_camera(kind, source, **options)
-    if kind == "replay" or (source is not None and Path(source).is_file()):
+    if is_recording(kind, source):
         return camera
     own: Callable[[], Camera] | None = getattr(camera, "again", None)
     by_serial = source or (camera.name if kind == "realsense" else None)  # not another one that is plugged in

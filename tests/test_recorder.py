@@ -11,12 +11,17 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge.cameras import open_camera
+from click.testing import CliRunner
+from edge_hand.edge import cameras, cli_record
+from edge_hand.edge.cameras import BadFrame, open_camera
+from edge_hand.edge.cameras.replay import ReplayCamera
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.cli import cli
 from edge_hand.edge.mcap_file import Contents
 from edge_hand.edge.recorder import Recorder
 from edge_hand.edge.recording import Recording, RecordingError, RecordingWriter
@@ -189,6 +194,23 @@ def test_a_disk_without_any_room_leaves_no_file(tmp_path: Path) -> None:
 
 
 # --- a slow disk
+
+
+def test_record_counts_as_lost_what_a_camera_skipped_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with SyntheticCamera(3, "96x64@90", fps=0) as camera:
+        comes = [camera.frame(0), BadFrame("torn"), camera.frame(2), camera.frame(5)]
+        known = {"name": camera.name, "intrinsics": camera.intrinsics, "fps": camera.fps}
+    source: Any = SimpleNamespace(**known, frames=lambda: iter(comes), close=lambda: None)
+    monkeypatch.setattr(cli_record, "stop_on_signal", lambda: lambda: False)
+    with monkeypatch.context() as patched:
+        patched.setattr(cameras, "open_camera", lambda *_, **__: ReplayCamera(source, fps=0))
+        done = CliRunner().invoke(cli, ["record", "--camera", "synthetic", f"{tmp_path}/a.mcap"])
+    lost = "2 were lost: the disk or this machine is too slow"
+    assert done.output == f"torn\n3 frames in {tmp_path}/a.mcap; {lost}\n"
+    done = CliRunner().invoke(
+        cli, ["record", "--camera", "replay", "--source", f"{tmp_path}/a.mcap", f"{tmp_path}/b.mcap"]
+    )
+    assert done.output == f"3 frames in {tmp_path}/b.mcap\n"
 
 
 class SlowWriter(RecordingWriter):

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import pkgutil
 from collections import deque
+from pathlib import Path
 from typing import Any, Protocol
 
 from ...hand.camera import Intrinsics
@@ -76,6 +77,11 @@ def open_camera(kind: str, source: str | None = None, **options: Any) -> Camera:
 def check_camera(kind: str, source: str | None = None, **options: Any) -> None:
     """Raise CameraError as `open_camera` would, as far as that can be told without opening anything."""
     _ask("check_camera", kind, source, options)
+
+
+def is_recording(kind: str, source: str | None) -> bool:
+    """Whether what is opened is a recording, which shows every frame that it holds, and no camera."""
+    return kind == "replay" or (source is not None and Path(source).is_file())
 
 
 def _ask(what: str, kind: str, source: str | None, options: dict[str, Any]) -> Any:

@@ -98,8 +98,9 @@ def settings_of(
             chosen |= found
     if instance is not None and instance not in tables:
         chosen["source"] = instance
-    if instance is not None and "bind" not in chosen and "RUNTIME_DIRECTORY" in os.environ:
-        chosen["bind"] = f"ipc://{os.environ['RUNTIME_DIRECTORY']}/hands"
+    folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]  # the first of systemd's
+    if instance is not None and "bind" not in chosen and folder:
+        chosen["bind"] = f"ipc://{folder}/hands"
     return chosen
 
 

@@ -115,10 +115,11 @@ def test_an_instance_takes_its_table_over_the_rest_in_either_order(file: Path) -
         assert (params["hands"], params["source"], params["camera"]) == (3, "7", "synthetic")
 
 
+@pytest.mark.parametrize("further", ["", ":/run/more"])  # a unit may have several folders
 def test_an_instance_without_a_table_is_a_serial_number_and_under_systemd_has_its_own_socket(
-    file: Path, monkeypatch: pytest.MonkeyPatch
+    further: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/edge-hand-0123")
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"/run/edge-hand-0123{further}")
     params = parsed("--config", file, "--instance", "0123").params
     assert (params["source"], params["hands"], params["bind"]) == ("0123", 1, "ipc:///run/edge-hand-0123/hands")
 

@@ -109,8 +109,11 @@ class Recorder:
                 self._changed.notify_all()
             now = time.monotonic()
             if not self._steady and now - flushed >= FLUSH_S:
-                self.writer.flush(sync=now - synced >= SYNC_S)
-                flushed, synced = now, now if now - synced >= SYNC_S else synced
+                self.writer.flush()
+                flushed = now
+            if now - synced >= SYNC_S:
+                self.writer.sync()
+                synced = now
             if self.left_out and not told:
                 told = self.left_out
                 self._tell(f"recording: the disk is too slow, {self.writer.path} gets gaps")

@@ -111,14 +111,19 @@ class RecordingWriter:
             for name, view in joints_json(parts).items():
                 self._json(f"{name}.{camera}", t_ns, *view)
 
-    def flush(self, sync: bool = False) -> None:
-        """Write all there is as a chunk, so that a killed process does not lose it; with sync, nor a power cut."""
+    def flush(self) -> None:
+        """Write all there is as a chunk, so that a killed process does not lose it."""
         frames, self._unwritten = self._unwritten, 0
         try:
             self._writer.cut()
             self.frames += frames
-            if sync:
-                os.fsync(self._file.fileno())
+        except OSError as error:
+            raise RecordingError(f"cannot write {self.path}: {error.strerror}") from error
+
+    def sync(self) -> None:
+        """See to it that a power cut does not lose the chunks either."""
+        try:
+            os.fsync(self._file.fileno())
         except OSError as error:
             raise RecordingError(f"cannot write {self.path}: {error.strerror}") from error
 

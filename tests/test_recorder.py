@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from edge_hand.edge import cameras, cli_record
+from edge_hand.edge import recorder as recorder_module
 from edge_hand.edge.cameras import BadFrame, open_camera
 from edge_hand.edge.cameras.replay import ReplayCamera
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
@@ -266,6 +267,18 @@ def test_what_is_recorded_is_in_the_file_within_a_second_also_when_no_more_comes
         time.sleep(1.0)
         with Recording(tmp_path / "a.mcap") as recording:
             assert len(list(recording)) == 1
+
+
+@pytest.mark.parametrize("steady", [False, True])
+def test_what_is_recorded_is_handed_to_the_disk_time_and_again(
+    steady: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    monkeypatch.setattr(recorder_module, "SYNC_S", 0.05)
+    with Recorder(RecordingWriter(tmp_path / "a.mcap"), print, steady=steady) as recorder:
+        recorder.frame(frames()[0])
+        wait_for(lambda: len(synced) > 1)
 
 
 def test_a_fault_of_the_recorder_ends_the_recording_alone(tmp_path: Path) -> None:

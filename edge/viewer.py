@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 
 from ..hand.frames import DepthFrame
@@ -28,20 +29,21 @@ class Viewer:
 
     def _draw(self) -> None:
         message, drawn = None, 0
-        while True:
-            came = self._due.wait(STALE_S)
-            self._due.clear()
-            if self._over:
-                return
-            if not came and message is not None:  # an old hand is never shown as if it were there
-                self._screen.show(replace(message, hands=()), "no frame for a while", count=0)
-            newest, self._newest = self._newest, None
-            if newest:
-                decoded = decode(newest[1])
-                if isinstance(decoded, JointsMessage):
-                    message, calls = decoded, self._calls
-                    self._screen.show(message, frame=newest[0], count=calls - drawn)
-                    drawn = calls
+        with suppress(OSError):  # who looked is gone; tracking goes on
+            while True:
+                came = self._due.wait(STALE_S)
+                self._due.clear()
+                if self._over:
+                    return
+                if not came and message is not None:  # an old hand is never shown as if it were there
+                    self._screen.show(replace(message, hands=()), "no frame for a while", count=0)
+                newest, self._newest = self._newest, None
+                if newest:
+                    decoded = decode(newest[1])
+                    if isinstance(decoded, JointsMessage):
+                        message, calls = decoded, self._calls
+                        self._screen.show(message, frame=newest[0], count=calls - drawn)
+                        drawn = calls
 
     def __enter__(self) -> Viewer:
         self._screen.__enter__()

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from edge_hand.edge import watch as watch_module
 from edge_hand.edge.publish import Publisher
+from edge_hand.edge.viewer import Viewer
 from edge_hand.edge.watch import BACK, FINGER_COLOURS, Screen, draw, summary, watch
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandPose
@@ -204,6 +205,23 @@ def test_a_terminal_that_was_closed_keeps_nothing_from_ending_in_order() -> None
     with Screen(os.fdopen(slave, "w")) as screen:
         assert screen.live
         os.close(master)
+
+
+def test_the_view_of_a_daemon_ends_quietly_when_nobody_reads_it_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", raised.append)
+    reader, writer = os.pipe()
+    os.close(reader)
+    stream = os.fdopen(writer, "w")
+    with Viewer(Screen(stream)) as viewer:
+        viewer(
+            DepthFrame("front", 1, 1, np.zeros((4, 4), np.uint16), 0.001, Intrinsics(4, 4, 1.0, 1.0, 0.0, 0.0)),
+            joints_of("front", flat_hand()),
+        )
+        viewer._thread.join(5)
+        assert not viewer._thread.is_alive() and not raised
+    with pytest.raises(BrokenPipeError):
+        stream.close()
 
 
 def test_the_screen_is_given_back_even_after_an_error(colourful: None) -> None:

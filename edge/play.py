@@ -114,6 +114,6 @@ class Player:
 
     def _moved(self, body: dict[str, Any], now_ns: int) -> dict[str, int]:
         """A message's times as if it were published then; those of one frame stay the same."""
-        captured_ns = now_ns - (body["t_publish_ns"] - body["t_capture_ns"])
+        captured_ns = max(0, now_ns - (body["t_publish_ns"] - body["t_capture_ns"]))  # 0: before this machine started
         unix_ns = captured_ns + self._wall_offset_ns
         return {"t_capture_ns": captured_ns, "t_capture_unix_ns": unix_ns, "t_publish_ns": now_ns}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -139,6 +140,19 @@ def test_status_says_that_it_is_played_and_ends_with_stopping(path: Path) -> Non
     assert [(m.state, m.message) for m in status] == [("tracked", NOTE), ("stopping", NOTE)]
     status = [m for _, m in of(played(path, stop_after_s=0.15), StatusMessage)]
     assert [m.state for m in status] == ["tracked", "stopping"]
+
+
+def test_what_was_seen_longer_ago_than_this_machine_runs_can_still_be_read(tmp_path: Path) -> None:
+    lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
+    with RecordingWriter(tmp_path / "a.mcap") as writer:
+        writer.write(DepthFrame("front", 0, BEGUN_NS, np.ones((32, 48), np.uint16), 0.001, lens))
+        writer.message(message("status", 0, state="stalled", t_publish_ns=1 << 61), BEGUN_NS)
+    sent: list[Message] = []
+    taker: Any = SimpleNamespace(poll_subscriptions=lambda: None, publish=lambda parts: sent.append(decode(parts)))
+    with Recording(tmp_path / "a.mcap") as recording:
+        Player(recording, taker).run(lambda: False)
+    assert [getattr(m, "state", "") for m in sent] == ["stalled", "stopping"]
+    assert getattr(sent[0], "t_capture_ns", None) == 0
 
 
 def test_kept_stamps_are_those_of_the_recording(path: Path) -> None:

@@ -226,8 +226,8 @@ class Recording:
         self.settings = {
             key.removeprefix("setting."): value for key, value in self.metadata.items() if key.startswith("setting.")
         }
-        offset = self.metadata.get("wall_offset_ns", "0")[:24]
-        self.wall_offset_ns = int(offset) if offset.removeprefix("-").isdecimal() else 0
+        offset = self.metadata.get("wall_offset_ns", "")[:24]
+        self.wall_offset_ns = int(offset) if offset.isdecimal() and int(offset) < MAX_NS else 0
         self._topic = f"depth.{self.camera}"
         ours = {number for number, channel in self._contents.channels.items() if channel.topic == self._topic}
         times = [at for chunk in self._contents.chunks for n, some in chunk.times.items() if n in ours for at in some]

@@ -125,6 +125,12 @@ def test_published_messages_are_kept_byte_for_byte_in_their_order(tmp_path: Path
         assert len(recording) == 3 and recording.wall_offset_ns == 1_700_000_000 * 10**9
 
 
+@pytest.mark.parametrize("offset_ns", [-(10**12), 1 << 62, 10**22])
+def test_a_wall_clock_that_cannot_be_is_not_believed(tmp_path: Path, offset_ns: int) -> None:
+    with Recording(write(tmp_path / "a.mcap", some_frames(1), wall_offset_ns=offset_ns)) as recording:
+        assert recording.wall_offset_ns == 0
+
+
 def test_a_camera_that_changes_its_mode_is_recorded_on(tmp_path: Path) -> None:
     first, second = some_frames(2)
     other = replace(second, intrinsics=replace(INTRINSICS, fx=99.0), depth_unit_m=0.001)

@@ -218,7 +218,7 @@ class CameraPictures:
 def _read_json(path: Path) -> dict[str, Any]:
     """The file's entries, with `intrinsics` made of them."""
     try:
-        known = json.loads(path.read_text())
+        known = json.loads(path.read_bytes())  # as bytes: Windows puts a mark first
         if not isinstance(known, dict):
             raise SourceError(f"{path} holds {type(known).__name__}, expected a map with the intrinsics")
         lens = {key: known[key] for key in ("width", "height", "fx", "fy", "cx", "cy")}
@@ -229,7 +229,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from None
     except KeyError as error:
         raise SourceError(f"{path}: {error.args[0]} is missing") from None
-    except (ValueError, TypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise SourceError(f"{path}: {error}") from None
     for key, least, most in (("fps", 1e-3, 1000), ("depth_scale_m", 1e-6, 0.1)):
         value = known.get(key, most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 from collections.abc import Iterator
 from itertools import combinations
@@ -282,3 +283,13 @@ def test_pictures_of_a_librealsense_recording_have_the_times_they_were_recorded_
     gc.collect()
     times = {picture.t_s for picture in open_source(str(path)).pictures()}
     assert sorted(times) == pytest.approx([ms * 1e-3 for ms in stamps_ms], abs=1e-6)
+
+
+def test_a_camera_json_of_windows_is_read_and_one_nested_too_deep_is_one_line(tmp_path: Path) -> None:
+    lens = {key: getattr(LENS, key) for key in ("width", "height", "fx", "fy", "cx", "cy")}
+    (tmp_path / "0.png").touch()
+    (tmp_path / "camera.json").write_text(json.dumps(lens), encoding="utf-8-sig")
+    assert open_source(str(tmp_path)).intrinsics == LENS
+    (tmp_path / "camera.json").write_text("[" * 100_000)
+    with pytest.raises(SourceError, match=r"camera\.json: maximum recursion depth exceeded"):
+        open_source(str(tmp_path))

@@ -166,6 +166,7 @@ def test_a_loop_of_bad_frames_ends(folder):
     ("text", "error"),
     [
         ("{", "camera.json is not readable JSON"),
+        ("[" * 100_000, "camera.json is not readable JSON"),
         ("[]", "camera.json holds list, expected a map with width, height"),
         (json.dumps({"width": 64, "height": 48, "cx": 1, "cy": 1}), "camera.json lacks fx, fy, depth_scale_m; it must"),
         (json.dumps(CAMERA | {"fx": "50"}), "camera.json: fx is '50', expected a number"),
@@ -181,6 +182,12 @@ def test_a_broken_camera_json_is_one_line(folder, text, error):
     with pytest.raises(CameraError) as seen:
         open_camera("replay", str(folder))
     assert error in str(seen.value) and "\n" not in str(seen.value)
+
+
+def test_a_camera_json_that_windows_notepad_wrote_is_read(folder):
+    (folder / "camera.json").write_text(json.dumps(CAMERA), encoding="utf-8-sig")
+    with open_camera("replay", str(folder), fps=0) as camera:
+        assert camera.intrinsics.fy == 51
 
 
 def test_a_folder_needs_camera_json_and_frames(folder, tmp_path):

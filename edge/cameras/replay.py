@@ -223,10 +223,10 @@ def _laps(source: FrameSource, loop: bool) -> Iterator[DepthFrame | BadFrame]:
 def _read_camera_json(path: Path) -> dict[str, Any]:
     """camera.json's fields, with `intrinsics` made of them."""
     try:
-        camera = json.loads(path.read_text())
+        camera = json.loads(path.read_bytes())  # as bytes: Windows puts a mark first
     except FileNotFoundError:
         raise CameraError(f"{path} is missing; it gives {', '.join(REQUIRED)}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CameraError(f"{path} is not readable JSON ({error})") from error
     if not isinstance(camera, dict):
         raise CameraError(f"{path} holds {type(camera).__name__}, expected a map with {', '.join(REQUIRED)}")

@@ -13,8 +13,8 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.se3 import inverse
 from .bundle import BundleError, Options, Solution, solve
@@ -30,8 +30,6 @@ from .uncertainty import (
     pose_difference,
     volume_sigma_mm,
 )
-
-Array = NDArray[Any]
 
 ENOUGH_SHARED = 12  # moments of the board that a pair of cameras should share
 DEFAULT = Options()

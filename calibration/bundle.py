@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.se3 import skew, so3_exp
 from .corners import View
 from .motion import moment, share_of_neighbours
-
-Array = NDArray[Any]
 
 CAMERA, LENS = 6, 4  # unknowns: pose; fx, fy, cx, cy
 STEP = CAMERA + LENS + 1  # of one camera, with its time offset

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from .board import ENOUGH_SHARED
 from .corners import BoardDetector, View
 from .sources import Picture, Source, SourceError
 from .start import moments_of, shared_moments
 from .target import TARGETS, Target
-
-Array = NDArray[Any]
 
 SLOW_PX_HZ = 100.0  # corners move by less a second; with time offsets solved for, a hand-held board may move
 NEW_PX = 40.0  # a corner has moved by so much since every picture that counted

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.se3 import inverse, so3_log
 from ..hand.whole import refusal, write_whole
 from .rig import Rig, RigCamera, RigError
-
-Array = NDArray[Any]
 
 
 def ros_launch(rig: Rig) -> dict[str, str]:

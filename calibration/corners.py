@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.se3 import transform
 from .target import Target, charuco_board, import_opencv
-
-Array = NDArray[Any]
 
 FEWEST_CORNERS = 6
 

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.normals import vertex_normals
 from ..hand.se3 import apply
 from ..hand.template import template
 from .icp import Moment, Placed, match, placed
 from .observe import tree_of
-
-Array = NDArray[Any]
 
 REACH_M = 0.012  # of the search for the other camera's skin; matches lie within two and a half times as much
 REGIONS = ("near", "middle", "far")

@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.draw import save_png
+from ..hand.arrays import Array
 from .board import BoardResult
 from .rig import Rig
-
-Array = NDArray[Any]
 
 SIZE, EDGE = 480, 36  # px of a panel and of its margin
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75))

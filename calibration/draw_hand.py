@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.draw import save_png
 from .distances import distances
 from .draw import COLOURS, EDGE, GREY, LINE, SIZE, plan
 from .hand import HandResult
-
-Array = NDArray[Any]
 
 BIN_MM, MOST_MM = 0.5, 10.0
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.confidence import RADIUS_M, Calibration, joint_confidence
 from ..edge.refit import Pose, theta_of
 from ..edge.smooth import Channel, Smoother, rotation_matrix, rotation_vector
 from ..hand import se3
+from ..hand.arrays import Array
 from ..hand.crop import MIRROR, mirror_pose
 from ..hand.frames import HandPose, Side
 from ..hand.kinematics import clamp_angles
@@ -28,7 +28,6 @@ from .many_views import Guess, Surface, agree, guess_of, refit, robust_weights
 from .rig import Rig, RigCamera
 from .sight import Sighting, joints_of
 
-Array = NDArray[Any]
 NEAR_M = 0.12  # a sighting of its side as near as this to where a hand should be is that hand
 SAME_M = 0.05  # one of the other side too; two hands nearer than this are one, unless a camera sees both
 GAIN_S = 0.06  # in which a camera that joins gains its weight

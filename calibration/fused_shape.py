@@ -9,17 +9,16 @@ and bone scales alone. When there are frames enough, each is looked at again wit
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.refit import EACH_AXIS, THRICE, Pose, Refit
 from ..edge.schur import eliminated
+from ..hand.arrays import Array
 from ..hand.kinematics import Shape
 from .many_views import PRIOR_M, Guess, Surface, Target, refit
 
-Array = NDArray[Any]
 EVERY_NS, AGAIN_NS = 50_000_000, 30_000_000  # between two looks at new frames, and at those remembered
 FRAMES, ROUNDS = 60, 2  # frames looked at, and how often again; then the shape is final
 AGAIN_STEPS = 4  # of the refit when a frame is looked at again

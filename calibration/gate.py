@@ -7,16 +7,14 @@ the motion itself is asked for: room, turning, time, and every camera seeing it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.se3 import so3_log
 from ..hand.skeleton import PALM
 from .observe import Sight, joints_at, palm_rotation, slope
-
-Array = NDArray[Any]
 
 LEAST_SPREAD_M = 0.025  # standard deviation of the palm along its least axis
 LEAST_TURN_RAD = np.radians(15.0)  # of its orientation, about the second of its axes

@@ -10,15 +10,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.cloud import points_near
 from ..edge.engines import Engine, open_engine
 from ..edge.refit import Refit
 from ..edge.tracker import Tracker
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.crop import MIRROR, mirror_pose
 from ..hand.frames import DepthFrame
@@ -27,8 +26,6 @@ from ..hand.messages import CloudMessage, HandJoints, JointsMessage, Message, Wi
 from .listen import Listener
 from .observe import JOINTS, Cloud, ObserveError, Sight, different
 from .sight import shows_left
-
-Array = NDArray[Any]
 
 CLOUD_POINTS = 2000
 FEWEST_POINTS = 50

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.se3 import skew
 from . import icp
 from .distances import Distances, distances
@@ -23,8 +23,6 @@ from .joint import JointFit, fit_joints
 from .observe import DepthError, ObserveError, Sight, different
 from .rig import DepthCorrection, Quality, Rig, RigCamera, RigPair, TimeOffset, Verdict, tool_name
 from .uncertainty import NO_HALVES, Difference, Volume, pose_difference, volume_sigma_mm
-
-Array = NDArray[Any]
 
 BLOCKS = 10  # of time, left out in turn
 HALF_BLOCKS = 8  # of time, that go to one half and the other by turns

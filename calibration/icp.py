@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.se3 import apply, inverse
 from .joint import Path, moved
 from .observe import Cloud, DepthError, Sight, tree_of
-
-Array = NDArray[Any]
 
 STEP = 8  # unknowns of a camera: turn 3, shift 3, time offset, depth offset
 OFFSET_SIGMA_S, DEPTH_SIGMA_PER_M = 0.005, 0.004  # beliefs: from the joints; a tenth of a pixel of disparity and a bit

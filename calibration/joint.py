@@ -11,16 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.se3 import apply, inverse, skew, so3_exp
 from .observe import ObserveError, Sight, common_times, joints_at, slope
 from .pairwise import PairFit, fit_pair
-
-Array = NDArray[Any]
 
 ITERATIONS = 25
 STEP = 7  # unknowns of a camera: turn 3, shift 3, time offset

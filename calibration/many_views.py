@@ -9,19 +9,18 @@ of it sees right hands: a left one is looked at in a mirror.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.chain import JOINT_PARTS, Chain, Posed, Rest
 from ..edge.look import trust
 from ..edge.refit import EACH_AXIS, THRICE, Pose, calm_weight, step
+from ..hand.arrays import Array
 from ..hand.kinematics import Shape
 from ..hand.skeleton import ANGLE_PARTS, PART_JOINTS, ROOTS
 from ..hand.template import template
 
-Array = NDArray[Any]
 ROUNDS = 5  # of reweighting
 LOOSE = 2.5  # residuals of so many sigmas count a quarter ...
 LEAST_LOOSE_M, MOST_LOOSE_M = 0.012, 0.035  # ... within these

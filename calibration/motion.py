@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.se3 import skew, so3_exp, so3_log, transform
-
-Array = NDArray[Any]
 
 
 class Weights(NamedTuple):

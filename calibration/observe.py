@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.extras import to_get
-
-Array = NDArray[Any]
 
 JOINTS = 21
 LONGEST_GAP = 2.5  # frame periods between two looks that may be interpolated

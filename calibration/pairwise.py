@@ -7,16 +7,14 @@ residual wins. Signals alone are good to 50 ms, the fit to a few.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.se3 import transform
 from ..hand.skeleton import PALM
 from .observe import Sight, bridged, joints_at
-
-Array = NDArray[Any]
 
 RATE_HZ = 60.0
 REACH_S, STEP_S = 1.2, 1 / 60  # lags tried about each start

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.shell import CommandError
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.extras import installed
 from ..hand.fields import one_line
 from ..hand.whole import refusal, write_json
 
-Array = NDArray[Any]
 Verdict = Literal["pass", "fail", "unverified"]
 
 FORMAT = "edge-hand-rig"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from ..edge.chain import Chain
 from ..edge.smooth import rotation_matrix, rotation_vector
 from ..hand import se3
+from ..hand.arrays import Array
 from ..hand.crop import MIRROR, mirror_pose
 from ..hand.kinematics import Shape, clamp_angles
 from ..hand.messages import CloudMessage, HandJoints, JointsMessage
 from .rig import RigCamera
 
-Array = NDArray[Any]
 Clock = Literal["monotonic", "unix"]
 SAME_HOST_NS = 50_000_000  # monotonic clocks that differ from the wall clock by as much are of two hosts
 CARRY_NS = 60_000_000  # a pose is carried on for so long

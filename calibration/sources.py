@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
 from ..edge.librealsense import LIBREALSENSE
 from ..edge.recording import decode_depth_png
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from .target import import_opencv
-
-Array = NDArray[Any]
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov")
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.se3 import inverse, so3_log
 from .bundle import BundleError, Scene
 from .corners import BoardPose, View, board_poses
-
-Array = NDArray[Any]
 
 LONGEST_RUN = 40  # knots; a longer stretch is cut, and its ends interpolate with one neighbour
 FEWEST_SHARED = 3  # moments that two cameras must share to be joined

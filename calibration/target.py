@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.extras import to_get
-
-Array = NDArray[Any]
 
 PAPER_MM = {"a4": (297.0, 210.0), "a3": (420.0, 297.0)}  # landscape
 MM_TO_POINT = 72 / 25.4

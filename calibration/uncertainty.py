@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.se3 import inverse, skew, so3_log
 
-Array = NDArray[Any]
 NO_HALVES = "too few moments to solve the halves apart"
 
 

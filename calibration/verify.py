@@ -12,8 +12,8 @@ from itertools import combinations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from . import icp
 from .distances import REGIONS, Distances, distances, region_of
 from .gate import lacks, measure
@@ -22,8 +22,6 @@ from .joint import fit_joints
 from .observe import DepthError, ObserveError, Sight
 from .rig import Rig, RigCamera, RigError, Verdict
 from .uncertainty import NO_HALVES, Difference, Volume, pose_difference, volume_sigma_mm
-
-Array = NDArray[Any]
 
 LIMIT_P50_MM, LIMIT_P95_MM = 2.5, 8.0
 LIMIT_MOVED_MM = 3.0  # in the volume, and more than so many sigma of rig and check together:

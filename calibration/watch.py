@@ -15,18 +15,17 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..hand import se3
+from ..hand.arrays import Array
 from .fuse import sigma_m
 from .many_views import Surface
 from .rig import Quality, Rig
 from .sight import Sighting, joints_of
 
-Array = NDArray[Any]
 BLOCK_NS = 1_000_000_000
 HALF_LIFE_S, KEPT = 8.0, 40  # of blocks
 LEAST_BLOCKS = 5.0  # that count, before anything is said

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..hand import crop
+from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from .confidence import Calibration, joint_confidence
 from .look import fit_mm
@@ -16,8 +17,6 @@ from .reading import read
 from .refit import Refit
 from .smooth import Smoother
 from .visibility import visible
-
-Array = NDArray[Any]
 
 
 class Cropper(Protocol):

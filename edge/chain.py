@@ -8,11 +8,11 @@ degrees of freedom is its wrench against 20 screws.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.kinematics import Shape
 from ..hand.normals import vertex_normals
 from ..hand.skeleton import (
@@ -27,7 +27,6 @@ from ..hand.skeleton import (
 )
 from ..hand.template import HandTemplate
 
-Array = NDArray[Any]
 _PARENTS = np.array(PARENT_OR_PALM)
 _JOINTS, _TIPS, _SCALES = list(PART_JOINTS), list(TIPS), list(PART_SCALES)
 JOINT_PARTS = np.array([_JOINTS.index(j) if j in _JOINTS else _TIPS.index(j) * 3 + 3 for j in range(21)])

@@ -6,17 +6,15 @@ Only pixels that the sensor measured count; nothing is averaged or filled in, so
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array, Float32
 from ..hand.camera import Intrinsics, fold_slope
 from ..hand.frames import DepthFrame
 from ..hand.wire import HandCloud, Header, WireHand, encode_cloud
 
-Array = NDArray[Any]
-Float32 = NDArray[np.float32]
 SCENE_POINTS, HAND_POINTS = 4000, 2000
 SCENE_HZ = 15.0
 NEAR_MESH_M = 0.012  # along the ray, from the skin on either side

@@ -7,12 +7,12 @@ The network expects an error of each vertex; near a joint that is the joint's. H
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ..hand.arrays import Array
+
 RADIUS_M = 0.015
 LEAST_M = 1e-4  # no joint is expected to be better than this
 

@@ -8,18 +8,18 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame
 from ..hand.render import NEAREST_M, render
 from ..hand.skeleton import JOINT_PARENTS
 from ..hand.whole import write_whole
 
-Array = NDArray[Any]
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
 

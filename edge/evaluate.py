@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandPose
 from ..hand.kinematics import Shape
 from ..hand.template import template
@@ -23,7 +23,6 @@ from .librealsense import LIBREALSENSE
 from .person import Person
 from .tracker import Tracker
 
-Array = NDArray[Any]
 MOST_POINTS = 2000
 ARM_M = -0.01  # along the hand's own y axis: what lies behind the wrist is arm
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.crop import CROP_SIZE, crop_depth, look_at, sub_pixels
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from ..hand.kinematics import Shape
@@ -21,7 +22,6 @@ from .refit import NO_VERTICES, Fit, Refit, Start, calm_weight
 from .smooth import Smoother
 from .visibility import REACH_M, visible
 
-Array = NDArray[Any]
 _EVERY, _NONE, _FLAT, _STRAIGHT = np.ones(21), np.zeros((0, 3)), np.eye(3), np.zeros(20)
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame, HandRoi, Side
 from .engines import ANYWHERE, Engine, open_engine
@@ -28,7 +29,6 @@ __all__ = [
     "surfaces",
 ]  # fmt: skip
 
-Array = NDArray[Any]
 PICTURE = Intrinsics(160, 112, 80.0, 80.0, 79.5, 55.5)  # 90 by 70 degrees
 INPUT = [1, 2, PICTURE.height, PICTURE.width]
 STRIDE = 4  # px of the picture a cell

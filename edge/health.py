@@ -14,11 +14,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandRoi
 from ..hand.messages import StatusState
 from .finder import Finder
@@ -40,7 +40,6 @@ from .swap import SwapEngine
 from .track import Track
 from .tracker import Tracker
 
-Array = NDArray[Any]
 BLOCK = 30  # frames with a hand in view
 WINDOW = 10  # blocks that are compared: the latest after the change
 LEAST_BEFORE = 5  # blocks that make a baseline

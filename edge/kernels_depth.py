@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.crop import BACKGROUND
 from .look import GAUGE_POINTS
 from .visibility import BEHIND_M, NEAREST_M, STEP_M
 
-Array = NDArray[Any]
 types: Any = numba.types
 F = TypeVar("F", bound=Callable[..., Any])
 LOOSE = {"contract", "reassoc", "nsz", "arcp"}  # sums in any order; NaN stays NaN

@@ -6,15 +6,13 @@ See `kernels_depth.py`. Arrays are float64 and contiguous where nothing else is 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.skeleton import THUMB_TWIST_PER_FLEX
 from .kernels_depth import array_of, compiled, types
-
-Array = NDArray[Any]
 
 
 class Model(NamedTuple):

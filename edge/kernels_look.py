@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from .confidence import LEAST_M, RADIUS_M
 from .kernels_depth import array_of, compiled, types
 from .reading import MOST_LOG_ERROR, POINTS
 
-Array = NDArray[Any]
 _f32, _f64 = types.float32, types.float64
 _row, _rows, _places = array_of(_f32, 1), array_of(_f32, 2), array_of(_f64, 2)
 _ints, _bytes = array_of(types.int64, 1), array_of(types.int8, 1)

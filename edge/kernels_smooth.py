@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from .kernels_depth import array_of, compiled, types
 from .smooth import JUMP_POWER, MOTION_HZ, TURN
 
-Array = NDArray[Any]
 _one, _two = array_of(types.float64, 1), array_of(types.float64, 2)
 _own_one, _own_two = array_of(types.float64, 1, readonly=False), array_of(types.float64, 2, readonly=False)
 

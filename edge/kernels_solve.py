@@ -6,11 +6,10 @@ See `kernels_depth.py`. Arrays are float64 and contiguous where nothing else is 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.skeleton import THUMB_TWIST_PER_FLEX
 from .kernels_depth import array_of, compiled, nearest, types
 from .kernels_hand import MODEL, REST, Model, Rest, angles_of, parts_of, pose_chain, pose_skin, times
@@ -29,7 +28,6 @@ from .refit import (
 )
 from .spheres import MOST_PAIRS
 
-Array = NDArray[Any]
 _one, _two = (array_of(types.float64, n, readonly=False) for n in (1, 2))
 _vector, _matrix = array_of(types.float64, 1), array_of(types.float64, 2)
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.crop import camera_from_crop, crop_depth
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from .engines import Engine
 from .reading import read
 
-Array = NDArray[Any]
 # What a crop must hold to be a hand at all, beyond which `belief` decides (`docs/tracking.md`).
 MOST_ERROR_MM = 26.0
 LEAST_PRESENCE = -1.5  # log-odds

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.kinematics import AVERAGE, Shape
 from ..hand.skeleton import PART_JOINTS, PART_SCALES
 from ..hand.whole import try_writing, write_whole
@@ -25,7 +25,6 @@ from .chain import JOINT_PARTS
 from .refit import EACH_AXIS, THRICE, Fit, Refit
 from .schur import eliminated
 
-Array = NDArray[Any]
 VERSION = 1
 HELD_NS = 2_000_000_000  # of good frames, then bones do not change any more
 LEAST_FRAMES = 20

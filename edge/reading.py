@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.crop import points_from_uvd
 from ..hand.frames import HandCrop, HandPrediction
 from ..hand.template import template
 from .engines import Engine
 
-Array = NDArray[Any]
 POINTS = 96  # of the hand's depth points, at most so many are looked at
 MOST_LOG_ERROR = 2.0
 LEAST_WEIGHT = 0.01  # of a joint's greatest: skin that counts for less is left out

@@ -13,9 +13,9 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..hand import se3
+from ..hand.arrays import Array
 from ..hand.kinematics import Shape
 from ..hand.parts import part_moments
 from ..hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, PARENT_OR_PALM, PART_JOINTS, TIPS
@@ -24,7 +24,6 @@ from .chain import JOINT_PARTS, Chain, Posed, Rest
 from .smooth import rigid, rotation_matrix, rotation_vector
 from .spheres import Spheres
 
-Array = NDArray[Any]
 STEPS, FIRST_STEPS = 2, 4  # from where the hand was a frame ago, and from the network's parts alone
 ANGLE_PRIOR_M = 0.010  # a radian off the parts' own angle costs as much as a point this far off
 JOINT_WEIGHT, DEPTH_WEIGHT = 0.3, 4.0  # of a joint and of a depth point

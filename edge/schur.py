@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ..hand.arrays import Array
 
 
 def eliminated(normal: Array, gradient: Array, known: int, held: Array) -> tuple[Array, Array]:

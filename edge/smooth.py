@@ -9,15 +9,14 @@ taken as exp(gain w) R, so no rotation is special. How the numbers were chosen: 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.kinematics import clamp_angles
 from ..hand.messages import Motion
 
-Array = NDArray[Any]
 GAP_NS = 200_000_000  # a hand not measured for longer begins anew
 PREDICT_NS = 150_000_000  # how far ahead a pose may be carried
 COAST_S = 0.06  # a predicted hand slows down with this time constant

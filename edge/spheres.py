@@ -6,15 +6,14 @@ refit's normal equations, so a hand that does not touch itself costs only the te
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.skeleton import PART_JOINTS
 from .chain import Chain, Posed, Rest
 
-Array = NDArray[Any]
 # Half the thickness of an average hand's finger at its bones (m), proximal to distal; the tip joint lies on the skin,
 # so the last sphere stops short of it.
 _RADII = ((0.011, 0.0095, 0.0085), *((0.0095, 0.0085, 0.007),) * 3, (0.008, 0.007, 0.006))

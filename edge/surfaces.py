@@ -7,14 +7,12 @@ milliseconds and proposes places at which no hand is; the tracker's network says
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandRoi
 
-Array = NDArray[Any]
 CUBE_M = 0.25
 NEAR_M, FAR_M = 0.15, 1.5
 COLUMNS = 160  # the image is thinned to about this many

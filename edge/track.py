@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.crop import camera_from_crop, mirror_pose
 from ..hand.frames import DepthFrame, HandPose, Side
 from ..hand.kinematics import Shape
@@ -20,7 +19,6 @@ from .person import Person
 from .refit import Fit, Refit, Start, theta_of
 from .smooth import Smoother
 
-Array = NDArray[Any]
 PREDICTED_NS = 150_000_000  # a hand that was not measured is guessed for so long, then it is lost
 SIDE_VOTE = 0.95  # how much of the side's evidence is kept from vote to vote
 SIDE_LIMIT = 20.0

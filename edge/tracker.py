@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandRoi
 from ..hand.messages import WireHand
 from .arithmetic import PLAIN, Arithmetic
@@ -29,7 +28,6 @@ from .track import MOST_M_S, SIDE_DECIDED, Poser, Track
 
 __all__ = ["STAGES", "Track", "Tracker"]
 
-Array = NDArray[Any]
 MAX_HANDS = 2
 SEARCH_NS = 60_000_000  # between searches while there is room for another hand
 CONFIRM_NS = 300_000_000  # between searches while there is none

@@ -8,19 +8,17 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.messages import CloudMessage, JointsMessage, MeshMessage, Message, StatusMessage, TopologyMessage
 from .status import Fare
 
 FRESH_S = 0.5  # an older hand is not shown
 GONE_S = 3.0  # a daemon tells of itself once a second
 EVENTS = 12
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,14 +6,12 @@ nearer than that hides it, and what lies behind it says nothing of it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.frames import DepthFrame
 
-Array = NDArray[Any]
 # How far in front of a joint its own skin may be, m. Chosen on rendered hands, where the face at the joint's pixel is
 # known: these tell own flesh from others' best. They hold flesh seen aslant, so they exceed a finger's radius.
 REACH_M = np.array([0.048, 0.032, 0.026, 0.026, 0.022, *(0.026, 0.024, 0.022, 0.018) * 4])

@@ -12,18 +12,17 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.frames import DepthFrame
 from ..hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_NAMES, FINGERS, IS_FLEXION
 from ..hand.wire import HandJoints, JointsMessage, StatusMessage
 from .client import subscribe
 from .publish import ADDRESS
 
-Array = NDArray[Any]
 Colour = tuple[int, int, int]
 Segment = tuple[str, Colour]
 

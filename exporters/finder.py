@@ -18,12 +18,12 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.finder import CUBE_M, INPUT, OUTPUTS, PICTURE, THRESHOLD, Maps, network_input, proposals
 from ..edge.model_card import ModelCard, sha256
+from ..hand.arrays import Array
 from ..hand.frames import HandRoi
 from ..trainer.checkpoint import TrainConfig, TrainError
 from ..trainer.synth.pictures import SHARD, Hands, depth_m, hands_of, open_shards
@@ -32,7 +32,6 @@ from . import ExportError
 from .onnx import commit, part_of, store_as_half, to_onnx
 from .quantize import quantize_where
 
-Array = NDArray[Any]
 MEASURED, OTHERS = 1000, 500  # scenes of "val" for the metrics; those after them are for scales, scores and parity
 CALIBRATION = 256  # pictures for the scales of 8 bits
 LIMITS = {"fp32": 0.5, "int8": 15.0}  # mm, mean distance allowed between the centres of the engine and of torch

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .template import HandTemplate
 
-Array = NDArray[Any]
 RINGS = 5
 RING_STEP_M = 0.045
 

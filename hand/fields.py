@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from .arrays import Float32
 from .camera import Intrinsics
 from .frames import Side
-from .messages import Float32, WireError
+from .messages import WireError
 
 MAX_NAME = 64  # characters of a camera or a stage
 MAX_TEXT = 400  # characters of the status message, engine and model

@@ -7,14 +7,14 @@ camera -> DepthFrame -> finder/tracker -> HandRoi -> crop -> HandCrop -> engine 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Array
 from .camera import Intrinsics
 
-Array = NDArray[Any]
 Side = Literal["left", "right", "unknown"]
 State = Literal["tracked", "predicted", "lost"]
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from . import se3
+from .arrays import Array
 from .skeleton import (
     ANGLE_LIMITS_RAD,
     ANGLE_PARTS,
@@ -25,7 +25,6 @@ from .skeleton import (
 )
 from .template import HandTemplate
 
-Array = NDArray[Any]
 _FLEX = np.flatnonzero(IS_FLEXION)
 _ABD = np.flatnonzero(~IS_FLEXION)
 

@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Float32
 from .camera import Intrinsics
 from .frames import HandPose, Side
 
-Float32 = NDArray[np.float32]
 HandState = Literal["tracked", "predicted"]
 StatusState = Literal["starting", "tracked", "predicted", "lost", "stalled", "stopping"]
 

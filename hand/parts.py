@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .arrays import Array
 from .template import HandTemplate
-
-Array = NDArray[Any]
 
 
 class PartMoments(NamedTuple):

@@ -5,14 +5,14 @@ The slow twin of `trainer/synth/render.py`, which draws in the crop's geometry; 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .arrays import Array
 from .camera import Intrinsics
 
-Array = NDArray[Any]
 NEAREST_M = 0.02  # triangles that come closer to the camera's plane are not drawn
 TOLERANCE = np.float32(1e-6)  # of a barycentric weight: no pixel falls between two triangles that share an edge
 

@@ -23,6 +23,7 @@ from edge_hand.calibration.square import board_scale
 from edge_hand.calibration.target import TARGETS, Target, TargetError, find_target, print_pdf
 from edge_hand.calibration.uncertainty import pose_difference
 from edge_hand.edge.shell import CommandError
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
 from numpy.typing import NDArray
@@ -30,7 +31,6 @@ from numpy.typing import NDArray
 cv2 = pytest.importorskip("cv2", reason="the board needs OpenCV: pip install '.[calibration]'")
 cv2.setNumThreads(1)
 
-Array = NDArray[Any]
 
 REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "charuco_4cam"
 LENS = Intrinsics(960, 540, 800.0, 800.0, 479.5, 269.5)

@@ -12,13 +12,11 @@ from edge_hand.calibration.bundle import BundleError, Options
 from edge_hand.calibration.corners import View
 from edge_hand.calibration.rig import RigPair
 from edge_hand.calibration.uncertainty import Volume, point_sigma_mm
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
-from numpy.typing import NDArray
 from test_board import A4, LENS, T_RIGHT_LEFT, a_pose
 from test_bundle import CORNERS, PERIOD, simulate
 from test_bundle import LENS as WIDE
-
-Array = NDArray[Any]
 
 T_CAMERA_REF = (np.eye(4), T_RIGHT_LEFT, transform(so3_exp(np.array([0, -0.2, 0])), np.array([-0.1, 0, 0])))
 STILL = Options(offsets=False)

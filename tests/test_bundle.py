@@ -15,13 +15,11 @@ from edge_hand.calibration.motion import moment, share_of_neighbours
 from edge_hand.calibration.start import LONGEST_RUN, Moments, moments_of
 from edge_hand.calibration.target import TARGETS
 from edge_hand.calibration.uncertainty import inverted_covariance, pose_difference, volume_sigma_mm
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import apply, inverse, so3_exp, so3_log, transform
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
 
 CORNERS = TARGETS["a4"].corners_m()
 LENS = Intrinsics(1280, 720, 640.0, 642.0, 639.0, 361.0, (0.08, -0.1, 0.001, -0.001, 0.02))

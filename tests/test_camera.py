@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics, distort, undistort
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 SOME = settings(max_examples=30, deadline=None)
 PINHOLE = Intrinsics(640, 480, 600.0, 610.0, 322.5, 238.0)
 # The size of a structured-light sensor's coefficients, and of a wide-angle lens's.

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from edge_hand.edge.chain import JOINT_PARTS, Chain
 from edge_hand.edge.spheres import Spheres
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import Shape, pose_hand
 from edge_hand.hand.se3 import so3_exp, so3_log
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 T = template()
 CHAIN = Chain(T)
 SEEDS = pytest.mark.parametrize("seed", range(6))

@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from edge_hand.edge.confidence import RADIUS_M, Calibration, calibration_of, joint_confidence
 from edge_hand.edge.model_card import MODELS, ModelError, load_card
 from edge_hand.exporters.onnx import export
+from edge_hand.hand.arrays import Array
 from edge_hand.trainer import reliability
 from edge_hand.trainer.evaluate import Model, evaluate
 from edge_hand.trainer.reliability import confidence_report, fit_calibration, main
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 TRUE = Calibration(1.5, -2.0, -1.5)
 
 

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from edge_hand.calibration.corners import BoardDetector, View, board_poses
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import apply, so3_exp, transform
 from numpy.typing import NDArray
 from test_board import A4, PX_PER_MM, SHEET, cv2
-
-Array = NDArray[Any]
 
 T_BOARD = transform(so3_exp(np.array([0.3, -0.4, 0.1])), np.array([0.02, 0.01, 0.6]))
 BENT = Intrinsics(960, 540, 800.0, 760.0, 470.0, 280.0, (0.1, -0.2, 0.002, -0.001, 0.05))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from edge_hand.hand import se3
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.body import hand_with_arm
 from edge_hand.hand.camera import Intrinsics, fold_slope
 from edge_hand.hand.crop import camera_from_crop, crop_depth, look_at, points_from_uvd, reduce_2x2, uvd_from_points
@@ -19,9 +19,7 @@ from edge_hand.trainer.synth.render import rasterise
 from edge_hand.trainer.synth.samples import PATCH, crop_patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 SOME = settings(max_examples=30, deadline=None)
 UNIT_M = 1e-4
 CUBE_M = 0.25

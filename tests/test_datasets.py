@@ -14,6 +14,7 @@ import pytest
 from depth_png import encode_depth_png
 from edge_hand.edge.model_card import DEFAULT_MODEL
 from edge_hand.edge.recording import RecordingWriter
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.kinematics import pose_hand
@@ -33,10 +34,8 @@ from edge_hand.trainer.datasets import (
     write_predictions,
 )
 from edge_hand.trainer.evaluate import EvaluateError, Model, evaluate, table
-from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[Any]
 T = template()
 MODEL = Model(DEFAULT_MODEL)
 CAMERA = Intrinsics(424, 240, 300.0, 300.0, 211.5, 119.5)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,12 +12,10 @@ from edge_hand.trainer.nets.extension import GRID, _Extend, extend, extend_dense
 from edge_hand.trainer.synth.samples import Generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Array = NDArray[Any]
 SOME = settings(max_examples=20, deadline=None)
 T = template()
 AREA = torch.tensor(T.area / T.area.mean(), dtype=torch.float32)

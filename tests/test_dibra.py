@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from edge_hand.hand import se3
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import chain, skin
 from edge_hand.hand.skeleton import ALPHA_RANGE
 from edge_hand.hand.template import template
@@ -18,11 +19,9 @@ from edge_hand.trainer.batches import to_labels
 from edge_hand.trainer.losses import Labels, metres
 from edge_hand.trainer.nets.dibra import DIBRA, IMAGE_PX, OUTPUTS, Criterion, Output, estimate
 from edge_hand.trainer.synth.samples import Generator
-from numpy.typing import NDArray
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Array = NDArray[Any]
 T = template()
 
 

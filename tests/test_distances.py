@@ -9,11 +9,9 @@ import pytest
 from edge_hand.calibration.distances import FAR_MESH_M, Distances, distances, region_of
 from edge_hand.calibration.icp import Moment, View
 from edge_hand.calibration.observe import tree_of
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
-
-Array = NDArray[Any]
 
 T_REF_CAM = np.stack([np.eye(4), transform(so3_exp(np.array([0.0, -0.6, 0.2])), np.array([0.4, 0.05, 0.1]))])
 ZERO = np.zeros(2)

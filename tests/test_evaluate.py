@@ -18,14 +18,13 @@ from edge_hand.edge.evaluate import ARM_M, evaluate_recording, hand_points, reco
 from edge_hand.edge.finder import CUBE_M
 from edge_hand.edge.recording import RecordingWriter
 from edge_hand.edge.tracker import Tracker
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.kinematics import Shape, pose_hand
 from edge_hand.hand.se3 import so3_exp, transform
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[Any]
 T = template()
 SR305 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "sr305"
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 
 pytest.importorskip("numba", reason="numba renders the samples")
 
@@ -24,9 +25,7 @@ from edge_hand.hand.skeleton import JOINT_NAMES
 from edge_hand.hand.template import template
 from edge_hand.trainer.evaluate import EvaluateError, Model, Progress, evaluate, table
 from edge_hand.trainer.evaluate_synthetic import hidden_joints, view_of
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 MODEL = Model(DEFAULT_MODEL)
 
 

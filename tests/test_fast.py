@@ -12,6 +12,7 @@ from edge_hand.edge.compiling import kept, take
 from edge_hand.edge.confidence import Calibration
 from edge_hand.edge.engines.tensorrt.plan import cache_folder
 from edge_hand.edge.refit import Fit, Refit, Start
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandCrop, HandRoi
 from edge_hand.hand.kinematics import Shape, pose_hand
@@ -20,11 +21,9 @@ from edge_hand.hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD
 from edge_hand.hand.template import template
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 pytest.importorskip("numba")
 
-Array = NDArray[Any]
 T = template()
 LOW, HIGH = ANGLE_LIMITS_RAD.T
 AVERAGE = Shape(np.ones(6), np.zeros(7))

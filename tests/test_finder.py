@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,11 +26,10 @@ from edge_hand.edge.finder import (
 )
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, find_model, load_card
 from edge_hand.edge.surfaces import find_hands
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandRoi
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 SR305 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "sr305"
 CAMERAS = {
     "D435": Intrinsics(848, 480, 425.0, 425.0, 423.5, 239.5),

@@ -19,15 +19,14 @@ from edge_hand.edge.confidence import joint_confidence
 from edge_hand.edge.refit import Pose
 from edge_hand.edge.smooth import rotation_vector
 from edge_hand.hand import se3
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.crop import MIRROR
 from edge_hand.hand.kinematics import AVERAGE, Shape, pose_hand
 from edge_hand.hand.messages import CloudMessage, HandCloud, JointsMessage, Motion, WireHand
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 from test_fuse import FPS, SECOND, a_rig, errors_mm, run, theta_at, told, truth_at
 
-Array = NDArray[Any]
 SIDES = pytest.mark.parametrize("is_left", [False, True], ids=["right", "left"])
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from edge_hand.hand import se3
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.crop import points_from_uvd, uvd_from_points
 from edge_hand.hand.kinematics import chain, part_rotations, pose_hand, rest_vertices, skin
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
@@ -25,12 +26,10 @@ from edge_hand.trainer.hand_layer import (
 from edge_hand.trainer.losses import Labels, metres, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Array = NDArray[Any]
 SOME = settings(max_examples=10, deadline=None)
 T = template()
 LAYER = HandLayer(dtype=torch.float64)

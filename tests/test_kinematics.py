@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 from edge_hand.hand import se3
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import (
     angles_from_rotations,
     clamp_angles,
@@ -31,9 +31,7 @@ from edge_hand.hand.skeleton import (
 from edge_hand.hand.template import template
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 SOME = settings(max_examples=20, deadline=None)
 T = template()
 ONES, ZEROS = np.ones((1, 6)), np.zeros((1, 7))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.edge.model_card import DEFAULT_MODEL, find_model
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.skeleton import JOINT_NAMES
 from edge_hand.trainer import metrics
@@ -16,10 +17,8 @@ from edge_hand.trainer.compare import CompareError, compare, curves, main, markd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[Any]
 BONES = ((0, 1), (1, 2), (2, 3))
 
 

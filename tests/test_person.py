@@ -7,7 +7,7 @@ import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from edge_hand.edge.person import Person, PersonError, keep_shape, person_maker,
 from edge_hand.edge.reading import predict
 from edge_hand.edge.refit import Fit, Refit
 from edge_hand.hand import se3
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.crop import points_from_uvd
 from edge_hand.hand.frames import HandCrop
 from edge_hand.hand.kinematics import AVERAGE, Shape, forward_kinematics, pose_hand, skin
@@ -28,9 +29,7 @@ from edge_hand.hand.skeleton import JOINT_PARENTS
 from edge_hand.hand.template import template
 from edge_hand.trainer.synth import samples, scene
 from edge_hand.trainer.synth.poses import sample_angles, sample_view
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 DEMO = MODELS.parent / "demo" / "hand.mcap"
 T = template()
 FRAME_NS = 33_333_333

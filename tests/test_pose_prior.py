@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import forward_kinematics
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.skeleton import ANGLE_NAMES
@@ -24,9 +24,7 @@ from edge_hand.trainer.synth.coverage import (
 )
 from edge_hand.trainer.synth.poses import DIP, MCP, PIP, SHAPES, penetrates
 from edge_hand.trainer.synth.touches import TOUCHES, touches
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 T = template()
 REAL = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "intel_poses" / "animbank.pose"
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import forward_kinematics
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, ANGLE_NAMES, BETA_RANGE
@@ -24,9 +23,7 @@ from edge_hand.trainer.synth.poses import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 SOME = settings(max_examples=25, deadline=None)
 T = template()
 seeds = st.integers(0, 2**32 - 1)

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 
 pytest.importorskip("numba")
 torch = pytest.importorskip("torch")
@@ -19,7 +19,6 @@ from edge_hand.trainer.synth import raster_torch, render, samples, sensors  # no
 from edge_hand.trainer.synth.layout import face_uv  # noqa: E402
 from edge_hand.trainer.synth.raster_torch import Draw, rasterise_batch  # noqa: E402
 
-Array = NDArray[Any]
 CPU = torch.device("cpu")
 FACES = torch.tensor(template().faces, dtype=torch.int64)
 

@@ -13,6 +13,7 @@ import torch
 from depth_png import encode_depth_png
 from edge_hand.edge.model_card import MODELS
 from edge_hand.edge.recording import RecordingWriter
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.crop import crop_depth, points_from_uvd
 from edge_hand.hand.frames import DepthFrame, HandRoi
@@ -30,11 +31,9 @@ from edge_hand.trainer.real import KEY, RealHands, joined, open_real, order
 from edge_hand.trainer.synth.poses import sample_angles
 from edge_hand.trainer.synth.samples import CUBE_M, Generator
 from edge_hand.trainer.train import images, train
-from numpy.typing import NDArray
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Array = NDArray[Any]
 T = template()
 CAMERA = Intrinsics(320, 240, 300.0, 300.0, 159.5, 119.5)
 TINY = TrainConfig(width=8, samples=16, batch=8, warmup=8, coarse=0, left_share=0.2, bf16=False)

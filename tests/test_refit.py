@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from edge_hand.edge.refit import Refit, Start
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import Shape, pose_hand
 from edge_hand.hand.se3 import so3_exp, so3_log
 from edge_hand.hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, JOINT_PARENTS, PART_JOINTS, PART_SCALES, TIPS
@@ -13,9 +12,7 @@ from edge_hand.hand.template import template
 from edge_hand.trainer.synth.poses import sample_angles, sample_shape, sample_view, segment_distance
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 T = template()
 REFIT = Refit()
 # The scale of each bone (child joint 1 to 20): its parent joint's part decides it.

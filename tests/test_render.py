@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.render import render, render_depth
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 CAMERA = Intrinsics(160, 120, 150.0, 148.0, 79.3, 60.8)
 
 

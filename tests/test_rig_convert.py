@@ -7,17 +7,14 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from edge_hand.calibration.convert import FORMATS, export_rig, ros_frame
 from edge_hand.calibration.rig import Rig, RigError
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
-from numpy.typing import NDArray
 from test_rig import new_rig
-
-Array = NDArray[Any]
 
 POINT = np.array([[0.05, -0.02, 0.6]])  # in the last camera
 

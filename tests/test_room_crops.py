@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,9 +27,7 @@ from edge_hand.trainer.synth.room_crops import AWAY_M, HARDLY_SEEN, PER_ROOM, SH
 from edge_hand.trainer.synth.samples import CELLS, CUBE_M, Generator, Sample
 from edge_hand.trainer.torch_engine import TorchEngine
 from edge_hand.trainer.train import train
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 N = 60
 TINY = TrainConfig(width=8, samples=16, batch=8, warmup=8, coarse=0, left_share=0.2, bf16=False, room_share=0.5)
 

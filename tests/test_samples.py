@@ -11,10 +11,10 @@ import time
 from itertools import islice
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.crop import points_from_uvd
 from edge_hand.hand.render import render
@@ -31,10 +31,8 @@ from edge_hand.trainer.synth.samples import (
     Sample,
     stream_batches,
 )
-from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[Any]
 N = 48
 
 

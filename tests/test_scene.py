@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.body import hand_with_arm
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.poses import POSES
@@ -13,9 +12,7 @@ from edge_hand.hand.skeleton import JOINT_PARENTS
 from edge_hand.hand.template import template
 from edge_hand.trainer.synth import scene
 from edge_hand.trainer.synth.render import rasterise
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 BODY = hand_with_arm(template())
 SIZE, SLOPE, DISTANCE = 64, 0.25, 0.5
 

@@ -7,10 +7,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 
 pytest.importorskip("numba", reason="the trainer's sensors need numba")
 
@@ -24,10 +24,8 @@ from edge_hand.trainer.synth.sensors import (
     draw_settings,
     sense,
 )
-from numpy.typing import NDArray
 from PIL import Image
 
-Array = NDArray[Any]
 SR305 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "sr305"
 D435, D405, D415 = SENSORS["D435 848x480"], SENSORS["D405 848x480"], SENSORS["D415 640x480"]
 KINECT_1, KINECT_2, SR = SENSORS["Kinect v1"], SENSORS["Kinect v2"], SENSORS["SR305 640x480"]

@@ -5,21 +5,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from edge_hand.edge.smooth import PREDICT_NS, Smoothed, Smoother, rotation_matrix, rotation_vector
 from edge_hand.hand import se3
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import forward_kinematics
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
 from edge_hand.hand.template import template
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 FIST = next(angles for name, angles in POSES.items() if "fist" in name)
 # Per frame, as measured on still rendered hands: mm and degrees. Errors of a finger's joints cancel in part, so angles
 # drawn apart from each other get less than the 3.5 degrees that each has alone.

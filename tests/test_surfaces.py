@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import heapq
-from typing import Any
 
 import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import KEY_S, SHOW, SyntheticCamera
 from edge_hand.edge.surfaces import CUBE_M, JUMP, find_hands, geodesic, surfaces
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 CAMERA = Intrinsics(424, 240, 200.0, 200.0, 211.5, 119.5)
 NEIGHBOURS = ((0, 1), (0, -1), (1, 0), (-1, 0))
 

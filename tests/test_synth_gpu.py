@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 
 pytest.importorskip("numba")
 torch = pytest.importorskip("torch")
@@ -20,7 +20,6 @@ from edge_hand.trainer.losses import Labels  # noqa: E402
 from edge_hand.trainer.synth import gpu, poses, raster_torch, samples  # noqa: E402
 from edge_hand.trainer.synth.gpu import GpuGenerator  # noqa: E402
 
-Array = NDArray[Any]
 N, BANK = 40, 48
 CPU = torch.device("cpu")
 LAYER = HandLayer("cpu", every=1609)

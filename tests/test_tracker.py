@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.look import Look
 from edge_hand.edge.track import MOST_M_S, PREDICTED_NS
 from edge_hand.edge.tracker import REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.crop import MIRROR
 from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.hand.kinematics import pose_hand
@@ -20,9 +20,7 @@ from edge_hand.hand.messages import WireHand
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.skeleton import ANGLE_LIMITS_RAD
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 FRAMES = 40
 T = template()
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from edge_hand.edge.finder import CUBE_M, PICTURE, THRESHOLD, Maps, network_input, open_finder, proposals
 from edge_hand.exporters import ExportError
 from edge_hand.exporters import finder as exporter
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.trainer import train_finder
@@ -24,10 +25,8 @@ from edge_hand.trainer.synth import pictures
 from edge_hand.trainer.synth.lone_hands import LoneHands
 from edge_hand.trainer.synth.pictures import Hands, depth_m, hands_of, open_shards, record, render_shards, vary
 from edge_hand.trainer.train_finder import load_finder, matches, score, step, train
-from numpy.typing import NDArray
 from test_train_faults import no_file_beyond
 
-Array = NDArray[Any]
 TINY = TrainConfig(net="finder", width=8, samples=16, batch=8, warmup=4, coarse=0, bf16=False)
 CAMERA = Intrinsics(320, 240, 193.0, 193.0, 159.5, 119.5)
 

@@ -10,12 +10,11 @@ import pytest
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.look import Look
 from edge_hand.edge.tracker import REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.frames import DepthFrame, HandRoi, Side
 from edge_hand.hand.messages import WireHand
-from numpy.typing import NDArray
 from test_track import AT, FRAME_NS, frame_at, hand, look_of
 
-Array = NDArray[Any]
 SECOND = 10**9
 SEEN_M = 0.1  # an eye that looks as far off a hand as this sees it
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 from edge_hand.edge.visibility import visible
+from edge_hand.hand.arrays import Array
 from edge_hand.hand.body import hand_with_arm
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
@@ -17,9 +17,7 @@ from edge_hand.hand.poses import POSES
 from edge_hand.hand.render import render
 from edge_hand.hand.skeleton import PART_JOINTS, PART_PARENTS, TIPS
 from edge_hand.hand.template import template
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
 CAMERA = Intrinsics(320, 240, 300.0, 300.0, 159.5, 119.5)
 VIEWS = 60
 

@@ -15,11 +15,11 @@ import sys
 import zipfile
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..hand.arrays import Array
 from ..hand.build_body import (
     CUBES21,
     Body,
@@ -36,8 +36,6 @@ from ..hand.build_body import (
 )
 from ..hand.build_template import WHEEL, check_wheel, npz_bytes, triangulate
 from ..hand.whole import write_whole
-
-Array = NDArray[Any]
 
 PER_DM = 1000  # units of the file in a decimetre
 CUT = 0.72  # where the forearm ends, as a fraction of elbow -> wrist

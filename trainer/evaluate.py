@@ -23,13 +23,12 @@ from ..edge.look import trust
 from ..edge.reading import predict
 from ..edge.refit import Refit
 from ..edge.tracker import Tracker
+from ..hand.arrays import Array
 from ..hand.crop import camera_from_crop, crop_depth
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from . import metrics
 from .datasets import Dataset, DatasetError, Label, open_dataset, read_predictions, write_predictions
 from .nets import NETS
-
-Array = NDArray[Any]
 
 
 class EvaluateError(Exception):

@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from ..calibration.rig import RigCamera, TimeOffset
@@ -34,6 +33,7 @@ from ..edge.recording import RecordingWriter
 from ..edge.refit import Refit
 from ..edge.shell import write_result
 from ..edge.tracker import Tracker
+from ..hand.arrays import Array
 from ..hand.crop import CROP_SIZE, crop_depth
 from ..hand.frames import DepthFrame, HandCrop, HandRoi
 from ..hand.kinematics import Shape
@@ -50,7 +50,6 @@ from .synth.rooms import intrinsics_of
 from .synth.samples import CUBE_M, Generator
 from .synth.sensors import Sensor, Settings
 
-Array = NDArray[Any]
 SENSOR = Sensor("unseen 640x480", "structured_light", 640, 480, 570.0, 0.075, 0.001, 0.3, 5.0, (0.05, 0.2), 1 / 16, -1)
 SETTINGS = Settings(
     noise=0.2, white=0.3, patch_px=8.0, fatten_px=2.5, ragged_px=1.0, edge_lost=0.9, grazing_rad=math.radians(72),

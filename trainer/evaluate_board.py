@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -32,12 +32,12 @@ from ..calibration.target import PAPER_MM, Target, black_rectangles_mm, find_tar
 from ..calibration.uncertainty import Volume, pose_difference
 from ..edge.shell import CommandError, make_room
 from ..hand import se3
+from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.whole import write_json
 from .synth import rooms
 from .synth.rig_views import RigClip, rig_clip
 
-Array = NDArray[Any]
 SIZE = (1280, 720)  # of the infrared pictures
 PX_PER_MM = 4.0  # of the sheet
 FINER = 4  # a picture is drawn so many times as large and shrunk, as pixels add up light

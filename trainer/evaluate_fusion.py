@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..calibration.fuse import Fuser
 from ..calibration.rig import Quality, Rig, RigCamera, TimeOffset
@@ -27,12 +26,12 @@ from ..edge.engines import open_engine
 from ..edge.shell import CommandError, make_room
 from ..edge.tracker import Tracker
 from ..hand import se3
+from ..hand.arrays import Array
 from ..hand.messages import CloudMessage, JointsMessage
 from ..hand.whole import write_json
 from ..hand.wire import Header, decode, encode_joints
 from .synth.rig_views import START_NS, RigClip, rig_clip
 
-Array = NDArray[Any]
 LATENCY_NS = 10_000_000  # of the daemons
 BAD_MM, RIGHT_MM = 40.0, 25.0
 LEAVING_S = 0.4  # after a camera falls silent, in which its leaving could be seen

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from ..calibration.gather import watch_frames
 from ..calibration.hand import HandResult, calibrate
@@ -28,8 +27,6 @@ from ..edge.shell import CommandError, make_room
 from ..hand.whole import write_json
 from .kept import claim
 from .synth.rig_views import Bump, RigClip, rig_clip
-
-Array = NDArray[Any]
 
 
 class Row(NamedTuple):

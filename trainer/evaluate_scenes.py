@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.draw import Picture, contact_sheet, depth_picture, draw_joints, save_png, view_of
 from ..edge.model_card import DEFAULT_MODEL, ModelError, find_model
 from ..edge.shell import CommandError, make_folders, make_room, write_result
+from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandPose
 from .synth.rooms import Scene, SceneHand, sequence
 
-Array = NDArray[Any]
 PER_SEQUENCE = 500  # frames
 FPS = 30.0
 FOUND_M = 0.06  # a published hand whose joints' mean is as near as this to a true one's is that hand

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.engines import open_engine
 from ..edge.finder import open_finder
@@ -24,6 +23,7 @@ from ..edge.model_card import DEFAULT_MODEL, ModelError, find_model
 from ..edge.person import Person
 from ..edge.shell import CommandError, make_room, write_result
 from ..edge.tracker import Tracker
+from ..hand.arrays import Array
 from ..hand.body import hand_with_arm
 from ..hand.frames import DepthFrame
 from ..hand.kinematics import AVERAGE, forward_kinematics, skin
@@ -36,7 +36,6 @@ from .synth.samples import STREAMS
 from .synth.scene import BOX
 from .synth.sensors import SENSORS, draw_settings
 
-Array = NDArray[Any]
 SENSOR = "D435 848x480"
 WIDTH = 424
 SETTLED_S = 2.5  # by then the shape is held

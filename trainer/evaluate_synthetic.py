@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.engines import Engine
 from ..edge.reading import joint_weights
 from ..edge.refit import Refit
 from ..edge.visibility import visible
+from ..hand.arrays import Array
 from ..hand.crop import points_from_uvd, square_camera
 from ..hand.frames import DepthFrame
 from ..hand.skeleton import JOINT_NAMES
@@ -29,7 +29,6 @@ from .processes import ONE_THREAD, environment, when_parent_ends
 from .reliability import confidence_report
 from .synth.samples import Generator, Sample
 
-Array = NDArray[Any]
 SETS = {"test": "full", "val": "full", "clean": "clean"}  # the set's name: the kind of its samples
 TEST_SAMPLES = 20_000
 LEFT_SHARE = 0.2

@@ -15,17 +15,16 @@ from typing import Any, NamedTuple
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from ..edge.engines import open_engine
 from ..edge.finder import open_finder
 from ..edge.look import Eye, Look, evidence
 from ..edge.model_card import ModelError, find_model
+from ..hand.arrays import Array
 from .logistic import fit
 from .synth.room_crops import SEEN, away
 from .synth.rooms import Scene, SceneGenerator
 
-Array = NDArray[Any]
 NEAR_M = 0.06  # a look whose centre is as near to a hand's as this has found it
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ..hand.arrays import Array
+
 PERCENTILES = (50, 90, 99)
 WORST_MM = (20, 40)
 THRESHOLDS_MM = np.arange(81)

@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..hand.arrays import Array
 from ..hand.crop import MIRROR, crop_depth, square_camera, uvd_from_points
 from ..hand.frames import DepthFrame, HandRoi
 from ..hand.template import template
@@ -28,7 +28,6 @@ from .nets import net_module
 from .parallel import Group
 from .synth.samples import CELLS, CUBE_M, STREAMS
 
-Array = NDArray[Any]
 MARGIN_M = 0.03  # how far a crop's centre strays from the truth's at most
 WINDOW_M = CUBE_M + 2 * MARGIN_M
 NEAREST_M = WINDOW_M / 2  # of a hand's middle: all of a window lies before its camera

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ..edge.confidence import RADIUS_M, Calibration, features, joint_confidence
 from ..edge.draw import save_png
+from ..hand.arrays import Array
 from .logistic import fit
 from .metrics import COLOURS, rounded
 
-Array = NDArray[Any]
 BINS = 10
 RIDGE = 1e-3  # keeps a constant that no sample tells apart at 0
 

@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from ..edge.model_card import ModelCard, sha256
 from ..edge.reading import read
 from ..edge.refit import Refit
+from ..hand.arrays import Array
 from ..hand.frames import HandCrop
 from .checkpoint import load_net, prior, share_without
 from .evaluate import Guess, refitted
 from .nets import NETS, net_module
 from .synth.samples import CUBE_M
-
-Array = NDArray[Any]
 
 
 class TorchEngine:

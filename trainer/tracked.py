@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..calibration.look_at import open_depth
 from ..edge.cameras import BadFrame, EndOfStream
 from ..edge.engines import Engine
 from ..edge.tracker import Tracker
+from ..hand.arrays import Array
 from ..hand.crop import crop_depth
 from ..hand.frames import HandRoi
-
-Array = NDArray[Any]
 
 
 def tracked_crops(recording: Path, engine: Engine, most: int) -> list[Array]:

@@ -20,10 +20,10 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..edge.finder import Maps, network_input, proposals
+from ..hand.arrays import Array
 from ..hand.frames import HandRoi
 from .checkpoint import CHECKPOINT_VERSION, TrainConfig, TrainError, config_of, load_checkpoint, load_weights, save
 from .nets.finder import Criterion, FinderNet, targets
@@ -32,7 +32,6 @@ from .parallel import Group
 from .synth.pictures import SHARD, Hands, depth_m, hands_of, open_shards, render_shards, vary
 from .train import Log, not_finite, progress, unsaved, update_average
 
-Array = NDArray[Any]
 SAY_S, SAVE_S, RESCAN_S = 10, 120, 30
 MATCH_M = 0.08  # a proposal this near to a hand's centre has found it
 NEAR_M = 0.12  # a proposal this near to a hand that nobody asks for is not held against the finder

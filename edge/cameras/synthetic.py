@@ -9,12 +9,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.body import hand_with_arm
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
@@ -26,7 +27,6 @@ from ..camera_mode import Mode, parse_mode
 from ..pace import Pacer
 from . import CameraError, FrameTimeout
 
-Array = NDArray[Any]
 DEPTH_UNIT_M = 0.001
 FOCAL = 0.8  # focal length over the image's shorter side, as a RealSense D435 has
 BASELINE_M = 0.05  # between the sensor's two eyes

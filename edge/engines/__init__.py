@@ -16,15 +16,15 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.template import template
 from ..model_card import DEFAULT_MODEL, ModelCard, ModelError, load_card
 
-Array = NDArray[Any]
 PREFERRED = ("tensorrt",)  # by auto, where they can run
 ANYWHERE = "onnxruntime"
 BUILT = (".plan", ".engine", ".trt", ".blob")  # what other programs call engines for one device

@@ -6,19 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...calibration.rig import Rig, RigError, load_rig
 from ...edge.engines import Engine
 from ...edge.tracker import Tracker
+from ...hand.arrays import Array
 from ...hand.frames import DepthFrame
 from ...hand.skeleton import ROOTS
 from .frames import alone, in_step, open_recording
 
-Array = NDArray[Any]
 TOGETHER_NS = 35_000_000  # frames of two cameras this near in time show one moment, or nearly
 LOOK_EVERY_NS = 200_000_000
 MOST_MOMENTS, LEAST_MOMENTS = 60, 6

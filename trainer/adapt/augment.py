@@ -7,12 +7,12 @@ this user's shape, by the synthetic renderer. Their labels are exact, and the po
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.body import hand_with_arm
 from ...hand.kinematics import Shape, clamp_angles
 from ...hand.template import template
@@ -23,7 +23,6 @@ from ..synth.render import rasterise
 from ..synth.samples import CELLS, CUBE_M, PATCH, Sample, crop_patch
 from ..synth.sensors import SENSORS, corrupt, draw_settings
 
-Array = NDArray[Any]
 NEW_POSE, NEW_VIEW = 0.25, 0.15  # shares whose fingers, whose view are not the recording's
 STRAY_RAD = (0.03, 0.12, 0.3)  # how far angles and turns stray from an estimate; one is drawn
 SHAPE_STRAY = 0.015  # of the bones: an estimate is not the truth

@@ -10,18 +10,17 @@ All is numpy and in one frame, the rig's reference camera's; a left hand lives i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...edge.chain import Posed
 from ...edge.refit import THRICE, Refit, theta_of
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.kinematics import Shape, clamp_angles
 from ...hand.skeleton import ANGLE_LIMITS_RAD
 
-Array = NDArray[Any]
 STEPS = 6
 JOINT_WEIGHT = 0.15  # of a joint that the network sees and is sure of, where a depth point weighs as in the refit
 SPARSER = 8  # each so manieth vertex is held against free space

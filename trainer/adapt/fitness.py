@@ -10,13 +10,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...edge.engines import Engine
 from ...edge.evaluate import hand_points, surface_distance_mm
 from ...edge.finder import Finder
 from ...edge.refit import Fit, Refit
 from ...edge.tracker import Tracker
+from ...hand.arrays import Array
 from ...hand.frames import DepthFrame
 from ...hand.kinematics import angles_from_rotations, clamp_angles
 from ...hand.messages import WireHand
@@ -24,7 +24,6 @@ from ...hand.render import render_depth
 from ...hand.skeleton import BONE_STARTS, PARENT_OR_PALM
 from ...hand.template import template
 
-Array = NDArray[Any]
 SAME_M = 0.10  # hands of two networks, or cameras, as near as this are one
 POINTS = 400  # of the depth that distances are taken from
 PICTURE_PX = 212  # width at which silhouettes are compared, at most

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +22,10 @@ from ...edge.engines import Engine
 from ...edge.finder import open_finder
 from ...edge.tracker import Tracker
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.crop import crop_depth, look_at, mirror_pose, square_camera
 from ...hand.frames import DepthFrame, HandCrop, HandRoi
 
-Array = NDArray[Any]
 WINDOW_M, WINDOW_PX = 0.40, 192
 UNIT_M = 1e-4  # of a window's counts
 FAR = 65535  # in a window: something, far behind

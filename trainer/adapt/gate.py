@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...calibration.rig import Rig, load_rig
 from ...edge.engines import Engine, open_engine
@@ -33,6 +32,7 @@ from ...edge.model_card import ModelError, load_card
 from ...edge.model_store import SHIPPED, Version, add, current, default_store, in_use, number_of
 from ...edge.model_use import put_in_use
 from ...edge.refit import Refit
+from ...hand.arrays import Array
 from ...hand.frames import DepthFrame
 from ..evaluate_synthetic import LEFT_SHARE, measure_sample
 from ..synth.samples import Generator
@@ -43,7 +43,6 @@ from .suspicion import check_recording
 
 __all__ = ["Compared", "GateReport", "accept", "check_recording", "judge"]
 
-Array = NDArray[Any]
 FIT_HZ = 10.0  # distances and silhouettes cost most
 DRAWS, INTERVAL = 2000, 99.0  # percent: five chances to be better, and only one in forty may be luck
 LEAST_GAIN = 0.01  # better by less is not worth a change

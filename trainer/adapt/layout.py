@@ -7,18 +7,18 @@ triangle a place is the barycentric mean of three vertices, so it follows both t
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...hand.arrays import Array
 from ...hand.template import template
 from ..nets.extension import GRID
 from ..synth.layout import face_uv
 
-Array = NDArray[Any]
 FINE = 192  # the raster in which a mesh coordinate's triangle is looked up
 FARTHEST = 2.0  # barycentric weights of coordinates beside the layout are kept within this
 

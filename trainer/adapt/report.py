@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from ...edge.draw import contact_sheet, depth_picture, draw_joints, draw_mesh, save_png, view_of
 from ...edge.evaluate import surface_distance_mm
 from ...edge.refit import Fit, Refit
+from ...hand.arrays import Array
 from ...hand.crop import CROP_SIZE, square_camera
 from ...hand.frames import DepthFrame
 from ...hand.kinematics import Shape
@@ -21,7 +21,6 @@ from .fit import Sight
 from .frames import FAR, UNIT_M, WINDOW_M, WINDOW_PX, View, cut_crop
 from .target import Target, look
 
-Array = NDArray[Any]
 PANEL_PX = 200
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...edge.engines import open_engine
 from ...edge.model_card import MODELS
@@ -27,7 +26,6 @@ from .target import Target, load_target, prepare, save_target
 
 __all__ = ["AdaptConfig", "AdaptError", "adapt"]
 
-Array = NDArray[Any]
 NICE = 10  # below the daemon
 
 

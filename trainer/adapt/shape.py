@@ -9,19 +9,17 @@ are unsure of, so only the proportions of their joints count, and depth has the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...edge.chain import Posed
 from ...edge.refit import THRICE, Refit
 from ...edge.schur import eliminated
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.kinematics import AVERAGE, Shape
 from .fit import Fitted, Sight, Teacher
 
-Array = NDArray[Any]
 ROUNDS = 5
 MOST = 60  # moments looked at
 COUNTED = 60  # moments that count in full: neighbouring ones are wrong alike

@@ -13,22 +13,20 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...edge.cameras import BadFrame, CameraError
 from ...edge.engines import Engine, open_engine
 from ...edge.model_card import DEFAULT_MODEL
 from ...edge.recording import Recording, RecordingError
 from ...edge.tracker import Tracker
+from ...hand.arrays import Array
 from ...hand.frames import DepthFrame
 from ...hand.skeleton import PALM
 from .agreement import rig_reasons
 from .frames import open_recording
 
-Array = NDArray[Any]
 MOST_SINGLE = 60  # of single frames, those looked at
 MOST_TURNS = 30  # bursts whose picture is turned about
 BURST = 4  # frames; the first, second and last are looked at

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...edge.look import trust
 from ...edge.reading import MOST_LOG_ERROR, joint_weights
 from ...edge.refit import Refit
+from ...hand.arrays import Array
 from ...hand.crop import CROP_SIZE, points_from_uvd
 from ...hand.kinematics import Shape
 from ...hand.whole import refusal, write_whole
@@ -25,7 +26,6 @@ from .fit import Fitted, Sight, Teacher
 from .frames import AdaptError, Crop, Footage, View, cut_crop, depth_seen
 from .shape import estimate_shape, trustworthy
 
-Array = NDArray[Any]
 TEACHER_POINTS = 250  # of the hand's depth points in a view
 LOOK_BATCH = 32
 CALM_NS = 150_000_000  # moments further apart say nothing of each other's fingers

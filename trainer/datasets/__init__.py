@@ -13,17 +13,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame, Side
 from ...hand.skeleton import JOINT_NAMES
 from ...hand.whole import refusal, write_whole
-
-Array = NDArray[Any]
 
 
 class DatasetError(Exception):

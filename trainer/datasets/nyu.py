@@ -11,16 +11,15 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
 from . import Dataset, DatasetError, Label, missing_files, scheme_of
 
-Array = NDArray[Any]
 INTRINSICS = Intrinsics(640, 480, 588.03, 587.07, 320.0, 240.0)
 JOINTS = 36
 PROTOCOL = (0, 3, 6, 9, 12, 15, 18, 21, 24, 25, 27, 30, 31, 32)

@@ -11,19 +11,19 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.kinematics import part_rotations
 from ...hand.poses import POSES
 from ...hand.skeleton import ANGLE_LIMITS_RAD
 from ...hand.template import HandTemplate, template
 from .poses import penetrates, sample_angles
 
-Array = NDArray[Any]
 BONES = 17
 COUNTS = (1_000, 10_000, 100_000)
 # The file's palm frame leans back: hands with straight fingers show 20 degrees of knuckle flexion in it. Its thumb has

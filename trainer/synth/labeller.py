@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.crop import CROP_SIZE, uvd_from_points
 from ...hand.template import template
 from .layout import coordinates_at
 from .render import rasterise
 from .samples import CELLS, Sample
 
-Array = NDArray[Any]
 SKIN_M, SKIN = 0.008, 0.01  # depth this far, and this share of its distance, from the drawn mesh is of the hand
 
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.template import HandTemplate, template
-
-Array = NDArray[Any]
 
 
 def coordinates_at(face: Array, weight: Array, shown: Array) -> Array:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.template import template
 from .people import CHEST, HEAD, NECK, SPINE, UPPER, Arm, Build
 from .poses import penetrates, sample_angles
 
-Array = NDArray[Any]
 PEAK_TO_MEAN = 1.875  # speeds of a minimum-jerk move
 SPEEDS_M_S = (0.25, 2.0)  # of a move at its fastest
 LEAST_S = 0.25  # that a change of pose takes

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.body import hand_with_arm
 from ...hand.crop import MIRROR
 from ...hand.kinematics import forward_kinematics, skin
@@ -22,7 +22,6 @@ from ...hand.template import template
 from .poses import hand_length_m, sample_shape
 from .zbuffer import deepest, outward_normals, skin_four
 
-Array = NDArray[Any]
 PATH = Path(__file__).with_name("person.npz")
 UNIT_M = 1e-4  # of the lengths in person.npz
 PARENTS = (-1, 0, 1, 2, 3, 2, 5, 6, 0, 8, 9, 2, 11, 12, 0, 14, 15)

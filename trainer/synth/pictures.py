@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...edge.finder import PICTURE, resample
+from ...hand.arrays import Array
 from ...hand.frames import DepthFrame
 from ...hand.whole import refusal
 from ..checkpoint import TrainError
 
-Array = NDArray[Any]
 SHARD = 500  # scenes a file
 HANDS = 6  # at most, a picture
 UNIT_M = 1e-4

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.kinematics import clamp_angles, forward_kinematics
 from ...hand.poses import POSES
 from ...hand.skeleton import ANGLE_LIMITS_RAD
 from ...hand.template import HandTemplate, template
 from .touches import touches
 
-Array = NDArray[Any]
 MCP, ABD, PIP, DIP = (np.arange(4, 20, 4) + k for k in range(4))  # of index, middle, ring, little
 
 

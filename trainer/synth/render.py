@@ -6,13 +6,11 @@ The slow twin in plain numpy is `hand/render.py`; a test compares the two.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ...hand.arrays import Array
 
 
 @njit(cache=True, fastmath=True, nogil=True)  # type: ignore[untyped-decorator]

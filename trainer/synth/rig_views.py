@@ -15,13 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...edge.draw import contact_sheet, depth_picture, draw_joints, save_png, view_of
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.body import Body, hand_with_arm
 from ...hand.camera import Intrinsics
 from ...hand.crop import MIRROR, mirror_pose
@@ -36,7 +36,6 @@ from .scene import BOX, CYLINDER, Solid, joined, place, random_rotation
 from .sensors import SENSORS, Sensor, Settings, draw_settings
 from .stage import SPHERE, look_along
 
-Array = NDArray[Any]
 Motion = Literal["calibrate", "free", "line", "still"]
 START_NS = SECOND_NS  # the reference clock when the clip begins
 REACH_M = np.array([0.18, 0.15, 0.16])  # of the hand from the middle of the volume

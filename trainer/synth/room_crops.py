@@ -7,19 +7,16 @@ its hands, and as many at the finder's mistakes or, where it makes none, at any 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from ...edge.finder import open_finder
+from ...hand.arrays import Array
 from ...hand.crop import CROP_SIZE, MIRROR, crop_depth
 from ...hand.frames import DepthFrame, HandRoi
 from .labeller import Labeller, shown_left, without_hand
 from .rooms import Scene, SceneGenerator, SceneHand
 from .samples import CUBE_M, FAR_M, NEAR_M, STREAMS, Sample, off_centre, stacked
 
-Array = NDArray[Any]
 PER_ROOM = 4  # crops, every other one of a hand, if the room has any
 SHARE_WITHOUT = 0.665  # of the crops show no hand, counted
 APART = 1 << 20  # between these seeds and those of the rooms that the finder and `judge.py` know

@@ -7,11 +7,11 @@ are the hands that are there, with the share of each that can be seen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
 from ...hand.template import template
@@ -38,7 +38,6 @@ from .sensors import SENSORS, Sensor, Settings, corrupt, draw_settings
 from .stage import Stage, Table, sample_posture, sample_stage
 from .zbuffer import draw
 
-Array = NDArray[Any]
 MODES = (
     "D435 424x240", "D435 424x240", "D435 848x480", "D435 848x480", "D435 640x480", "D415 640x480", "D405 848x480",
     "SR305 640x480", "SR305 640x480", "Kinect v1", "Kinect v2", "Azure Kinect", "L515 640x480",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.body import Body, hand_with_arm
 from ...hand.crop import CROP_SIZE, reduce_2x2, uvd_from_points
 from ...hand.kinematics import Shape
@@ -25,7 +26,6 @@ from .render import rasterise
 from .scene import Solid
 from .sensors import SENSORS, Sensor, corrupt, draw_settings
 
-Array = NDArray[Any]
 CUBE_M = 0.25
 CELLS = 32  # correspondences are learned at half the crop's resolution (Dual Grid Net, section 3.6)
 STREAMS = {"train": 0, "val": 1, "test": 2}  # disjoint seed streams

@@ -5,19 +5,18 @@ Lengths are metres in the crop camera's frame unless said otherwise. Every draw 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...hand import se3
+from ...hand.arrays import Array
 from ...hand.body import Body
 from ...hand.kinematics import Shape, forward_kinematics, skin
 from ...hand.skeleton import BONE_STARTS
 from ...hand.template import template
 from .render import draw_ellipsoid, draw_plane
 
-Array = NDArray[Any]
 FLESH_M = 0.009  # from a bone to the skin of a finger
 ALONG = np.linspace(0, 1, 4)[:, None]
 

@@ -17,7 +17,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ...hand.arrays import Array
+
 Kind = Literal["structured_light", "active_stereo", "time_of_flight"]
 
 STEP_PX = 1.0  # neighbours whose disparities differ by more than this lie on two surfaces

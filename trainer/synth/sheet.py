@@ -11,21 +11,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...edge.cameras import EndOfStream, open_camera
 from ...edge.draw import Picture, save_png
 from ...edge.engines import open_engine
 from ...edge.tracker import Tracker
+from ...hand.arrays import Array
 from ...hand.crop import crop_depth
 from ...hand.frames import HandRoi
 from .samples import CUBE_M, Generator
 from .sensors import SENSORS
 
-Array = NDArray[Any]
 COLUMNS = 12
 GROWN = 2  # picture pixels a crop's pixel
 TITLE_PX = 150

@@ -6,17 +6,16 @@ The world is the person frame of `people.py`: origin between the hip joints, +x 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.camera import Intrinsics
 from ...hand.se3 import so3_exp
 from .people import CHEST, EYE, FOOT, HEAD, NECK, PELVIS, SHIN, SPINE, THIGH, Build, pose_bones
 from .scene import BOX, CYLINDER, Solid, joined, place, random_rotation
 
-Array = NDArray[Any]
 View = Literal["front", "top", "head", "side"]
 VIEWS: tuple[View, ...] = ("front", "top", "head", "side")
 SHARES = (0.42, 0.22, 0.22, 0.14)

@@ -7,15 +7,15 @@ hand would: the thumb moves freely, the fingers it meets bend together.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...hand.arrays import Array
 from ...hand.kinematics import clamp_angles, forward_kinematics
 from ...hand.template import HandTemplate
 
-Array = NDArray[Any]
 STARTS = 32  # loose starts a touch
 STEPS = 12
 REACHED_M = 0.004

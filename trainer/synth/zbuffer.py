@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from ...hand.arrays import Array
+
 NEAR2 = np.float32(0.03**2)
 NEAREST_M = 0.02  # triangles are cut off where they come closer to the camera's plane
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ....hand.arrays import Array
 from ...model_card import ModelCard, ModelError
 from .build import make_logger
 from .driver import Graph
 from .memory import Buffer, Memory
 
-Array = NDArray[Any]
 _log = logging.getLogger(__name__)
 _loggers: dict[str, Any] = {}  # TensorRT keeps the first logger of a process, so there is one
 

@@ -10,7 +10,7 @@ import click
 
 from ..edge.shell import CommandError, must_write, say
 from ..hand.whole import write_whole
-from .cli_hand import clocks_left_out, hand, mistake, verify
+from .cli_hand import hand, mistake, verify
 from .watch_cli import watch
 
 if TYPE_CHECKING:
@@ -145,7 +145,10 @@ def report(result: BoardResult) -> Sequence[str]:
             f"{camera.serial}: at {x:+.3f} {y:+.3f} {z:+.3f} m, sigma {sigma_mm:.2f} mm "
             f"in the volume, clock {1e3 * camera.time.offset_s:+.1f} +- {1e3 * camera.time.sigma_s:.1f} ms"
         )
-    lines += clocks_left_out(rig, solution.scene.offsets_s)
+    others = zip(rig.cameras, solution.scene.offsets_s, strict=True)
+    own = [f"{camera.serial} {1e3 * s:+.1f} ms" for camera, s in others if s != camera.time.offset_s]
+    if own:
+        lines.append(f"clocks of the files, which live cameras do not have and the rig leaves out: {', '.join(own)}")
     fit = f"corners fit to {solution.rms_px:.2f} px (median {solution.median_px:.2f})"
     if result.without_offsets is not None:
         fit += f", {result.without_offsets.rms_px:.2f} without time offsets"

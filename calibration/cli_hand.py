@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,15 +58,13 @@ def hand(
     edge-hand calibrate hand --address tcp://hostA:5555 --address tcp://hostB:5555 --out rig.json
     """
     from .hand import calibrate
-    from .rig import save_rig, without_clocks
+    from .rig import save_rig
 
     must_write(out, picture, json_path)
     sights = _gather(sources, addresses, mode, keys, seconds)
     ended = time.monotonic()
     with _one_line():
         result = calibrate(out.stem, sights, force=force, say=say)
-        if any(Path(source).is_dir() for source in sources):  # the stamps of a folder's pictures are their numbers
-            result = result._replace(rig=without_clocks(result.rig))
         save_rig(result.rig, out)
         took_s = time.monotonic() - ended
         if picture is not None:
@@ -77,6 +75,8 @@ def hand(
             write_json(json_path, summary(result))
     for line in report(result):
         click.echo(line)
+    if any(Path(source).is_dir() for source in sources):
+        click.echo("clocks are those of the folders' pictures; for live cameras calibrate with these or their .mcap")
     click.echo(f"{out} is written, {took_s:.1f} s after the motion")
     if result.rig.quality.verdict == "fail":
         raise SystemExit(3)
@@ -123,7 +123,6 @@ def report(result: HandResult) -> Sequence[str]:
             f"volume, clock {1e3 * camera.time.offset_s:+.1f} +- {1e3 * camera.time.sigma_s:.1f} ms, "
             f"depth {_depth_mm(camera.depth.offset_per_m, q.volume_centre_m[2]):+.1f} mm"
         )
-    lines += clocks_left_out(rig, result.clouds.offsets_s)
     lines.append(
         f"joints agree to {q.rms['joints_mm']:.1f} mm, depth points to {q.rms['depth_mm']:.1f} mm "
         f"({result.clouds.matches} of {len(result.clouds.moments)} moments)"
@@ -140,13 +139,6 @@ def report(result: HandResult) -> Sequence[str]:
     ]
     lines += [f"warning: {warning}" for warning in q.warnings]
     return [*lines, f"verdict: {q.verdict}"]
-
-
-def clocks_left_out(rig: Rig, offsets_s: Iterable[float]) -> list[str]:
-    """In words, what was found of clocks and is not in the rig; no line if all is."""
-    found = zip(rig.cameras, offsets_s, strict=True)
-    own = ", ".join(f"{camera.serial} {1e3 * s:+.1f} ms" for camera, s in found if s != camera.time.offset_s)
-    return [f"clocks of the files, which live cameras do not have and the rig leaves out: {own}"] if own else []
 
 
 def summary(result: HandResult) -> dict[str, Any]:

@@ -111,7 +111,10 @@ class Views:
         if any(s not in new for s in live):
             self._uneven_ns = now_ns
         heard = {*live, *new}
-        self.astray = self._astray(heard) | {s: ahead for s, ahead in self.astray.items() if s not in heard}
+        was, astray = self.astray, self._astray(heard)
+        self.astray = astray | {s: ahead for s, ahead in was.items() if s not in heard}
+        if was.keys() & heard - astray.keys():  # others were believed; what they said was by another clock
+            self.views |= {s: View(v.index, v.camera, self.clock) for s, v in self.views.items() if s not in heard}
         newest = [t for s in new if s not in self.astray and (t := self.views[s].newest_ns) is not None]
         if not newest:
             return None

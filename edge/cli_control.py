@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from .shell import CommandError, say
+
+STATUS_S = 5.0  # for a daemon to say which camera is its
 
 
 @click.command()
@@ -16,19 +20,19 @@ def reload(camera: str | None) -> None:
     edge-hand reload
     edge-hand reload --camera front
     """
-    from .control import ControlError, ask, sockets
+    from .control import ControlError, ask, socket_name, sockets
 
     there, asked = list[str](), list[tuple[str, bool]]()
     for path in sockets():
         name = path.stem  # of one that does not say it
         try:
-            name = ask(path, "status").camera
+            name = ask(path, "status", timeout_s=STATUS_S).camera
             if camera in (None, name):
                 reply = ask(path, "reload", say=click.echo)
                 click.echo(f"{name}: {reply.message}")
                 asked.append((name, reply.ok))
         except ControlError as error:
-            if camera in (None, name):
+            if camera is None or re.fullmatch(rf"{socket_name(camera)}(-\d+)?", path.stem):
                 say(str(error))
                 asked.append((name, False))
         there.append(name)

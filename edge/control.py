@@ -93,6 +93,11 @@ def sockets() -> list[Path]:
     return found
 
 
+def socket_name(camera: str) -> str:
+    """What the socket of a camera's daemon is called; that of a second daemon of this camera has -PID behind it."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", camera) or "camera"
+
+
 def ask(
     path: Path, request: str, model: Path | None = None, *, timeout_s: float | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -130,7 +135,7 @@ class ControlSocket:
         self._closed = threading.Event()
 
     def __enter__(self) -> ControlSocket:
-        name = re.sub(r"[^A-Za-z0-9_-]", "_", self._camera) or "camera"
+        name = socket_name(self._camera)
         try:
             _make_private(self._folder)
             taken = _remove_the_dead(self._folder)

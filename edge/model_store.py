@@ -120,7 +120,7 @@ def load_version(folder: Path) -> Version:
     except OSError as error:
         raise StoreError(f"{folder}: cannot be read ({refusal(error)})") from None
     except (ValueError, KeyError, TypeError):
-        mend = "`edge-hand models use shipped`, and remove this folder"
+        mend = "remove this folder; if it is the one in use, after `edge-hand models use shipped`"
         raise StoreError(f"{folder}: version.json or gate.json is damaged; {mend}") from None
 
 

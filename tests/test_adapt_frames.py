@@ -79,6 +79,13 @@ def test_of_single_frames_all_hands_teach(watch: Watch, single: bool) -> None:
     assert len(watch(hands, single)) == (2 if single else 0)
 
 
+@pytest.mark.parametrize("wrong", [slice(0, 20), slice(70, 90), slice(140, 160)])
+def test_looks_in_a_row_with_the_wrong_side_turn_no_hand(watch: Watch, wrong: slice) -> None:
+    votes = np.full(160, 3.0)
+    votes[wrong] = -3.0
+    assert not any(moment.is_left for moment in watch([seen(0, 0, v).hand for v in votes], False))
+
+
 def test_a_recording_of_one_hand_and_then_the_other_teaches_each_its_own_side(watch: Watch) -> None:
     votes = [(3.0 if i < 95 else -3.0) * (1 if i % 10 else -0.5) for i in range(160)]  # a tenth of them wrong
     for x in (0.0, 0.9):  # the other hand comes where the first was, or elsewhere

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import control
+from edge_hand.edge import cli_control, control
 from edge_hand.edge.cli import cli
 from edge_hand.edge.control import (
     MAX_REQUEST,
@@ -227,7 +227,7 @@ def test_a_daemon_that_is_silent_keeps_no_other_from_reloading(folder: Path, mon
     def willing(request: Request) -> Reply:
         return Reply(True, "front", "now hands = 2")
 
-    monkeypatch.setattr(control, "ANSWER_S", 0.1)
+    monkeypatch.setattr(cli_control, "STATUS_S", 0.1)
     with ControlSocket("front", willing), socket.socket(socket.AF_UNIX) as stopped:
         stopped.bind(str(folder / "a.sock"))  # before the other, and it never answers
         stopped.listen()
@@ -239,6 +239,8 @@ def test_a_daemon_that_is_silent_keeps_no_other_from_reloading(folder: Path, mon
             "front: now hands = 2",
         ]
         assert str(done.exception) == "reload: refused or not answered by a"
+        stopped_too = str(CliRunner().invoke(cli, ["reload", "--camera", "a"]).exception)
+        assert stopped_too == "reload: refused or not answered by a", "not that none runs"
 
 
 def test_an_answer_of_another_make_is_one_line() -> None:

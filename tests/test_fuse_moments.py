@@ -154,3 +154,19 @@ def test_of_two_cameras_the_one_that_is_late_waits_for_nobody() -> None:
         t_ns = views.due(round(i * FRAME_NS))
         newest += t_ns is not None and t_ns == views.views["cam0"].newest_ns
     assert newest > 55 and list(views.astray) == ["cam1"]
+
+
+def test_a_camera_that_is_believed_again_is_not_joined_by_what_the_silent_one_said() -> None:
+    rig = a_rig(2)
+    views, seen = Views(rig), list[set[int]]()
+    for i in range(110):  # the first host's clock is a second behind; the second camera is silent from 40 on
+        for k in range(2 if i < 40 else 1):
+            m = told(rig, k, i)
+            if k == 0:
+                wall_ns = m.t_capture_unix_ns - SECOND
+                m = replace(m, t_capture_ns=m.t_capture_ns + 77 * SECOND, t_capture_unix_ns=wall_ns)
+            views.take(m, round(i * FRAME_NS))
+        t_ns = views.due(round(i * FRAME_NS))
+        if i > 1 and t_ns is not None:
+            seen.append({sighting.camera for sighting in views.at(t_ns)})
+    assert {1} in seen and seen[-40:] == [{0}] * 40 and {0, 1} not in seen

@@ -340,14 +340,15 @@ def test_the_engine_before_is_kept_for_as_long_as_a_network_is_watched(tmp_path:
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_unproven_version_that_is_gone_back_to_is_judged_by_the_gates_numbers(in_service: tuple[Path, Path]) -> None:
-    store, model = in_service
-    daemon, other = Version(store, model), replace(load_card(model), sha256="b" * 64)
+@pytest.mark.parametrize("fell", [True, False])
+def test_an_unproven_version_gone_back_to_is_judged_by_the_gate(in_service: tuple[Path, Path], fell: bool) -> None:
+    daemon, other = Version(*in_service), replace(load_card(in_service[1]), sha256="b" * 64)
+    daemon.frames(30 * fell, fit_mm=4.0)
     daemon.take(other, other)
-    daemon.frames(1)
-    assert daemon.engine.rollback("out of memory")
+    daemon.frames(1 + 39 * fell, fit_mm=8.0 if fell else None)
+    assert fell or daemon.engine.rollback("out of memory")
     daemon.frames(40)
-    wait_for(lambda: in_use(store) == SHIPPED)
+    wait_for(lambda: in_use(in_service[0]) == SHIPPED)
 
 
 @pytest.mark.usefixtures("quick")

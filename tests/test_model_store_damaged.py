@@ -46,7 +46,7 @@ def test_a_version_without_its_hashes_is_passed_over_too(store: Path) -> None:
     about.write_text(json.dumps(values))
     with pytest.raises(
         StoreError,
-        match=r"0001: version\.json or gate\.json is damaged; `edge-hand models use shipped`, and remove",
+        match=r"0001: version\.json or gate\.json is damaged; remove this folder; if it is the one in use, after ",
     ):
         current(store)
     assert own_model(store)[0] == DEFAULT_MODEL

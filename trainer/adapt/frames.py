@@ -197,7 +197,8 @@ def _watch(
     for run in runs:
         votes = [one.hand.votes for one in run]
         for k, (views, seq, t_ns, _) in enumerate(run):
-            is_left = (sum(votes[max(0, k - ABOUT) : k + ABOUT + 1]) if one_hand else votes[k]) < 0
+            begin = min(max(0, k - ABOUT), max(0, len(votes) - 2 * ABOUT - 1))  # as many at a run's ends
+            is_left = (sum(votes[begin : begin + 2 * ABOUT + 1]) if one_hand else votes[k]) < 0
             turned = tuple(mirrored(v) for v in views) if is_left else tuple(views)
             moments.append(Moment(turned, number, seq, t_ns, is_left))
     return sorted(moments, key=lambda moment: moment.t_ns), frames

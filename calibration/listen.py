@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from ..edge.client import subscribe
+from ..edge.client import SubscribeError, subscribe
 from ..hand.messages import Message, WireError
 
 POLL_S = 0.2
@@ -40,6 +40,8 @@ class Listener:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Listener:
+        if twice := {address for address in self.addresses if self.addresses.count(address) > 1}:
+            raise SubscribeError(f"--from {min(twice)} is given twice; once for each daemon")
         for address in self.addresses:
             subscribe(address, self.topics, keys=self.keys).close()  # a wrong address is told here, not in a thread
         for address in self.addresses:

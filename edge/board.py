@@ -99,10 +99,14 @@ def nvpmodel(root: Path = ROOT) -> int | None:
     return int(mode[1]) if mode else None
 
 
-def fastest_nvpmodel(root: Path = ROOT) -> int:
-    """The number of a Jetson's power mode without a limit: on an Orin Nano it is 2, MAXN_SUPER, and 0 is 15W."""
+def fastest_nvpmodel(root: Path = ROOT) -> int | None:
+    """The number of a Jetson's power mode without a limit: on an Orin Nano it is 2, MAXN_SUPER, and 0 is 15W. If none
+    is, that of most watts and cores: on a Xavier NX 8, MODE_20W_6CORE. None where the names do not say."""
     modes = nvpmodels(root)
-    return next((n for full in ("MAXN_SUPER", "MAXN") for n in modes if modes[n].startswith(full)), 0)
+    full = next((n for name in ("MAXN_SUPER", "MAXN") for n in modes if modes[n].startswith(name)), None)
+    limits = {n: re.search(r"(\d+)W(?:_(\d+)CORE)?", name) for n, name in modes.items()}
+    said = {n: (int(limit[1]), int(limit[2] or 0)) for n, limit in limits.items() if limit}
+    return full if full is not None or not said else max(said, key=said.__getitem__)
 
 
 def nvpmodels(root: Path = ROOT) -> dict[int, str]:
@@ -122,9 +126,8 @@ def power(root: Path = ROOT, seconds: float = 0.5) -> Power:
         parts.pop(ITS_MEMORY, None)
     if parts:
         return Power(round(sum(parts.values()), 3), " + ".join(sorted(parts)))
-    packages = sorted(
-        zone for zone in (root / "sys/class/powercap").glob("intel-rapl:*") if re.fullmatch(r"[^:]+:\d+", zone.name)
-    )
+    zones = (root / "sys/class/powercap").glob("intel-rapl:*")
+    packages = sorted(zone for zone in zones if read(zone / "name").startswith("package"))  # not psys, which holds them
     before = [read(zone / "energy_uj") for zone in packages]
     if not packages or not all(text.isdecimal() for text in before):
         hidden = any((zone / "energy_uj").exists() for zone in packages)

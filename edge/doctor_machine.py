@@ -130,7 +130,7 @@ def clocks(root: Path = ROOT) -> list[Finding]:
     mode, governors = board.power_mode(root), board.governors(root)
     jetson = is_jetson(root)
     fastest = board.fastest_nvpmodel(root)
-    if board.nvpmodel(root) not in (None, fastest):
+    if fastest is not None and board.nvpmodel(root) not in (None, fastest):
         said = f"nvpmodel {mode}: cores or clocks are held back"
         found.append(Finding("warn", "power mode", said, f"sudo nvpmodel -m {fastest}"))
     elif mode:

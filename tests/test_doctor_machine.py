@@ -85,7 +85,10 @@ def test_an_older_jetson_s_watts_are_read_too(tmp_path: Path) -> None:
 def test_a_pc_s_watts_come_from_its_energy_counter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zone = "sys/class/powercap/intel-rapl:0"
     put(tmp_path, {f"{zone}/energy_uj": "999000000", f"{zone}/max_energy_range_uj": "1000000000",
-                   "sys/class/powercap/intel-rapl:0:0/energy_uj": "5"})  # fmt: skip
+                   f"{zone}/name": "package-0\n", "sys/class/powercap/intel-rapl:0:0/energy_uj": "5",
+                   "sys/class/powercap/intel-rapl:0:0/name": "core",
+                   "sys/class/powercap/intel-rapl:1/energy_uj": "7", "sys/class/powercap/intel-rapl:1/name": "psys",
+                   })  # fmt: skip
 
     def half_a_second(seconds: float) -> None:
         (tmp_path / zone / "energy_uj").write_text("4000000")  # 5 J on, it has wrapped
@@ -199,6 +202,7 @@ def test_a_user_outside_the_camera_s_groups_is_told_how_to_join(
 def test_a_held_back_jetson_is_told_what_frees_it(tmp_path: Path) -> None:
     put(tmp_path, {
         "proc/device-tree/compatible": "nvidia,tegra234", "var/lib/nvpmodel/status": "pmode:0001",
+        "etc/nvpmodel.conf": "< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=7W >\n",
         "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
         "sys/class/thermal/thermal_zone0/temp": "91000\n",
     })  # fmt: skip
@@ -218,17 +222,21 @@ def test_a_held_back_jetson_is_told_what_frees_it(tmp_path: Path) -> None:
         ("MODE_15W MAXN MAXN_SUPER", 2),
         ("MODE_10W MAXN", 1),
         ("15W 7W", 0),  # Orin Nano before
-        ("", 0),
+        ("MODE_15W_2CORE MODE_15W_6CORE MODE_10W_4CORE MODE_10W_DESKTOP MODE_20W_4CORE MODE_20W_6CORE", 5),  # Xavier NX
     ],
 )
 def test_a_jetson_s_fastest_mode_goes_by_its_name(names: str, fastest: int, tmp_path: Path) -> None:
     modes = [f"< POWER_MODEL ID={n} NAME={name} >\nCPU_ONLINE CORE_0 1\n" for n, name in enumerate(names.split())]
     put(tmp_path, {"etc/nvpmodel.conf": "".join(modes), "var/lib/nvpmodel/status": f"pmode:{fastest:04}"})
-    name = dict(enumerate(names.split())).get(fastest, "nvpmodel 0")
-    assert one(doctor_machine.clocks(tmp_path), "power mode") == Finding("ok", "power mode", name)
+    assert one(doctor_machine.clocks(tmp_path), "power mode") == Finding("ok", "power mode", names.split()[fastest])
     put(tmp_path, {"var/lib/nvpmodel/status": f"pmode:{(fastest + 1) % 3:04}"})
     held = one(doctor_machine.clocks(tmp_path), "power mode")
     assert (held.level, held.mend) == ("warn", f"sudo nvpmodel -m {fastest}")
+
+
+def test_where_power_modes_have_no_names_none_is_advised(tmp_path: Path) -> None:
+    put(tmp_path, {"var/lib/nvpmodel/status": "pmode:0001"})
+    assert one(doctor_machine.clocks(tmp_path), "power mode") == Finding("ok", "power mode", "nvpmodel 1")
 
 
 def test_full_clocks_are_well(tmp_path: Path) -> None:

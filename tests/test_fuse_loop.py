@@ -18,7 +18,7 @@ from edge_hand.calibration.fuse_cli import BIND, fuse
 from edge_hand.calibration.fuse_loop import FuseLoop
 from edge_hand.calibration.listen import Heard, Listener
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, save_rig
-from edge_hand.edge.client import subscribe
+from edge_hand.edge.client import SubscribeError, subscribe
 from edge_hand.edge.loop import topology
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.shell import CommandError
@@ -144,6 +144,12 @@ def test_a_host_whose_wall_clock_is_wrong_is_told_of_once_and_does_not_end_the_f
             time.sleep(0.005)
     assert loop.totals.tracked > 2
     assert said == ["1 of 2 cameras; cam0 is 1.0 s behind the others: a slow daemon or network, or its clock (NTP?)"]
+
+
+def test_a_daemon_given_twice_is_refused():
+    a, b = "tcp://127.0.0.1:1", "tcp://127.0.0.1:2"
+    with pytest.raises(SubscribeError, match=rf"^--from {a} is given twice; once for each daemon$"):
+        Listener([a, b, a], ("joints",)).__enter__()
 
 
 def test_a_listener_hears_several_daemons():

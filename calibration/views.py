@@ -10,7 +10,7 @@ from .rig import Rig, RigError
 from .sight import SAME_HOST_NS, Clock, Sighting, View
 
 LIVE_NS = 300_000_000  # a camera without a message for so long is silent
-ASTRAY_NS = 200_000_000  # a clock that is as far from the others' is wrong
+ASTRAY_NS = 200_000_000  # a clock that is as far from the others' is wrong, until it is half as far
 WAIT_NS = 12_000_000  # after the first new frame, for the others and for the depth points
 
 
@@ -149,7 +149,8 @@ class Views:
         newest = {s: view.newest_ns for s, view in self.views.items() if s in heard}
         ahead = {s: t - self._came[s] for s, t in newest.items() if t is not None}
         middle = sorted(ahead.values())[len(ahead) // 2]
-        return {s: (ns - middle) * 1e-9 for s, ns in ahead.items() if abs(ns - middle) > ASTRAY_NS}
+        limit_ns = {s: ASTRAY_NS // 2 if s in self.astray else ASTRAY_NS for s in ahead}
+        return {s: (ns - middle) * 1e-9 for s, ns in ahead.items() if abs(ns - middle) > limit_ns[s]}
 
     def _has_cloud(self, serial: str) -> bool:
         """Whether the depth points of the newest frame are there, of a camera that sends any."""

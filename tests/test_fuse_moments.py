@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -170,3 +171,15 @@ def test_a_camera_that_is_believed_again_is_not_joined_by_what_the_silent_one_sa
         if i > 1 and t_ns is not None:
             seen.append({sighting.camera for sighting in views.at(t_ns)})
     assert {1} in seen and seen[-40:] == [{0}] * 40 and {0, 1} not in seen
+
+
+def test_a_camera_at_the_limit_is_not_left_out_and_taken_back_in_turns() -> None:
+    rig = a_rig(2)
+    views, astray = Views(rig), list[bool]()
+    for i in range(60):  # 183 or 217 ms later than the first
+        views.take(told(rig, 0, i), round(i * FRAME_NS))
+        if i >= 13:
+            views.take(told(rig, 1, i - (13 if i % 2 else 11)), round(i * FRAME_NS))
+            views.due(round(i * FRAME_NS))
+            astray.append("cam1" in views.astray)
+    assert astray[-1] and sum(a != b for a, b in itertools.pairwise(astray)) <= 1

@@ -81,7 +81,7 @@ class Daemon:
         self.tracker = Tracker(self.engine)
         settings = {"model": model, "engine": "onnxruntime", "threads": 1}
         self.reloader = Reloader(settings, lambda: settings, self.engine, self.said.append)
-        self.camera = open_camera("replay", str(second), fps=fps, loop=True)
+        self.camera = open_camera("replay", str(second), fps=fps or None, loop=True, deterministic=not fps)
         self.publisher = Publisher(f"ipc://{tmp_path}/s", topology=topology()).__enter__()
         self.health = watch_health(self.tracker, self.engine, self.reloader, self.said.append, store)
         self.loop = Loop(self.camera, self.tracker, self.publisher, [self.health])

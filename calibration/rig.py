@@ -21,7 +21,7 @@ from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.extras import installed
 from ..hand.fields import one_line
-from ..hand.whole import refusal, write_json
+from ..hand.whole import read_json, refusal, write_json
 
 Verdict = Literal["pass", "fail", "unverified"]
 
@@ -176,7 +176,7 @@ def save_rig(rig: Rig, path: Path) -> None:
 def load_rig(path: Path) -> Rig:
     """Read a rig file. Raises RigError for whatever does not fit."""
     try:
-        data = json.loads(path.read_text())
+        data = read_json(path)
     except OSError as error:
         raise RigError(f"{path}: {(error.strerror or 'cannot be read').lower()}") from None
     except ValueError as error:

@@ -99,11 +99,12 @@ def table(found: dict[int, Version | StoreError], in_use: int) -> str:
 
 
 def _change(version: Version, name: str, unit: str) -> str:
-    measure = version.report.get("measures", {}).get(name)
-    if not isinstance(measure, dict):
-        return "-"
     digits = 1 if unit else 3
-    return f"{measure['old']:.{digits}f} -> {measure['new']:.{digits}f}" + (f" {unit}" if unit else "")
+    try:
+        measure = version.report["measures"][name]
+        return f"{measure['old']:.{digits}f} -> {measure['new']:.{digits}f}" + (f" {unit}" if unit else "")
+    except (KeyError, TypeError, ValueError):  # not measured, or another edge-hand's report
+        return "-"
 
 
 def _entry(version: Version, in_use: bool) -> dict[str, Any]:

@@ -195,7 +195,8 @@ class Health:
             return
         self._since += 1
         latest = list(self._blocks)[-WINDOW:]
-        blind = self._since >= EARLY and all(b[0] < 0.3 * self._before["seen"]["mean"] for b in latest[-EARLY:])
+        saw = self._before["seen"]["mean"] if "seen" in self._before else 0.0  # another edge-hand may not have kept it
+        blind = self._since >= EARLY and all(b[0] < 0.3 * saw for b in latest[-EARLY:])
         why = fallen(self._before, baseline_of(latest)) if self._since >= WINDOW or blind else ""
         if why:
             self._before = None

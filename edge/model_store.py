@@ -13,7 +13,6 @@ the new one. `edge-hand run` serves with the current version if it is not told o
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 import tempfile
@@ -23,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..hand.whole import give, refusal, write_json
+from ..hand.whole import give, read_json, refusal, write_json
 from .home import home
 from .model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
 
@@ -108,26 +107,30 @@ def by_number(store: Path) -> dict[int, Version | StoreError]:
 def load_version(folder: Path) -> Version:
     """Raises StoreError."""
     try:
-        about = json.loads((folder / "version.json").read_bytes())
-        report = json.loads((folder / "gate.json").read_bytes())
+        about, report = read_json(folder / "version.json"), read_json(folder / "gate.json")
         if about["format"] != FORMAT:
             raise StoreError(f"{folder}: format {about['format']}; this edge-hand reads format {FORMAT}")
         model = folder / str(about["model"])
         return Version(
             int(folder.name), folder, model, str(about["made_utc"]), str(about["made_from"]), int(about["over"]),
-            dict(report), dict(about["baseline"]), dict(about["sha256"]),
+            dict(report), _baseline(about["baseline"]), dict(about["sha256"]),
         )  # fmt: skip
     except OSError as error:
         raise StoreError(f"{folder}: cannot be read ({refusal(error)})") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         mend = "remove this folder; if it is the one in use, after `edge-hand models use shipped`"
         raise StoreError(f"{folder}: version.json or gate.json is damaged; {mend}") from None
+
+
+def _baseline(values: Any) -> dict[str, dict[str, float]]:
+    """What `health.fallen` reads of it; without that the watch on the network would end the daemon."""
+    return {m: {name: float(of[name]) for name in ("mean", "sd", "blocks")} for m, of in values.items()}
 
 
 def version(store: Path, number: int) -> Version:
     """The version of this number. Raises StoreError."""
     folder = store / f"{number:04d}"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path's own may raise
         have = ", ".join(str(v.number) for v in versions(store)) or "none"
         raise StoreError(
             f"store {store}: no version {number}; it has {have}; `edge-hand models use` takes one, or shipped"
@@ -139,7 +142,7 @@ def check(version: Version) -> None:
     """Raise StoreError or ModelError unless every file of the version is as it was when it was accepted."""
     for name, expected in version.hashes.items():
         path, seen = version.folder / name, ""
-        with suppress(OSError):  # gone, or not ours to read
+        with suppress(OSError, ValueError):  # gone, not ours to read, or no name of a file
             seen = sha256(path)
         if seen != expected:
             raise StoreError(f"{path} is not the file that was accepted; `edge-hand models use shipped`, or another")
@@ -289,7 +292,7 @@ def number_of(store: Path, digest: str) -> int | None:
 
 def _digests(models: Iterable[Path]) -> set[str]:
     try:
-        return {str(json.loads(card_path(model).read_bytes())["sha256"]) for model in models}
+        return {str(read_json(card_path(model))["sha256"]) for model in models}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StoreError(f"a card cannot be read ({error})") from None
 
@@ -297,14 +300,14 @@ def _digests(models: Iterable[Path]) -> set[str]:
 def _pointer(store: Path) -> Pointer:
     path = store / "current.json"
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path)
         before, proven = (tuple(int(n) for n in values[name]) for name in ("before", "proven"))
         return Pointer(int(values["use"]), before, proven)
     except FileNotFoundError:
         return Pointer()
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({refusal(error)})") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise StoreError(f"{path} is damaged; remove it to go on with the network that ships") from None
 
 
@@ -316,7 +319,7 @@ def _copy(model: Path, folder: Path, number: int) -> str:
     if copy.exists():
         raise StoreError(f"{model}: a second model in {card.precision}")
     shutil.copyfile(model, copy)
-    _write(card_path(copy), json.loads(card_path(model).read_bytes()) | {"name": name})
+    _write(card_path(copy), read_json(card_path(model)) | {"name": name})
     load_card(copy)
     _sync(copy)
     return copy.name

@@ -10,7 +10,6 @@ in joints when it was tried (docs/refit.md), so beta stays 0.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from ..hand.arrays import Array
 from ..hand.kinematics import AVERAGE, Shape
 from ..hand.skeleton import PART_JOINTS, PART_SCALES
-from ..hand.whole import try_writing, write_whole
+from ..hand.whole import read_json, try_writing, write_whole
 from .chain import JOINT_PARTS
 from .refit import EACH_AXIS, THRICE, Fit, Refit
 from .schur import eliminated
@@ -96,7 +95,7 @@ class Person:
     def load(cls, path: Path) -> Person:
         """A person saved before, whose shape is held. Raises PersonError."""
         try:
-            entries = json.loads(path.read_bytes())
+            entries = read_json(path)
         except OSError as error:
             raise PersonError(f"person {path}: cannot be read ({error.strerror})") from None
         except ValueError:
@@ -184,6 +183,6 @@ def _numbers(path: Path, entries: dict[str, Any], name: str, n: int, low: float,
         raise PersonError(f"person {path}: {name} is not a list of {n} numbers")
     for value in values:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or not low <= value <= high:
-            raise PersonError(f"person {path}: {name} has {value!r}, possible are {low:g} to {high:g}")
+        if not number or not low <= value <= high:
+            raise PersonError(f"person {path}: {name} has {value!r:.40}, possible are {low:g} to {high:g}")
     return np.array(values, float)

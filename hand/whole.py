@@ -53,6 +53,14 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """A file's value. Raises OSError, and ValueError for what is no JSON or nested too deep."""
+    try:
+        return json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
 def give(path: Path, folder: Path) -> None:
     """What root makes for a folder belongs to the folder's owner. Raises OSError."""
     if os.geteuid() == 0:

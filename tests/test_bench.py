@@ -270,6 +270,7 @@ def test_a_table_keeps_the_rows_of_other_devices(result: dict[str, Any], tmp_pat
     ("text", "why"),
     [
         ("{", "it is not JSON"),
+        pytest.param("[" * 100_000, "it is not JSON", id="deep"),
         ("[]", "not a result of edge-hand bench --json (no stages_us)"),
         ('{"stages_us": 1}', "not a result of edge-hand bench --json (no fps)"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -107,7 +108,9 @@ def test_a_checkpoint_is_told_from_a_corrupt_model(model: Path) -> None:
     assert refusal(checkpoint) == words + "model"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", '{"name": "dgn"}', '"version"'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", pytest.param("[" * 100_000, id="deep"), "7", "null", '{"name": "dgn"}', '"version"']
+)
 def test_a_card_that_is_none_is_one_line(model: Path, text: str) -> None:
     card = model.with_suffix(".json")
     card.write_text(text)
@@ -118,6 +121,12 @@ def test_a_card_of_binary_rubbish_is_one_line(model: Path) -> None:
     card = model.with_suffix(".json")
     card.write_bytes(b"\xff\xfe\x00")
     assert refusal(model) == f"model card {card}: not a model card (no JSON object with a version)"
+
+
+@pytest.mark.parametrize("confidence", [[1, 2], [1, 2, 10**400], [1, 2, math.nan], [True, 1, 1]])
+def test_a_card_whose_confidence_cannot_be_is_refused(model: Path, confidence: list[float]) -> None:
+    change_card(model, lambda card: card.update(confidence=confidence))
+    assert refusal(model).endswith(", expected three numbers")
 
 
 def test_a_card_of_another_version_is_refused(model: Path) -> None:

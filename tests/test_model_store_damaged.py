@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from edge_hand.edge import model_store
 from edge_hand.edge.cli import cli
+from edge_hand.edge.health import BLOCK, EARLY, Health
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, load_card
 from edge_hand.edge.model_store import StoreError, add, check, check_store, current, number_of, own_model, use
 
@@ -52,6 +56,43 @@ def test_a_version_without_its_hashes_is_passed_over_too(store: Path) -> None:
     assert own_model(store)[0] == DEFAULT_MODEL
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"over": math.inf}, {"baseline": {"seen": 0.9}}, {"baseline": []}, {"sha256": {"\0": "0"}},
+        {"baseline": {"seen": {"mean": "much", "sd": 0, "blocks": 9}}},
+    ],
+)  # fmt: skip
+def test_a_version_that_says_what_cannot_be_is_passed_over(store: Path, change: dict[str, Any]) -> None:
+    about = add(store, [FLOAT], "a", {}).folder / "version.json"
+    use(store, 1)
+    values = json.loads(about.read_text()) | change
+    about.chmod(0o644)
+    about.write_text(json.dumps(values))
+    model, line = own_model(store)
+    assert model == DEFAULT_MODEL and line.startswith("model: dgn-nano-int8 as shipped, since ") and "\n" not in line
+
+
+@pytest.mark.parametrize("measures", [[], {"fit_p50_mm": {}}, {"fit_p50_mm": {"old": None, "new": 1}}])
+def test_a_report_of_another_make_is_listed_without_its_numbers(store: Path, measures: Any) -> None:
+    add(store, [FLOAT], "a", {"measures": measures})
+    done = CliRunner().invoke(cli, ["models", "list", "--store", str(store)])
+    assert done.exit_code == 0 and done.output.splitlines()[2].split()[-3:] == ["-", "-", "-"]
+
+
+def test_a_baseline_without_a_measure_ends_no_daemon() -> None:
+    def nothing(frame: object) -> list[object]:
+        return []
+
+    nothing.threshold, nothing.judges = 0.5, True  # type: ignore[attr-defined]
+    tracker: Any = SimpleNamespace(finder=nothing, engine=SimpleNamespace(card=load_card(FLOAT)), tracks=[])
+    health = Health(tracker, pytest.fail, lambda card: {})
+    for _ in range(BLOCK * (EARLY + 1)):
+        tracker.finder.sure = True  # of a hand that is not measured
+        health.frame()
+    assert health.watching
+
+
 @pytest.mark.parametrize("name", ["gate.json", "adapted-1.json"])
 def test_a_damaged_old_version_hides_no_other(store: Path, name: str) -> None:
     old = add(store, [FLOAT], "a", {}).folder / name
@@ -92,7 +133,16 @@ def test_a_version_that_may_not_be_read_is_passed_over_too(store: Path, monkeypa
     assert own_model(store)[0] == DEFAULT_MODEL
 
 
-@pytest.mark.parametrize("text", ["{", '{"use": "two", "before": [], "proven": []}', "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"use": "two", "before": [], "proven": []}',
+        "[]",
+        '{"use": 1e999, "before": [], "proven": []}',
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
 def test_a_damaged_pointer_is_one_line_and_the_daemon_serves_as_shipped(store: Path, text: str) -> None:
     store.mkdir()
     (store / "current.json").write_text(text)

@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused_in_one_line(what: str, tmp_path: Path) -> 
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", pytest.param("[" * 100_000, id="deep"), "null"])
 def test_a_file_that_is_no_rig_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "rig.json").write_text(text)
     with pytest.raises(RigError, match=r"not JSON|not a rig file"):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ...hand.whole import refusal, write_whole
+from ...hand.whole import read_json, refusal, write_whole
 from . import BenchError
 
 BEGIN, END = "<!-- edge-hand bench merge -->", "<!-- end of bench merge -->"
@@ -106,7 +105,7 @@ def row(result: dict[str, Any]) -> list[str]:
 def load(path: Path) -> dict[str, Any]:
     """A result that `edge-hand bench --json` wrote. Raises BenchError."""
     try:
-        result = json.loads(path.read_text())
+        result = read_json(path)
     except (OSError, ValueError) as error:
         why = error.strerror.lower() if isinstance(error, OSError) and error.strerror else "it is not JSON"
         raise BenchError(f"bench merge {path}: {why}") from None

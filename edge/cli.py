@@ -29,7 +29,7 @@ from .cli_view import view as view_command
 from .config import Rereadable, reread
 from .model_card import ModelError
 from .publish import ADDRESS
-from .shell import CommandError, say
+from .shell import CommandError, say, unheard
 
 # What a disk or its rights refuse, wherever it happens, is the user's to mend and no bug.
 THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
@@ -145,7 +145,7 @@ def run(
     if log:
         open_log(log)
     check_settings(context.params)
-    tell, complain = (LOG.info, LOG.warning) if log else (click.echo, say)
+    tell, complain = (LOG.info, LOG.warning) if log else (unheard(click.echo, sys.stdout), unheard(say, sys.stderr))
     desk, notifier = Desk(tell, complain), Notifier()
     # Before a network is loaded: the person cannot be kept there, the address may be in use.
     new_person = person_maker(person)

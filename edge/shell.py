@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -63,3 +64,15 @@ def stop_on_signal() -> Callable[[], bool]:
 
 def say(text: str) -> None:
     click.echo(text, err=True)
+
+
+def unheard(echo: Callable[[str], object], stream: TextIO) -> Callable[[str], None]:
+    """echo for a daemon, which goes on where nobody reads its stream any more: a pipe or terminal that was closed."""
+
+    def told(text: str) -> None:
+        try:
+            echo(text)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+    return told

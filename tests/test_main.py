@@ -5,19 +5,40 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import edge_hand.edge.cli as commands
 import pytest
 from click.testing import CliRunner
 from edge_hand.edge.cli import cli
-from test_cli import COMMAND, TIMEOUT_S
+from edge_hand.edge.control import ask, sockets
+from edge_hand.edge.model_card import find_model
+from test_cli import COMMAND, TIMEOUT_S, running
 
 
 def test_a_closed_output_is_none() -> None:
     run = f"exec {' '.join(COMMAND)} run --camera synthetic --frames 2 --bind 'tcp://127.0.0.1:*' >&-"
     done = subprocess.run(run, shell=True, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_daemon_whose_outputs_were_closed_goes_on_and_can_be_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with running("--camera", "synthetic", "--fps", "10", "--no-tune", "--no-fast") as (daemon, _):
+        while not (found := sockets()):
+            time.sleep(0.05)
+        for output in (daemon.stdout, daemon.stderr):  # `ssh` was, or what the lines were piped to
+            assert output is not None
+            output.close()
+        used = ask(found[0], "use", find_model("dgn-nano"))
+        assert used.ok and "dgn-nano " in used.message, used
+        assert ask(found[0], "reload").message == "nothing to change"
+        assert not ask(found[0], "use", tmp_path / "none.onnx").ok
+        daemon.terminate()
+        assert daemon.wait(TIMEOUT_S) == 0
 
 
 @pytest.mark.parametrize(

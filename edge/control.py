@@ -70,8 +70,8 @@ class Reply(NamedTuple):
 def sockets() -> list[Path]:
     """The control sockets behind which a daemon listens. Raises ControlError if there are some, all of others."""
     users = [Path(name.format(os.getuid())) for name in USERS]
-    folders = [default_folder(), *(folder for folder in users if _is_private(folder)), Path("/run/edge-hand")]
-    folders += sorted(Path("/run").glob("edge-hand-*"))
+    folders = [folder for folder in (default_folder(), *users) if folder not in users or _is_private(folder)]
+    folders += [Path("/run/edge-hand"), *sorted(Path("/run").glob("edge-hand-*"))]
     found: list[Path] = []
     forbidden: list[Path] = []
     for folder in dict.fromkeys(folders):

@@ -109,6 +109,8 @@ def test_daemons_of_a_session_and_of_none_find_each_other(
         assert sockets() == [a.path, b.path]
         where[1].chmod(0o777)  # anybody could have put it there
         assert sockets() == [a.path]
+        monkeypatch.setattr(control, "default_folder", lambda: where[1])  # as with sudo, which has no session
+        assert sockets() == [a.path]
 
 
 def test_daemons_behind_a_closed_door_are_not_said_to_be_none(folder: Path) -> None:

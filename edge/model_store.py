@@ -349,7 +349,9 @@ def _locked(store: Path) -> Iterator[None]:
         store.mkdir(parents=True, exist_ok=True, mode=0o700)
         for folder in reversed(missing):
             give(folder, folder.parent)
-        with (store / ".lock").open("w") as file:
+        # Root works in a service's store too, and follows no link that its user put there.
+        lock = os.open(store / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with os.fdopen(lock) as file:
             give(store / ".lock", store)
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -146,6 +146,15 @@ def test_two_at_a_time_get_two_numbers(store: Path) -> None:
     assert [v.number for v in versions(store)] == [1, 2, 3, 4]
 
 
+def test_what_a_link_in_the_place_of_the_lock_points_to_stays_as_it_is(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("of root")
+    store.mkdir()
+    (store / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(StoreError, match=r"models: cannot be written \(too many levels of symbolic links\)$"):
+        model_store.prove(store, 1)
+    assert (tmp_path / "precious").read_text() == "of root"
+
+
 @pytest.mark.parametrize("proven", [True, False])
 def test_the_number_of_a_version_that_was_removed_is_not_given_again(store: Path, proven: bool) -> None:
     shutil.rmtree(add(store, [FLOAT], "a", {}).folder)

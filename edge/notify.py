@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
+from ..hand.fields import one_line
+
 PUT_OFF_S = 60
 LOOK_S = 1.0
 
@@ -72,7 +74,7 @@ class Notifier:
 
     def status(self, state: str, message: str) -> None:
         """One line for `systemctl status`."""
-        text = f"{state}: {message}" if message else state
+        text = one_line(f"{state}: {message}" if message else state)  # a second line would be another word to systemd
         if text != self._status and self._send(f"STATUS={text}" + ("\nSTOPPING=1" if state == "stopping" else "")):
             self._status = text
 

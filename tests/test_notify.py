@@ -51,6 +51,13 @@ def environ(address: str, watchdog_s: float = 0.2) -> dict[str, str]:
     return {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": str(round(watchdog_s * 1e6))}
 
 
+@pytest.mark.parametrize(("name", "said"), [("a\nMAINPID=1\n", "a MAINPID=1 .png"), ("a\udcff", "a?.png")])
+def test_whatever_a_file_is_called_systemd_hears_one_line_of_text(name: str, said: str, tmp_path: Path) -> None:
+    with manager(str(tmp_path / "notify")) as listening:
+        Notifier(environ(str(tmp_path / "notify"))).status("stalled", f"{name}.png is not a PNG")
+        assert heard(listening) == [f"STATUS=stalled: {said} is not a PNG"]
+
+
 @pytest.mark.parametrize("kind", ["path", "abstract"])
 def test_it_is_ready_with_the_first_frame_and_alive_with_those_after(kind: str, tmp_path: Path) -> None:
     address = str(tmp_path / "notify") if kind == "path" else f"@edge-hand-test-{os.getpid()}"

@@ -117,7 +117,8 @@ def _load_card(model: Path) -> ModelCard:
 
 def _wrong_fields(card: ModelCard) -> list[str]:
     """Those of a foreign card that nothing can be done with."""
-    good = {name: isinstance(getattr(card, name), str) for name in ("name", "kind", "sha256", "precision")}
+    texts = {name: getattr(card, name) for name in ("name", "kind", "sha256", "precision")}
+    good = {name: isinstance(text, str) and text.isprintable() for name, text in texts.items()}
     good |= {name: isinstance(getattr(card, name), dict) for name in ("training", "metrics", "parity")}
     good |= {name: _shapes(getattr(card, name)) for name in ("inputs", "outputs")}
     good["crop_size"] = type(card.crop_size) is int and 8 <= card.crop_size <= 1024

@@ -123,6 +123,12 @@ def test_a_card_of_binary_rubbish_is_one_line(model: Path) -> None:
     assert refusal(model) == f"model card {card}: not a model card (no JSON object with a version)"
 
 
+@pytest.mark.parametrize("name", ["net\nengine: all is well", "net \x1b[2J", "net \ud800"])
+def test_a_name_that_is_no_printable_line_is_refused(model: Path, name: str) -> None:
+    change_card(model, lambda card: card.update(name=name))
+    assert refusal(model).endswith(": name: of the wrong type or out of range")
+
+
 @pytest.mark.parametrize("confidence", [[1, 2], [1, 2, 10**400], [1, 2, math.nan], [True, 1, 1]])
 def test_a_card_whose_confidence_cannot_be_is_refused(model: Path, confidence: list[float]) -> None:
     change_card(model, lambda card: card.update(confidence=confidence))

@@ -25,7 +25,7 @@ class Doorkeeper:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path) -> None:
         self.refused = 0
         self._folder = folder
-        self._changed_ns = (folder / CLIENTS).stat().st_mtime_ns  # before reading: what comes between is read again
+        self._stamp = _stamp(folder)  # before reading: what comes between is read again
         self._known = clients(folder)
         self._written_s, self._written_refused = float("-inf"), 0
         self._authenticator = ThreadAuthenticator(context, log=LOG)
@@ -38,9 +38,9 @@ class Doorkeeper:
     def callback(self, domain: str, key: bytes) -> bool:
         """Called by the authenticator with a client's public key; an error counts as no."""
         try:
-            changed_ns = (self._folder / CLIENTS).stat().st_mtime_ns
-            if changed_ns != self._changed_ns:
-                self._known, self._changed_ns = clients(self._folder), changed_ns
+            stamp = _stamp(self._folder)
+            if stamp != self._stamp:
+                self._known, self._stamp = clients(self._folder), stamp
         except (OSError, KeysError) as error:
             self._write(f"cannot read who may subscribe, so nobody may: {error}")
             return False
@@ -56,6 +56,11 @@ class Doorkeeper:
             more = self.refused - self._written_refused - 1
             LOG.warning(text + (f" (and {more} before it)" if more else ""))
             self._written_s, self._written_refused = now_s, self.refused
+
+
+def _stamp(folder: Path) -> list[tuple[Path, int]]:
+    """Another one whenever a client's file was made, removed, or changed in place, its rights too."""
+    return sorted((path, path.stat().st_ctime_ns) for path in (folder / CLIENTS).glob("*.key"))
 
 
 def guard(socket: zmq.Socket[bytes], folder: Path) -> None:

@@ -102,6 +102,19 @@ def test_clients_added_and_removed_count_from_the_next_connection_on(publisher, 
     assert not hears(publisher, late)
 
 
+def test_a_key_that_is_replaced_in_its_file_is_one_no_more(
+    publisher, folder: Path, robot: Path, tmp_path: Path
+) -> None:
+    assert hears(publisher, robot, 5)
+    new = add_client(folder, "new", tmp_path / "new.key_secret")
+    assert new is not None and hears(publisher, new, 5)
+    file = folder / "clients" / "robot.key"
+    file.write_text((folder / "clients" / "new.key").read_text())  # as `cp` does: the folder's own time stays
+    assert not hears(publisher, robot) and hears(publisher, new, 5)
+    file.chmod(0o644)  # anybody may have changed it
+    assert not hears(publisher, new)
+
+
 def test_without_its_doorkeeper_a_socket_lets_nobody_in(publisher: Publisher, robot: Path) -> None:
     assert publisher._doorkeeper is not None
     publisher._doorkeeper.stop()

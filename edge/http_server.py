@@ -7,18 +7,21 @@ it by giving its own name our address.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from ..hand.whole import refusal
 
-TIMEOUT_S = 5.0  # of a client that does not read or write
+TIMEOUT_S = 5.0  # of a client that does not read or write, and for all of its request
 MOST_AT_ONCE = 16
+POLL_S = 0.1
 
 
 class ServeError(RuntimeError):
@@ -76,7 +79,7 @@ class LocalServer(ThreadingHTTPServer):
 
     def start(self) -> None:
         """Answer in a thread until `server_close`."""
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name="http", daemon=True)
+        self._thread = threading.Thread(target=self.serve_forever, args=(POLL_S,), name="http", daemon=True)
         self._thread.start()
 
     def server_close(self) -> None:
@@ -87,6 +90,14 @@ class LocalServer(ThreadingHTTPServer):
             self._thread.join()
             self._thread = None
         super().server_close()
+
+    def get_request(self) -> tuple[Any, Any]:
+        """The next client."""
+        try:
+            return super().get_request()
+        except OSError:  # too many files are open; who waits is looked at again at once
+            time.sleep(POLL_S)
+            raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """In a thread, if one is free."""
@@ -125,7 +136,22 @@ class Handler(BaseHTTPRequestHandler):
         """Answer a GET of this path, without its query."""
         raise NotImplementedError
 
+    def setup(self) -> None:
+        super().setup()
+        self._late = threading.Timer(self.timeout, self._hang_up)  # a byte now and then is no request
+        self._late.daemon = True
+        self._late.start()
+
+    def finish(self) -> None:
+        self._late.cancel()
+        super().finish()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def do_GET(self) -> None:
+        self._late.cancel()
         if self.server.is_local and not _is_loopback(self.headers.get("Host", "")):
             self.answer(403, "text/plain", b"open it by the name localhost or 127.0.0.1\n")
             return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import resource
 import socket
 import subprocess
 import sys
@@ -12,11 +14,12 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import open_engine
-from edge_hand.edge.http_server import TIMEOUT_S, Handler, LocalServer, ServeError
+from edge_hand.edge.http_server import MOST_AT_ONCE, TIMEOUT_S, Handler, LocalServer, ServeError
 from edge_hand.edge.loop import Loop
 from edge_hand.edge.metrics import CONTENT_TYPE, Metrics
 from edge_hand.edge.publish import Publisher
@@ -154,11 +157,52 @@ def test_other_paths_are_not_found() -> None:
         urllib.request.urlopen(metrics.url + "/etc/passwd", timeout=5)
 
 
-def test_what_is_no_address_is_refused_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
-    class Hello(Handler):
-        def get(self, path: str) -> None:
-            self.answer(200, "text/plain", path.encode())
+class Hello(Handler):
+    def get(self, path: str) -> None:
+        self.answer(200, "text/plain", path.encode())
 
+
+def test_clients_that_send_a_byte_now_and_then_hold_no_place_for_ever() -> None:
+    class Brief(Hello):
+        timeout = 0.5
+
+    with LocalServer("127.0.0.1", 0, Brief) as server:
+        server.start()
+        slow = [socket.create_connection((server.host, server.server_port)) for _ in range(MOST_AT_ONCE)]
+        end_s = time.monotonic() + 5
+        while time.monotonic() < end_s:
+            for connection in slow:
+                with contextlib.suppress(OSError):
+                    connection.send(b"G")
+            time.sleep(0.1)
+            with contextlib.suppress(OSError):
+                assert read(server.url) == "/"
+                break
+        else:
+            pytest.fail("they hold all of them")
+        for connection in slow:
+            connection.close()
+
+
+def test_a_server_without_a_free_file_waits_for_one() -> None:
+    class Counted(LocalServer):
+        def get_request(self) -> tuple[Any, Any]:
+            tried.append(time.monotonic())
+            return super().get_request()
+
+    with Counted("127.0.0.1", 0, Hello) as server:
+        limits, tried = resource.getrlimit(resource.RLIMIT_NOFILE), list[float]()
+        with socket.create_connection((server.host, server.server_port)):
+            try:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))  # those that are open stay so
+                server.start()
+                time.sleep(0.5)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert len(tried) < 10 and read(server.url) == "/"
+
+
+def test_what_is_no_address_is_refused_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with LocalServer("127.0.0.1", 0, Hello) as server:
         server.start()
         with socket.create_connection((server.host, server.server_port), timeout=5) as connection:

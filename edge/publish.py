@@ -58,6 +58,7 @@ class Publisher:
         self._doorkeeper: Doorkeeper | None = None
         self._queue = queue
         self._subscriptions: set[bytes] = set()
+        self._crowded = False  # more were asked for than count: from then on all is wanted
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
 
     def __enter__(self) -> Publisher:
@@ -91,7 +92,7 @@ class Publisher:
 
     def wants(self, topic: str) -> bool:
         """Whether someone subscribed to a prefix of this topic, as of the last `poll_subscriptions`."""
-        return topic.encode().startswith(tuple(self._subscriptions))
+        return self._crowded or topic.encode().startswith(tuple(self._subscriptions))
 
     def poll_subscriptions(self) -> None:
         """Read who came and went, and send the topology to whoever just asked; call it once a frame."""
@@ -100,8 +101,10 @@ class Publisher:
             if not int(self._socket.getsockopt(zmq.EVENTS)) & _READABLE:
                 break
             event = self._socket.recv(zmq.NOBLOCK)
-            if event[:1] == b"\x01" and len(event) <= 1 + MAX_TOPIC and len(self._subscriptions) < MAX_TOPICS:
-                self._subscriptions.add(event[1:])
+            if event[:1] == b"\x01" and len(event) <= 1 + MAX_TOPIC:
+                self._crowded |= len(self._subscriptions) >= MAX_TOPICS
+                if not self._crowded:
+                    self._subscriptions.add(event[1:])
                 asked |= b"topology".startswith(event[1:])
             elif event[:1] == b"\x00":
                 self._subscriptions.discard(event[1:])

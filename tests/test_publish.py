@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 from edge_hand.edge import publish
-from edge_hand.edge.publish import Publisher, PublishError
+from edge_hand.edge.publish import MAX_TOPICS, Publisher, PublishError
 from edge_hand.hand.wire import encode_topology
 
 TOPOLOGY = encode_topology(np.arange(3000).reshape(-1, 3))
@@ -51,6 +51,18 @@ def test_it_encodes_nothing_until_someone_listens_and_forgets_who_left(context) 
         assert not publisher.wants("joints.side") and not publisher.wants("mesh.front")
         sub.close()
         wait_until(publisher, lambda: not publisher.wants("joints.front"))
+
+
+def test_a_client_that_asks_for_a_thousand_topics_silences_nobody(context) -> None:
+    with Publisher(ANY_PORT, topology=TOPOLOGY) as publisher:
+        greedy = subscriber(context, publisher.address, *(f"joints.{n}" for n in range(MAX_TOPICS)))
+        wait_until(publisher, lambda: publisher.wants(f"joints.{MAX_TOPICS - 1}"))
+        late = subscriber(context, publisher.address, "joints.front", "topology")
+        wait_until(publisher, lambda: publisher.wants("joints.front") and late.poll(0))
+        assert late.recv_multipart() == TOPOLOGY
+        greedy.close()
+        wait_until(publisher, lambda: not publisher._subscriptions)
+        assert publisher.wants("joints.front"), "the late one was not counted"
 
 
 def test_one_of_two_subscribers_leaving_does_not_silence_the_other(context) -> None:

@@ -140,9 +140,13 @@ def check_address(address: str, *, insecure: bool = False, keys: Path | None = N
     scheme, _, rest = address.partition("://")
     if scheme == "ipc" and rest:
         try:
-            rest.encode()
+            too_long = len(rest.encode()) > zmq.IPC_PATH_MAX_LEN
         except UnicodeEncodeError:
             raise PublishError(f"--bind {address}: libzmq takes paths in UTF-8; choose another") from None
+        if too_long or "\0" in rest:
+            raise PublishError(
+                f"--bind {address}: a socket's path has at most {zmq.IPC_PATH_MAX_LEN} bytes, none of them 0"
+            )
         return address
     try:
         url = urlsplit(address)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zmq
 from edge_hand.edge import publish
-from edge_hand.edge.publish import MAX_TOPICS, Publisher, PublishError
+from edge_hand.edge.publish import MAX_TOPICS, Publisher, PublishError, check_address
 from edge_hand.hand.wire import encode_topology
 
 TOPOLOGY = encode_topology(np.arange(3000).reshape(-1, 3))
@@ -178,6 +178,10 @@ def test_a_malformed_address_says_what_is_expected(address: str) -> None:
 
 
 def test_a_path_that_is_not_utf_8_is_one_line() -> None:
+    for path in ("/" + "x" * 107, "/" + "\u00e4" * 60, "/x\0y"):
+        with pytest.raises(PublishError, match=r"a socket's path has at most 107 bytes, none of them 0$"):
+            check_address(f"ipc://{path}")
+    check_address("ipc:///" + "x" * 106)
     with pytest.raises(PublishError, match="libzmq takes paths in UTF-8; choose another"), Publisher("ipc:///x\udce4"):
         pass
 

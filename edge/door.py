@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -58,9 +59,10 @@ class Doorkeeper:
             self._written_s, self._written_refused = now_s, self.refused
 
 
-def _stamp(folder: Path) -> list[tuple[Path, int]]:
-    """Another one whenever a client's file was made, removed, or changed in place, its rights too."""
-    return sorted((path, path.stat().st_ctime_ns) for path in (folder / CLIENTS).glob("*.key"))
+def _stamp(folder: Path) -> list[tuple[str, int]]:
+    """Another one whenever a client's file was made, removed, or changed in place, its rights too. Raises OSError."""
+    with os.scandir(folder / CLIENTS) as files:
+        return sorted((file.name, file.stat().st_ctime_ns) for file in files if file.name.endswith(".key"))
 
 
 def guard(socket: zmq.Socket[bytes], folder: Path) -> None:

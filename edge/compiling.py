@@ -30,7 +30,7 @@ import numpy as np
 from ..hand.extras import to_get
 from ..hand.kinematics import AVERAGE
 from ..hand.template import template
-from ..hand.whole import refusal
+from ..hand.whole import read_json, refusal
 from .arithmetic import PLAIN, Arithmetic
 from .board import ROOT, cpu_name, read
 from .child import module_command
@@ -113,7 +113,7 @@ def kept(folder: Path | None = None) -> Path:
 def load(folder: Path) -> Arithmetic:
     """What was compiled into a folder, every byte as it was written. Raises NotCompiled."""
     try:
-        said = json.loads((folder / READY).read_text())
+        said = read_json(folder / READY)
         if said.get("failed"):
             raise NotCompiled(f"compiling failed: {said['failed']}; `rm -r {folder}` tries again")
         if said["files"] != _hashes(folder) or not os.access(folder, os.W_OK):
@@ -202,11 +202,11 @@ def standing() -> tuple[str, str]:
         return f"numpy, for {_too_old(have)}", "pip install --upgrade numba"
     folder = kept()
     try:
-        said = json.loads((folder / READY).read_text())
-    except (OSError, ValueError):
+        failed = read_json(folder / READY).get("failed")
+    except (OSError, ValueError, AttributeError):
         return "numpy; the next run has it compiled for the one after", ""
-    if "failed" in said:
-        return f"numpy, for compiling failed: {said['failed']}", f"rm -r {folder}, and the next run compiles anew"
+    if failed:
+        return f"numpy, for compiling failed: {failed}", f"rm -r {folder}, and the next run compiles anew"
     return "compiled", ""
 
 

@@ -162,7 +162,7 @@ def _stale(plan: Path) -> bool:
     try:
         with plan.open("rb") as file:
             key = json.loads(file.readline(8192))["key"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return True
     here = installed("tensorrt")
     return bool(here and key.get("tensorrt") and key["tensorrt"] != here)

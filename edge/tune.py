@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..hand.whole import refusal, write_whole
+from ..hand.whole import read_json, refusal, write_whole
 from . import probe
 from .board import cpu_name
 from .child import module_command
@@ -85,7 +85,7 @@ def first(model: Path, threads: int) -> Setting:
 def kept(model: Path, threads: int) -> Tuned | None:
     """What an earlier tuning found on this machine as it is now; None if there was none."""
     try:
-        found = json.loads(_path(model, threads).read_text())
+        found = read_json(_path(model, threads))
         return _tuned(found)
     except (OSError, ValueError, KeyError, TypeError, ModelError):
         return None

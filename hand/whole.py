@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+LONGEST_JSON = 16 << 20  # bytes
+
 
 def write_whole(path: Path, content: bytes | memoryview | str, mode: int = 0o666) -> None:
     """Write a file under another name, onto the disk, and rename it: nobody reads half of it, and a power cut leaves
@@ -54,9 +56,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """A file's value. Raises OSError, and ValueError for what is no JSON or nested too deep."""
+    """A file's value. Raises OSError, and ValueError for what is no JSON, too long or nested too deep."""
+    with path.open("rb") as file:
+        content = file.read(LONGEST_JSON + 1)
+    if len(content) > LONGEST_JSON:
+        raise ValueError(f"over {LONGEST_JSON >> 20} MiB")
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(content)
     except RecursionError:
         raise ValueError("nested too deep") from None
 

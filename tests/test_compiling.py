@@ -71,6 +71,16 @@ def test_an_old_numba_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert compiling.standing() == ("numpy, for numba 0.55 is older than 0.59", "pip install --upgrade numba")
 
 
+@pytest.mark.parametrize("text", ["null", "5", pytest.param("[" * 100_000, id="deep")])
+def test_what_says_that_it_is_compiled_may_be_torn(cache: Path, text: str) -> None:
+    folder = compiling.kept()
+    folder.mkdir(parents=True)
+    (folder / compiling.READY).write_text(text)
+    assert compiling.standing() == ("numpy; the next run has it compiled for the one after", "")
+    with pytest.raises(compiling.NotCompiled, match="is torn or read-only"):
+        compiling.load(folder)
+
+
 def test_the_first_run_stays_with_numpy_and_the_second_takes_what_it_had_compiled(cache: Path) -> None:
     assert compiling.standing() == ("numpy; the next run has it compiled for the one after", "")
     arithmetic, said = opened()

@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from edge_hand.hand.whole import refusal, write_json, write_whole
+from edge_hand.hand.whole import LONGEST_JSON, read_json, refusal, write_json, write_whole
 
 
 def test_what_is_written_is_read_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -19,6 +19,18 @@ def test_what_is_written_is_read_and_nothing_else_is_left(tmp_path: Path) -> Non
     write_json(path, {"a": [1, None]})
     assert json.loads(path.read_text()) == {"a": [1, None]} and path.read_text().endswith("}\n")
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_file_of_json_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "endless.json"
+    path.write_text("[1, 2]" + " " * LONGEST_JSON)
+    with pytest.raises(ValueError, match=r"^over 16 MiB$"):
+        read_json(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"^nested too deep$"):
+        read_json(path)
+    path.write_text("\ufeff[1, 2]")  # Windows puts a mark first
+    assert read_json(path) == [1, 2]
 
 
 def test_its_rights_are_those_asked_for_less_the_umask(tmp_path: Path) -> None:

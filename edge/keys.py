@@ -70,7 +70,10 @@ def add_client(folder: Path, name: str, out: Path | None = None, public: str | N
     if path.exists():
         raise KeysError(f"{name} is known already: edge-hand keys remove {folder} {name}, or take another name")
     if public is not None:
-        _write(path, {"public-key": _checked(public.encode(), "the public key")}, owner=folder)
+        key = _checked(public.encode(), "the public key")
+        if key in (known := clients(folder)):
+            raise KeysError(f"{name}: this key is that of {known[key]}, who may subscribe already")
+        _write(path, {"public-key": key}, owner=folder)
         return None
     out = out or Path(f"{name}.key_secret")
     if out.exists():
@@ -91,11 +94,13 @@ def remove_client(folder: Path, name: str) -> None:
 
 
 def clients(folder: Path) -> dict[bytes, str]:
-    """Public key to name of everyone who may subscribe. Raises KeysError for a damaged file."""
-    found = {}
+    """Public key to name of everyone who may subscribe, or to all names of a file that was copied. Raises KeysError for
+    a damaged file."""
+    found: dict[bytes, str] = {}
     for path in sorted((folder / CLIENTS).glob("*.key")):
         _check_private(path)
-        found[_read(path, "public-key")[0]] = path.stem
+        key = _read(path, "public-key")[0]
+        found[key] = f"{found[key]}, {path.stem}" if key in found else path.stem
     return found
 
 

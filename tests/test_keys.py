@@ -115,6 +115,16 @@ def test_a_key_that_is_replaced_in_its_file_is_one_no_more(
     assert not hears(publisher, new)
 
 
+def test_a_key_has_one_name_so_that_who_is_removed_is_out(folder: Path, robot: Path) -> None:
+    key = load_client(robot).public
+    with pytest.raises(KeysError, match=r"^second: this key is that of robot, who may subscribe already$"):
+        add_client(folder, "second", public=key.decode())
+    copied = folder / "clients" / "third.key"
+    copied.touch(0o600)
+    copied.write_text((folder / "clients" / "robot.key").read_text())
+    assert clients(folder) == {key: "robot, third"}
+
+
 def test_without_its_doorkeeper_a_socket_lets_nobody_in(publisher: Publisher, robot: Path) -> None:
     assert publisher._doorkeeper is not None
     publisher._doorkeeper.stop()

@@ -98,7 +98,7 @@ class Metrics:
         states = [("", {"state": state}, float(state == self._state)) for state in get_args(StatusState)]
         yield self._family("state", "gauge", "1 for the state of the last status, 0 for the others.", states)
         yield self._family("info", "gauge", "What computes.", [("", self._info, 1.0)])
-        recent, sums, seen = list(self._recent), dict(self._sums_s), self._seen
+        sums, seen, recent = dict(self._sums_s), self._seen, list(self._recent)  # a sum has its frame
         total_s = sums.pop("total", None)
         stages = [s for name, sum_s in sums.items() for s in _summary(recent, name, sum_s, seen, {"stage": name})]
         yield self._family("stage_seconds", "summary", f"Time of a stage, over {WINDOW} frames.", stages)

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from ..hand.extras import to_get
+from ..hand.fields import one_line
 from .cameras import Camera, CameraError
 from .cli_adapt import adapt
 from .cli_bench import bench
@@ -206,7 +207,7 @@ def run(
     if totals.frames == 0 and not desk.stopping:
         raise CommandError(f"no frame could be used ({totals.bad_frames} were bad): {the_loop.trouble or 'none came'}")
     if the_loop.trouble:
-        complain(f"last trouble: {the_loop.trouble}")
+        complain(f"last trouble: {one_line(the_loop.trouble)}")
 
 
 @cli.command()

@@ -10,6 +10,8 @@ import time
 from datetime import datetime, timezone
 from types import TracebackType
 
+from ..hand.fields import printable
+
 LOG = logging.getLogger("edge_hand")
 SYSLOG = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
 STATE_S = 1.0  # changes between two states are written at most so often
@@ -65,7 +67,7 @@ class StateLog:
 class _TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         priority = f"<{SYSLOG[record.levelname]}>" if _goes_to_journal() else ""
-        return priority + " ".join(super().format(record).split())
+        return priority + printable(super().format(record))
 
 
 class _JsonLines(logging.Formatter):

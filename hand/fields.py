@@ -103,5 +103,9 @@ def size_text(shape: tuple[int | None, ...]) -> str:
 
 def one_line(text: str) -> str:
     """Text as one printable line of at most MAX_TEXT characters."""
-    line = " ".join(text.split())
-    return "".join(c if c.isprintable() else "?" for c in line)[:MAX_TEXT]
+    return printable(text)[:MAX_TEXT]
+
+
+def printable(text: str) -> str:
+    """Text as one printable line."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))

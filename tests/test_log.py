@@ -18,7 +18,7 @@ open_log(sys.argv[1])
 log = StateLog("front")
 for state, message in (("starting", ""), ("stalled", "no\\nframe"), ("stalled", "no\\nframe"), ("stopping", "")):
     log.status(state, message)
-LOG.warning("two\\nlines")
+LOG.warning("two\\nlines\\x1b[2J")
 raise RuntimeError("a bug")
 """
 
@@ -33,13 +33,13 @@ def lines(style: str, **environ: str) -> list[str]:
 
 
 def test_states_are_written_when_they_change_and_at_most_once_a_second() -> None:
-    assert lines("text")[:3] == ["front starting", "front stopping", "two lines"]
+    assert lines("text")[:3] == ["front starting", "front stopping", "two lines?[2J"], "no terminal obeys it"
 
 
 def test_json_is_an_object_a_line_a_bug_too() -> None:
     first, last, warning, bug = map(json.loads, lines("json"))
     assert (first["state"], first["camera"], first["level"]) == ("starting", "front", "info")
-    assert (last["state"], warning["text"], warning["level"]) == ("stopping", "two lines", "warning")
+    assert (last["state"], warning["text"], warning["level"]) == ("stopping", "two lines\x1b[2J", "warning")
     assert bug["text"] == "RuntimeError: a bug" and bug["traceback"].startswith("Traceback")
     assert first["time"].endswith("+00:00")
 
@@ -58,7 +58,8 @@ def test_the_journal_gets_priorities() -> None:
         )  # fmt: skip
         os.close(write)
         said = text.read().splitlines()
-    assert said[0] == "<6>front starting" and said[2] == "<4>two lines" and said[3].startswith("<2>RuntimeError: a bug")
+    assert said[0] == "<6>front starting" and said[2] == "<4>two lines?[2J"
+    assert said[3].startswith("<2>RuntimeError: a bug")
 
 
 def test_a_run_and_its_mistakes_are_json_lines_alone() -> None:

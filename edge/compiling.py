@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -115,7 +116,7 @@ def load(folder: Path) -> Arithmetic:
     try:
         said = read_json(folder / READY)
         if said.get("failed"):
-            raise NotCompiled(f"compiling failed: {said['failed']}; `rm -r {folder}` tries again")
+            raise NotCompiled(f"compiling failed: {said['failed']}; `rm -r {quote(str(folder))}` tries again")
         if said["files"] != _hashes(folder) or not os.access(folder, os.W_OK):
             raise ValueError
     except (OSError, ValueError, KeyError, AttributeError):
@@ -206,7 +207,7 @@ def standing() -> tuple[str, str]:
     except (OSError, ValueError, AttributeError):
         return "numpy; the next run has it compiled for the one after", ""
     if failed:
-        return f"numpy, for compiling failed: {failed}", f"rm -r {folder}, and the next run compiles anew"
+        return f"numpy, for compiling failed: {failed}", f"rm -r {quote(str(folder))}, and the next run compiles anew"
     return "compiled", ""
 
 

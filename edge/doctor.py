@@ -14,6 +14,7 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -141,7 +142,7 @@ def engine_cache(folder: Path) -> list[Finding]:
     """Plans and tunings: whether they can be kept, how large they are, which are of no use any more."""
     above = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
     if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
-        mend = f"sudo install -d -o {os.geteuid()} {folder}, or set EDGE_HAND_CACHE"
+        mend = f"sudo install -d -o {os.geteuid()} {quote(str(folder))}, or set EDGE_HAND_CACHE"
         said = f"{folder} cannot be written: every start builds and tunes anew"
         return [Finding("warn", "engine cache", said, mend)]
     try:
@@ -152,7 +153,7 @@ def engine_cache(folder: Path) -> list[Finding]:
     stale = [file for file in files if file.suffix == ".part" or (file.suffix == ".plan" and _stale(file))]
     said = f"{folder}: {len(files)} files, {size / 1e6:.1f} MB"
     if stale:
-        names = " ".join(str(file) for file in stale[:8])
+        names = " ".join(quote(str(file)) for file in stale[:8])
         return [Finding("warn", "engine cache", f"{said}; {len(stale)} of no use to this installation", f"rm {names}")]
     return [Finding("ok", "engine cache", said)]
 
@@ -220,7 +221,9 @@ def _ipc(bind: str) -> list[Finding]:
     if os.path.exists(path) and not stat.S_ISSOCK(path.stat().st_mode):
         return [Finding("bad", "address", f"{path} is no socket, and would be lost", "take another --bind")]
     if not os.path.isdir(path.parent):
-        return [Finding("bad", "address", f"the folder of {path} does not exist", f"mkdir -p {path.parent}")]
+        return [
+            Finding("bad", "address", f"the folder of {path} does not exist", f"mkdir -p {quote(str(path.parent))}")
+        ]
     return [Finding("ok", "address", bind)]
 
 
@@ -245,7 +248,7 @@ def the_keys(folder: Path | None, config: Path | None = None, root: Path = ROOT)
     others = [path for uid, path in owners.items() if user and uid != int(user[1])]
     if others and config == root / "etc/edge-hand/config.toml":
         said = f"{others[0]} is not {SERVICE_USER}'s: the service cannot use it"
-        return [Finding("warn", "keys", said, f"sudo chown -R {SERVICE_USER}: {folder}")]
+        return [Finding("warn", "keys", said, f"sudo chown -R {SERVICE_USER}: {quote(str(folder))}")]
     return [
         Finding("ok", "keys", f"{folder}, for {', '.join(names) or 'nobody yet: edge-hand keys add ' + str(folder)}")
     ]

@@ -15,6 +15,7 @@ import secrets
 import stat
 import struct
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import zmq
@@ -146,9 +147,11 @@ def _check_private(path: Path) -> None:
     if status.st_mode & 0o077:
         private = "700" if stat.S_ISDIR(status.st_mode) else "600"
         mode = stat.S_IMODE(status.st_mode)
-        raise KeysError(f"{path} is open to other users (mode {mode:04o}): chmod {private} {path}")
+        raise KeysError(f"{path} is open to other users (mode {mode:04o}): chmod {private} {quote(str(path))}")
     if os.geteuid() not in (0, status.st_uid):
-        raise KeysError(f"{path} belongs to another user (uid {status.st_uid}): sudo chown {os.geteuid()} {path}")
+        raise KeysError(
+            f"{path} belongs to another user (uid {status.st_uid}): sudo chown {os.geteuid()} {quote(str(path))}"
+        )
 
 
 def _read(path: Path, *names: str) -> tuple[bytes, ...]:

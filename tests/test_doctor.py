@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -196,6 +197,17 @@ def test_leavings_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     (found,) = doctor.engine_cache(tmp_path)
     assert found.level == "warn" and "5 files" in found.said and "3 of no use" in found.said
     assert found.mend == f"rm {tmp_path / 'b.plan'} {tmp_path / 'c.plan'} {tmp_path / 'd.part'}"
+
+
+def test_what_is_to_be_typed_means_the_files_whatever_they_are_called(tmp_path: Path) -> None:
+    plan = tmp_path / "a; reboot.plan"
+    plan.write_text("torn")
+    (found,) = doctor.engine_cache(tmp_path)
+    assert shlex.split(found.mend) == ["rm", str(plan)]
+    make_server(folder := tmp_path / "my keys")
+    folder.chmod(0o755)
+    (found,) = doctor.the_keys(folder)
+    assert shlex.split(found.mend) == ["chmod", "700", str(folder)]
 
 
 def test_a_damaged_model_is_bad_and_the_others_are_named(tmp_path: Path) -> None:

@@ -91,10 +91,13 @@ class Tracker:
             if look:
                 looks[track] = look
         self._part_rivals(frame, looks)
+        for track in list(looks):
+            self._heed_look(track, frame, looks)
         self._tell_sides_apart(looks)
         if self._search_is_due(frame, looks):
             self._search(frame, looks)
-        self._heed_sides(frame, looks)
+        for track in list(looks):
+            self._heed_side(track, frame, looks)
         self._recognise(frame, looks)
         return self._publish(frame, looks)
 
@@ -137,14 +140,16 @@ class Tracker:
             return None  # no hand is that fast: another one
         if score is not None and belief(look, score) <= PUBLISH:
             return None
+        return look
+
+    def _heed_look(self, track: Track, frame: DepthFrame, looks: dict[Track, Look]) -> None:
+        """Let the look at a track's own hand vote for its side."""
+        look = looks[track]
         votes = look.right_votes
         if abs(track.right_votes) < SIDE_DECIDED:  # seen alone, either view tends to be called what it would be
             votes += self.eye.look(frame, look.centre_m, not track.is_left, track.size).right_votes
-        was_left = track.is_left
         track.vote(votes, CROP_VOTES)
-        if track.is_left != was_left:
-            look = self.eye.look(frame, look.centre_m, track.is_left, track.size)
-        return look if look.is_hand else None
+        self._heed_side(track, frame, looks)
 
     def _part_rivals(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """Of two tracks that see one hand, the one it was foreseen for keeps it."""
@@ -162,15 +167,15 @@ class Tracker:
                 if a.is_left == b.is_left and abs(a.right_votes) < abs(b.right_votes):
                     a.vote(PAIR_VOTES if b.is_left else -PAIR_VOTES, PAIR_VOTES)
 
-    def _heed_sides(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
+    def _heed_side(self, track: Track, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """A hand that was outvoted since it was looked at, is looked at as the other side's."""
-        for track, look in list(looks.items()):
-            if look.crop.mirrored != track.is_left:
-                again = self.eye.look(frame, look.centre_m, track.is_left, track.size)
-                if again.is_hand:
-                    looks[track] = again
-                else:
-                    del looks[track]
+        look = looks[track]
+        if look.crop.mirrored != track.is_left:
+            again = self.eye.look(frame, look.centre_m, track.is_left, track.size)
+            if again.is_hand:
+                looks[track] = again
+            else:
+                del looks[track]
 
     # --- search
 
@@ -227,6 +232,7 @@ class Tracker:
                 look = self._look_for(track, frame, roi.centre_m, roi.score)
                 if look and not _is_seen(look, looks):
                     looks[track] = look
+                    self._heed_look(track, frame, looks)
                     return True
         return False
 

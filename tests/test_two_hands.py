@@ -124,6 +124,23 @@ def test_of_two_tracks_that_see_one_hand_the_one_it_was_foreseen_for_keeps_it(st
     assert [(h.id, h.pose.state) for h in stage.step(4)] == [(1, "tracked"), (2, "predicted")]
 
 
+@pytest.mark.parametrize("proposed", [False, True])
+def test_the_hand_before_a_hidden_one_has_no_vote_on_that_one_s_side(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, proposed: bool
+) -> None:
+    stage.follow(right_at(0.2), left_at(-0.2))
+    stage.hands = [right_at(0.2)]
+    before, hidden = stage.tracker.tracks
+    votes = hidden.right_votes
+    if proposed:  # the finder, beside the hand that is seen
+        beside = HandRoi("right", before.centre_m + (0.09, 0.0, 0.0), 0.25, 0.95)
+        monkeypatch.setattr(Stage, "__call__", lambda stage, frame: [beside])
+    off = (0.15 if proposed else -0.06, 0.0, 0.0)
+    hidden.centre_m, hidden.velocity_m_s = before.centre_m + off, np.zeros(3)
+    assert [(h.id, h.pose.state) for h in stage.step(4)] == [(1, "tracked"), (2, "predicted")]
+    assert hidden.right_votes == votes
+
+
 def test_a_hand_that_is_missed_is_searched_at_once_and_found_where_it_can_have_got_to(stage: Stage) -> None:
     stage.follow(right_at(0.2), left_at(-0.2))
     stage.tracker._searched_ns = 3 * FRAME_NS

@@ -85,6 +85,8 @@ class Tracker:
             for track in (*self.tracks, *self._lost):
                 track.forget_motion(frame.t_ns)
         self._t_ns = frame.t_ns
+        if any(frame.t_ns - track.t_ns >= REMEMBERED_NS for track in self.tracks):
+            self.lose()  # no frames came for long, and nobody said so: whose hand is there now is for looks to say
         looks: dict[Track, Look] = {}
         for track in self.tracks:
             look = self._follow(track, frame)

@@ -197,6 +197,17 @@ def test_a_hand_is_lost_at_once_when_no_frames_come_and_searched_at_once_when_th
     assert [h.id for h in stage.step(4)] == [1]
 
 
+def test_a_hand_that_is_there_after_a_recording_s_long_gap_is_another_one_of_its_own_side(stage: Stage) -> None:
+    stage.follow(right_at(0.2))
+    theta, _ = right_at(0.2)
+    theta[0] = -0.05  # a left hand in the same place
+    stage.hands = [(theta, True)]
+    late = 4 + REMEMBERED_NS / FRAME_NS
+    found = [stage.step(late + k) for k in range(3)]
+    assert {h.pose.side for hands in found for h in hands} == {"left"}
+    assert [h.id for h in found[-1]] == [2]
+
+
 def test_after_a_reset_a_hand_that_was_lost_before_it_is_another_one(stage: Stage) -> None:
     stage.follow(right_at(0.2))
     stage.tracker.lose()

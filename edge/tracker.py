@@ -209,8 +209,8 @@ class Tracker:
             look = looks[track]
             near = [roi for roi in rois if _near(look.centre_m, roi, SAME_M)]
             roi = min(near, key=partial(_distance, look.centre_m), default=None)
-            if roi:
-                track.vote(SIDE_VOTES[roi.side], FINDER_VOTES)
+            if roi and look is min(looks.values(), key=lambda seen: _distance(seen.centre_m, roi)):
+                track.vote(SIDE_VOTES[roi.side], FINDER_VOTES)  # a proposal is of one hand, the nearest
             now = belief(look, roi.score if roi else UNSEEN)
             track.belief = BELIEF_KEPT * track.belief + (1 - BELIEF_KEPT) * now
             if track.belief < DROP:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.look import Look
-from edge_hand.edge.tracker import REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
+from edge_hand.edge.track import SIDE_LIMIT
+from edge_hand.edge.tracker import FINDER_VOTES, REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.frames import DepthFrame, HandRoi, Side
 from edge_hand.hand.messages import WireHand
@@ -114,6 +115,19 @@ def test_where_the_network_cannot_tell_the_finder_says_which_side_a_hand_is(stag
     for k in range(1, 14):
         stage.step(k)
     assert stage.tracker.tracks[0].is_left == (side == "right")
+
+
+def test_one_proposal_does_not_say_the_side_of_two_hands_that_are_near_it(stage: Stage) -> None:
+    stage.follow(right_at(0.2), left_at(-0.2))
+    stage.hands[1] = left_at(0.14)
+    stage.logit, stage.sides = 0.0, ["right"]  # the finder sees one of them, the eye no side
+    both = stage.tracker.tracks
+    both[1].centre_m = middle(*stage.hands[1])
+    before = [track.right_votes for track in both]
+    stage.tracker._searched_ns = -SECOND
+    stage.step(4)
+    assert both[0].right_votes == pytest.approx(min(0.95 * 0.95 * before[0] + FINDER_VOTES, SIDE_LIMIT))
+    assert both[1].right_votes == pytest.approx(0.95 * before[1])
 
 
 def test_of_two_tracks_that_see_one_hand_the_one_it_was_foreseen_for_keeps_it(stage: Stage) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.arrays import Array
+from ..hand.camera import fold_slope
 from ..hand.frames import DepthFrame
 
 # How far in front of a joint its own skin may be, m. Chosen on rendered hands, where the face at the joint's pixel is
@@ -31,6 +32,8 @@ def visible(frame: DepthFrame, joints_m: Array, reach_m: Array = REACH_M) -> NDA
     camera = frame.intrinsics
     z = joints_m[:, 2]
     before = z > NEAREST_M
+    if camera.is_distorted:  # what no lens shows would lead back into the picture
+        before &= np.hypot(joints_m[:, 0], joints_m[:, 1]) < fold_slope(camera.distortion) * z
     if not before.all():
         z = np.where(before, z, 1.0)
         joints_m = np.where(before[:, None], joints_m, (0.0, 0.0, 1.0))

@@ -134,6 +134,17 @@ def test_a_joint_beside_the_picture_is_unknown_whatever_the_other_edge_shows() -
         assert (visible(wall, flat + move) == -1).all(), move
 
 
+def test_a_joint_beyond_what_a_wide_lens_shows_is_unknown() -> None:
+    lens = Intrinsics(320, 240, 200.0, 200.0, 159.5, 119.5, (-0.3, 0.0, 0.0, 0.0, 0.0))
+    wall = DepthFrame("wide", 0, 0, np.full((240, 320), 300, np.uint16), 0.001, lens)
+    joints = np.zeros((21, 3))
+    joints[:, 0], joints[:, 2] = np.linspace(-0.6, 0.6, 21), 0.3  # slopes of up to 2
+    beyond = np.abs(joints[:, 0]) > 1.1 * 0.3
+    assert (np.abs(lens.project(joints)[beyond] - (159.5, 119.5)) < (160, 120)).all(1).any()  # back in the picture
+    said = visible(wall, joints)
+    assert (said[beyond] == -1).all() and said[10] == 1
+
+
 def test_what_is_seen_does_not_depend_on_the_unit_of_the_counts() -> None:
     frame, joints = a_hand()
     said = visible(frame, joints)

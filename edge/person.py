@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..hand.arrays import Array
+from ..hand.fields import short
 from ..hand.kinematics import AVERAGE, Shape
 from ..hand.skeleton import PART_JOINTS, PART_SCALES
 from ..hand.whole import read_json, try_writing, write_whole
@@ -184,5 +185,5 @@ def _numbers(path: Path, entries: dict[str, Any], name: str, n: int, low: float,
     for value in values:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not low <= value <= high:
-            raise PersonError(f"person {path}: {name} has {value!r:.40}, possible are {low:g} to {high:g}")
+            raise PersonError(f"person {path}: {name} has {short(value)}, possible are {low:g} to {high:g}")
     return np.array(values, float)

@@ -139,7 +139,7 @@ def crop(
             for u in range(2 * size):
                 k = at[u]
                 count = counts[k] if k >= 0 else np.uint16(0)
-                d[half, u] = np.float32(count) * per_z[u] * scale - middle
+                d[half, u] = np.float32(count) * per_z[u] * scale - middle if count > 0 else BACKGROUND
         for u in range(size):
             a, b, c, e = d[0, u], d[0, u + size], d[1, u], d[1, u + size]
             total = (a if abs(a) < 1 else none) + (b if abs(b) < 1 else none)

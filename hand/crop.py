@@ -64,11 +64,13 @@ def crop_depth(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored:
         row += column
         counts = frame.depth.ravel().take(row.astype(np.intp))
     # Depth along the sensor's axis over the ray's z is depth along the crop's axis: the ray has length 1 there.
-    # No reading comes out at -distance / half, in front of the cube.
+    # No reading comes out at -distance / half, in front of the cube, but for a cube around the camera.
     d = counts.astype(np.float32)
     d *= per_z
     d *= np.float32(frame.depth_unit_m / half)
     d -= np.float32(distance / half)
+    if distance <= half:
+        d[counts == 0] = BACKGROUND
     return HandCrop(_mean_of_quarters(d), rotation, distance, roi.cube_m, mirrored)
 
 

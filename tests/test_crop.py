@@ -159,6 +159,13 @@ def test_no_reading_is_plus_one_and_does_not_blur_its_neighbours() -> None:
     assert ((np.abs(crop.image) < 1e-4) | (crop.image == 1)).all()
 
 
+def test_no_reading_is_plus_one_in_a_cube_that_holds_the_camera_too() -> None:
+    depth = np.full((600, 800), 0.155)
+    depth[:, :401] = 0
+    crop = crop_depth(frame_of(depth), HandRoi("right", np.array([0, 0, 0.155]), 0.25 * 1.3, 1.0))
+    assert (crop.image[:, :31] == 1).all() and np.abs(crop.image[20:44, 33:48]).max() < 1e-3
+
+
 def test_what_lies_outside_the_image_is_plus_one() -> None:
     centre = CAMERA.deproject(np.array([-0.5, 297.0]), np.float64(0.5))  # on the left border
     crop = crop_depth(frame_of(np.full((600, 800), 0.5)), roi_at(centre))

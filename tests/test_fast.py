@@ -212,6 +212,13 @@ def test_a_crop_is_the_same_to_the_last_bit(seed: int, left: bool, size: int, di
     assert (slow.distance_m, slow.cube_m, slow.mirrored) == (quick.distance_m, quick.cube_m, quick.mirrored)
 
 
+def test_a_crop_of_a_cube_that_holds_the_camera_is_the_same() -> None:
+    frame = picture(np.random.default_rng(0))
+    roi = HandRoi("unknown", np.array([0.02, 0.01, 0.2]), 0.7, 1.0)
+    slow, quick = (a.crop_depth(frame, roi, 64, False).image for a in (PLAIN, fast()))
+    assert np.array_equal(slow, quick) and quick[quick < 1].min() > -0.5 and (quick == 1).any()
+
+
 def test_a_part_of_a_larger_picture_is_cropped_alike() -> None:
     frame = picture(np.random.default_rng(0))
     strided = DepthFrame("test", 1, 0, np.repeat(frame.depth, 2, 1)[:, ::2], 0.001, frame.intrinsics)

@@ -12,7 +12,7 @@ from ..hand.wire import MAX_BYTES, Message, decode
 from .keys import Keys, load_client, unlock
 
 KINDS = ("joints", "mesh", "cloud", "status", "topology")
-QUEUE = 256  # messages kept while the caller is busy
+QUEUE = 1024  # messages kept while the caller is busy: half of it is nearly two seconds of one camera's topics at 90 Hz
 CONNECT_MS = 3000  # then it is tried again; the kernel would ask a host that is off but once a minute
 
 

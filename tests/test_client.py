@@ -66,6 +66,17 @@ def test_the_newest_wins_for_a_slow_caller() -> None:
         assert (first.seq, second.seq, messages.skipped) == (19, 19, 38)
 
 
+def test_a_caller_that_takes_most_of_a_second_gets_every_topic() -> None:
+    with connected("joints", "mesh", wait_for="mesh.front") as (publisher, messages):
+        for seq in range(200):
+            publisher.publish(joints(seq))
+            if seq % 10 == 0:
+                publisher.publish(mesh(seq))
+            time.sleep(0.001)
+        time.sleep(0.1)
+        assert {type(next(messages)), type(next(messages))} == {JointsMessage, MeshMessage}
+
+
 def test_after_a_long_absence_no_old_pose_comes_as_new() -> None:
     with connected() as (publisher, messages):
         for seq in range(4 * QUEUE):

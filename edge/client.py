@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,8 @@ def subscribe(
 class Subscription:
     """An open subscription, made by `subscribe`: an iterator and a context manager.
 
-    skipped counts the messages passed over because a newer one of their topic was there.
+    skipped counts the messages passed over because a newer one of their topic was there. One thread only, `close` too:
+    a loop that another is to end takes a timeout_s and looks whether it should.
     """
 
     def __init__(
@@ -58,13 +60,15 @@ class Subscription:
         keys: Keys | None = None,
     ) -> None:
         for topic in topics or ("",):
-            if topic.partition(".")[0] not in KINDS or topic.endswith("."):
+            kind, dot, camera = topic.partition(".")
+            if kind not in KINDS or (dot and (not camera or kind == "topology")):
                 raise SubscribeError(
                     f"topic {topic!r}: expected {', '.join(KINDS)}, or one camera's, like joints.front"
                 )
         self.skipped = 0
         self._address, self._topics = address, topics
-        self._latest, self._timeout_s, self._keys = latest, timeout_s, keys
+        self._latest, self._keys = latest, keys
+        self._timeout_s = None if timeout_s == math.inf else timeout_s
         self._exact = {topic.encode() for topic in topics if "." in topic}
         self._kinds = {topic.encode() for topic in topics if "." not in topic}
         self._waiting: dict[bytes, list[bytes]] = {}  # newest of each topic, the longest waiting topic first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
@@ -120,6 +121,12 @@ def test_one_camera_is_not_another_whose_name_begins_the_same() -> None:
         assert (next(messages).camera, messages.skipped) == ("cam1", 0)
 
 
+def test_a_camera_s_name_may_end_in_a_dot() -> None:
+    with connected("joints.take1.", wait_for="joints.take1.") as (publisher, messages):
+        publisher.publish(joints(1, "take1."))
+        assert next(messages).camera == "take1."
+
+
 def test_the_topology_comes_to_who_asks() -> None:
     with connected("topology", wait_for="topology") as (_, messages):
         message = next(messages)
@@ -152,12 +159,18 @@ def test_a_closed_subscription_ends() -> None:
         assert list(messages) == []
 
 
+def test_a_timeout_may_be_infinite() -> None:
+    with connected(timeout_s=math.inf) as (publisher, messages):
+        threading.Timer(0.2, publisher.publish, [joints(7)]).start()
+        assert next(messages).seq == 7
+
+
 def test_one_topic_may_be_a_plain_string() -> None:
     with pytest.raises(TimeoutError, match="no message on joints from"):
         next(subscribe("tcp://127.0.0.1:9", "joints", timeout_s=0.01))
 
 
-@pytest.mark.parametrize("topic", ["joint", "joints.", "", "mash.front"])
+@pytest.mark.parametrize("topic", ["joint", "joints.", "", "mash.front", "topology.front"])
 def test_an_unknown_topic_is_refused(topic: str) -> None:
     with pytest.raises(SubscribeError) as caught:
         subscribe(topics=[topic])

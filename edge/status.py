@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..hand.messages import JointsMessage, Message, StatusMessage, TopologyMessage, WireError
-from .client import Subscription, subscribe
+from .client import QUEUE, Subscription, subscribe
 
 LISTEN_S, GIVE_UP_S, POLL_S = 1.2, 3.0, 0.005
 WINDOW_S = 1.0  # over which medians are taken
@@ -104,27 +104,29 @@ def listen(
     found: dict[str, dict[str, Fare]] = {address: {} for address in addresses}
     with ExitStack() as stack:
         subscriptions = {
-            address: stack.enter_context(
-                subscribe(address, ("joints", "status"), latest=False, timeout_s=POLL_S, keys=keys)
-            )
+            address: stack.enter_context(subscribe(address, ("joints", "status"), latest=False, timeout_s=0, keys=keys))
             for address in found
         }
         begun_s = time.monotonic()
         while not all(
             _heard_enough(fares.values(), time.monotonic() - begun_s, listen_s, give_up_s) for fares in found.values()
         ):
+            time.sleep(POLL_S)  # once for all: those that are silent keep nobody from being heard in time
             for address, messages in subscriptions.items():
-                _take_one(messages, address, found[address])
+                _take_all(messages, address, found[address])
     return [fare for fares in found.values() for fare in fares.values()], [a for a, fares in found.items() if not fares]
 
 
-def _take_one(messages: Subscription, address: str, fares: dict[str, Fare]) -> None:
-    try:
-        message = next(messages)
-    except (TimeoutError, WireError):
-        return
-    if not isinstance(message, TopologyMessage):
-        fares.setdefault(message.camera, Fare(address, message.camera)).take(message, time.monotonic())
+def _take_all(messages: Subscription, address: str, fares: dict[str, Fare]) -> None:
+    for _ in range(QUEUE):
+        try:
+            message = next(messages)
+        except TimeoutError:
+            return
+        except WireError:
+            continue
+        if not isinstance(message, TopologyMessage):
+            fares.setdefault(message.camera, Fare(address, message.camera)).take(message, time.monotonic())
 
 
 def _heard_enough(fares: Iterable[Fare], passed_s: float, listen_s: float, give_up_s: float) -> bool:

@@ -152,6 +152,15 @@ def test_listening_ends_soon_after_all_is_known() -> None:
     assert time.monotonic() - begun < 5 and len(fares) == 1 and not silent
 
 
+def test_silent_addresses_make_no_other_daemon_s_frames_old() -> None:
+    nobody = [f"ipc:///nowhere/{i}" for i in range(12)]
+    with publishing() as address:
+        (fare,), silent = listen([*nobody, address], give_up_s=1.5)
+        now_ns = time.monotonic_ns()
+    assert silent == nobody and fare.joints is not None
+    assert now_ns - fare.joints.t_capture_ns < 500_000_000
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(5.9, "5 s"), (61, "1 min 1 s"), (3700, "1 h 1 min"), (200_000, "2 d 7 h")]
 )

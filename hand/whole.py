@@ -39,10 +39,13 @@ def try_writing(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """The name under which a file is written first. Raises IsADirectoryError."""
+    """The name under which a file is written first. Raises IsADirectoryError, and PermissionError for a device or a
+    pipe, whose place a file would take: root would lose /dev/null."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    if (path.exists() and not path.is_file()) or path.parent.resolve() == Path("/dev"):
+        raise PermissionError(errno.EPERM, "not a plain file", str(path))
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")  # a name has room for 255 bytes
 
 
 def _created(path: Path, mode: int) -> int:

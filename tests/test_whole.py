@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from edge_hand.hand.whole import LONGEST_JSON, read_json, refusal, write_json, write_whole
+from edge_hand.hand.whole import LONGEST_JSON, read_json, refusal, try_writing, write_json, write_whole
 
 
 def test_what_is_written_is_read_and_nothing_else_is_left(tmp_path: Path) -> None:
@@ -68,6 +68,24 @@ def test_what_is_refused_is_named_as_it_was_given(
     with pytest.raises(OSError) as error:
         write_whole(Path(name), "")
     assert (error.value.filename, refusal(error.value)) == (name, why) and list(tmp_path.iterdir()) == []
+
+
+def test_devices_and_pipes_stay_what_they_are(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to("/dev/null")
+    for name in ("pipe", "null"):
+        with pytest.raises(PermissionError) as error:
+            write_whole(tmp_path / name, "")
+        assert (refusal(error.value), error.value.filename) == ("not a plain file", str(tmp_path / name))
+    with pytest.raises(PermissionError, match="not a plain file"):
+        try_writing(Path("/dev/stdout"))  # where a file may lie behind it
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "null").is_symlink()
+
+
+def test_a_name_may_be_as_long_as_any(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 250 + ".json")
+    write_whole(path, "text")
+    assert path.read_text() == "text"
 
 
 def test_of_many_writers_at_once_one_wins_wholly(tmp_path: Path) -> None:

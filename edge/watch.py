@@ -36,6 +36,7 @@ BONES = [
     *[(4 * f + k, 4 * f + k + 1, f) for f in range(5) for k in (1, 2, 3)],
 ]
 DRAW_S, LINE_S, HINT_S, STALE_S = 1 / 15, 1.0, 3.0, 1.0
+SILENT_S = 3.0  # a daemon tells of itself once a second
 
 
 def watch(
@@ -50,7 +51,7 @@ def watch(
     asked = camera is not None
     message: JointsMessage | None = None
     seen = 0
-    started = last = time.monotonic()
+    started = last = told = time.monotonic()
     others: set[str] = set()
     hinted = False
     with subscribe(address, topics, timeout_s=0.25, keys=keys) as messages, Screen() as screen:
@@ -71,10 +72,11 @@ def watch(
                     screen.show(message)
                     continue
                 elif isinstance(new, StatusMessage):
-                    screen.status = new
+                    screen.status, told = new, now
                 if now - last > STALE_S and message is not None:  # an old hand is never shown as if it were there
-                    state = screen.status.state if screen.status else "silent"
-                    screen.show(replace(message, hands=()), f"{state}: no frame for {now - last:.0f} s", count=0)
+                    state = screen.status.state if screen.status and now - told < SILENT_S else "silent"
+                    note = f"{state}: no frame for {now - last:.0f} s" + (screen.note and f"; {screen.note}")
+                    screen.show(replace(message, hands=()), note, count=0)
                 elif now - started > HINT_S and message is None and not hinted:
                     what = f"of {camera} at {address}" if camera else f"at {address}"
                     screen.say(f"nothing {what}{_why_silent(screen.status, others, keys)} (still waiting)")

@@ -361,8 +361,8 @@ def test_watch_of_a_camera_that_is_not_there_names_those_that_are(
 def test_watch_never_keeps_showing_an_old_hand(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch_module, "LINE_S", 0.0)
-    monkeypatch.setattr(watch_module, "STALE_S", 0.3)
+    for name, seconds in (("LINE_S", 0.0), ("STALE_S", 0.3), ("SILENT_S", 0.5)):
+        monkeypatch.setattr(watch_module, name, seconds)
     counted = 0
     real_show = Screen.show
 
@@ -382,8 +382,12 @@ def test_watch_never_keeps_showing_an_old_hand(
         daemon.messages = (status,)
         time.sleep(1.0)
         last = capsys.readouterr().out.strip().splitlines()[-1]
+        daemon.messages = (joints_of("side"),)
+        time.sleep(1.0)
+        gone = capsys.readouterr().out.strip().splitlines()[-1]
         daemon.messages = (joints_of("front"),) * 5
         thread.join(5)
         assert not thread.is_alive()
+    assert "no hand | silent: no frame for" in gone and gone.endswith("; also here: side (--camera NAME)")
     assert "#7" not in last and "no hand | stalled: no frame for" in last
     assert counted == 60, "what is drawn while nothing comes counts as frames"

@@ -14,6 +14,8 @@ from .keys import Keys, load_client, unlock
 
 KINDS = ("joints", "mesh", "cloud", "status", "topology")
 QUEUE = 1024  # messages kept while the caller is busy: half of it is nearly two seconds of one camera's topics at 90 Hz
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+AGAIN_S = 1.0  # after which a publisher that refused us is asked again
 CONNECT_MS = 3000  # then it is tried again; the kernel would ask a host that is off but once a minute
 
 
@@ -68,7 +70,7 @@ class Subscription:
         self.skipped = 0
         self._address, self._topics = address, topics
         self._latest, self._keys = latest, keys
-        self._timeout_s = None if timeout_s == math.inf else timeout_s
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
         self._exact = {topic.encode() for topic in topics if "." in topic}
         self._kinds = {topic.encode() for topic in topics if "." not in topic}
         self._waiting: dict[bytes, list[bytes]] = {}  # newest of each topic, the longest waiting topic first
@@ -85,7 +87,7 @@ class Subscription:
         return self
 
     def __next__(self) -> Message:
-        deadline = None if self._timeout_s is None else time.monotonic() + self._timeout_s
+        deadline_s = time.monotonic() + self._timeout_s
         while True:
             if self._socket is None:
                 raise StopIteration
@@ -93,8 +95,11 @@ class Subscription:
                 self._drain()
             if self._waiting:
                 return decode(self._waiting.pop(next(iter(self._waiting))))
-            left_ms = None if deadline is None else max(0, round(1000 * (deadline - time.monotonic())))
-            if not self._socket.poll(left_ms):
+            left_s = max(0.0, deadline_s - time.monotonic())
+            if not self._socket.poll(round(1000 * min(left_s, AGAIN_S))):
+                self._ask_again()
+                if left_s > AGAIN_S:
+                    continue
                 how = ", and does it know these keys" if self._keys else " without --keys"
                 raise TimeoutError(
                     f"no message on {', '.join(self._topics)} from {self._address} in {self._timeout_s:g} s; "
@@ -106,12 +111,16 @@ class Subscription:
     def close(self) -> None:
         """Close the socket; iterating ends."""
         if self._socket is not None:
+            self._socket.disable_monitor()
+            self._refused.close(linger=0)
             self._socket.close(linger=0)
             self._socket = None
         self._waiting.clear()
 
     def _open(self) -> None:
         self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._refused: zmq.Socket[bytes] = self._socket.get_monitor_socket(REFUSED)
+        self._opened_s = time.monotonic()
         try:
             self._socket.setsockopt(zmq.RCVHWM, QUEUE)
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
@@ -133,6 +142,12 @@ class Subscription:
             raise SubscribeError(
                 f"cannot subscribe at {self._address!r}: {why}; expected tcp://HOST:PORT or ipc://PATH"
             ) from None
+
+    def _ask_again(self) -> None:
+        """libzmq asks no more where it was refused, for other keys or for none; the daemon may know better by now."""
+        if time.monotonic() - self._opened_s > AGAIN_S and int(self._refused.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self.close()
+            self._open()
 
     def _drain(self) -> None:
         """Take all there is. After a long absence what is queued is old and the newest was lost: start anew."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import zmq
-from edge_hand.edge.client import subscribe
+from edge_hand.edge.client import Subscription, subscribe
 from edge_hand.edge.door import LOG_S
 from edge_hand.edge.keys import KeysError, add_client, clients, load_client, load_server, make_server, remove_client
 from edge_hand.edge.log import LOG
@@ -46,14 +46,18 @@ def publisher(folder: Path) -> Iterator[Publisher]:
 def hears(publisher: Publisher, keys: Path | None, seconds: float = QUIET_S) -> bool:
     """Whether a subscriber with these keys gets a message within so many seconds."""
     with subscribe(publisher.address, timeout_s=0.01, keys=keys) as messages:
-        end_s = time.monotonic() + seconds
-        while time.monotonic() < end_s:
-            publisher.poll_subscriptions()
-            publisher.publish(JOINTS)
-            try:
-                return isinstance(next(messages), JointsMessage)
-            except TimeoutError:
-                continue
+        return heard(publisher, messages, seconds)
+
+
+def heard(publisher: Publisher, messages: Subscription, seconds: float) -> bool:
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s:
+        publisher.poll_subscriptions()
+        publisher.publish(JOINTS)
+        try:
+            return isinstance(next(messages), JointsMessage)
+        except TimeoutError:
+            continue
     return False
 
 
@@ -123,6 +127,20 @@ def test_a_key_has_one_name_so_that_who_is_removed_is_out(folder: Path, robot: P
     copied.touch(0o600)
     copied.write_text((folder / "clients" / "robot.key").read_text())
     assert clients(folder) == {key: "robot, third"}
+
+
+def test_who_was_refused_hears_when_its_key_is_added_and_when_the_daemon_changes(folder: Path, tmp_path: Path) -> None:
+    late = add_client(folder, "late", tmp_path / "late.key_secret")
+    remove_client(folder, "late")
+    assert late is not None
+    with Publisher(ANY_PORT, keys=folder) as publisher, subscribe(publisher.address, timeout_s=0.01) as plain:
+        with subscribe(publisher.address, timeout_s=0.01, keys=late) as messages:
+            assert not heard(publisher, messages, QUIET_S) and not heard(publisher, plain, QUIET_S)
+            add_client(folder, "late", public=load_client(late).public.decode())
+            assert heard(publisher, messages, 5)
+        publisher.__exit__()
+        with Publisher(publisher.address) as without_keys:
+            assert heard(without_keys, plain, 5)
 
 
 def test_without_its_doorkeeper_a_socket_lets_nobody_in(publisher: Publisher, robot: Path) -> None:

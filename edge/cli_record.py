@@ -146,13 +146,15 @@ def play(file: Path, speed: float, loop: bool, keep_stamps: bool, bind: str, ins
     edge-hand play hand.mcap
     edge-hand play hand.mcap --loop --speed 0.5
     """
-    from .loop import topology
-    from .play import Player
+    from .play import Player, topology_of
     from .publish import Publisher
     from .recording import Recording
 
     stopping = stop_on_signal()
-    with Recording(file) as recording, Publisher(bind, topology=topology(), insecure=insecure, keys=keys) as publisher:
+    with (
+        Recording(file) as recording,
+        Publisher(bind, topology=topology_of(recording), insecure=insecure, keys=keys) as publisher,
+    ):
         player = Player(recording, publisher, speed=speed, keep_stamps=keep_stamps)
         click.echo(f"{recording.camera} from {file} -> {publisher.address}")
         if not recording.whole:

@@ -10,11 +10,22 @@ import msgpack
 
 from ..hand.fields import one_line
 from ..hand.wire import StatusMessage, decode
+from .loop import topology
 from .publish import Publisher
 from .recording import Published, Recording, RecordingError
 
 POLL_S = 0.02  # how long a new subscriber, or Ctrl-C, waits at most
 NOTE = "played from a recording"
+
+
+def topology_of(recording: Recording) -> list[bytes]:
+    """The triangles of the recorded meshes, which begin a recording; this version's where they do not. Raises
+    RecordingError and WireError."""
+    first = next(recording.published(), None) if recording.holds_messages() else None
+    if first is None or first.parts[0] != b"topology":
+        return topology()
+    decode(first.parts)
+    return first.parts
 
 
 class Player:

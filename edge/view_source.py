@@ -17,6 +17,7 @@ from .cameras import CameraError, open_camera
 from .cloud import Clouds
 from .loop import Loop, topology
 from .model_card import ModelError
+from .play import Player, topology_of
 from .publish import Publisher
 from .recording import CHUNK_NS, MAX_NS, Recording, RecordingError
 from .shell import say
@@ -68,10 +69,8 @@ def _tracked(
 
 
 def _played(stack: ExitStack, source: str, address: str) -> Callable[[Callable[[], bool]], object]:
-    from .play import Player
-
     recording, depth = (stack.enter_context(Recording(Path(source))) for _ in range(2))
-    publisher = stack.enter_context(_WithClouds(address, depth))
+    publisher = stack.enter_context(_WithClouds(address, depth, topology_of(recording)))
     player = Player(recording, publisher, keep_stamps=True)  # by its time a message finds the frame it is of
     return lambda stop: player.run(stop, loop=True)
 
@@ -87,8 +86,8 @@ def _has_messages(path: Path) -> bool:
 class _WithClouds(Publisher):
     """Adds to each mesh of a recording the cloud of its frame; clouds are too large to be recorded."""
 
-    def __init__(self, address: str, recording: Recording) -> None:
-        super().__init__(address, topology=topology())
+    def __init__(self, address: str, recording: Recording, triangles: list[bytes] | None = None) -> None:
+        super().__init__(address, topology=triangles)
         self._recording, self._clouds = recording, Clouds()
         self._frames: Iterator[DepthFrame] = iter(())
         self._frame: DepthFrame | None = None  # the last one read

@@ -16,15 +16,25 @@ import msgpack
 import numpy as np
 import pytest
 from edge_hand.edge.client import subscribe
+from edge_hand.edge.loop import topology
 from edge_hand.edge.mcap_file import Contents
-from edge_hand.edge.play import NOTE, Player
+from edge_hand.edge.play import NOTE, Player, topology_of
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.recording import Recording, RecordingError, RecordingWriter
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
-from edge_hand.hand.wire import JointsMessage, MeshMessage, Message, StatusMessage, TopologyMessage, decode
+from edge_hand.hand.wire import (
+    JointsMessage,
+    MeshMessage,
+    Message,
+    StatusMessage,
+    TopologyMessage,
+    decode,
+    encode_topology,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
+FACES = [[0, 1, 2], [2, 3, 4]]
 COUNT, STEP_NS, LATENCY_NS, BEGUN_NS = 8, 50_000_000, 7_000_000, 40 * 10**9
 
 
@@ -37,10 +47,11 @@ def message(kind: str, seq: int, **changes: Any) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Eight frames 50 ms apart, joints and mesh of each, and a status at the beginning."""
+    """Eight frames 50 ms apart, joints and mesh of each, a status and triangles of two faces at the beginning."""
     file = tmp_path_factory.mktemp("play") / "a.mcap"
     lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
     with RecordingWriter(file) as writer:
+        writer.message(encode_topology(FACES), BEGUN_NS)
         for seq in range(COUNT):
             published_ns = BEGUN_NS + seq * STEP_NS + LATENCY_NS
             writer.write(DepthFrame("front", seq, published_ns - LATENCY_NS, np.ones((32, 48), np.uint16), 0.001, lens))
@@ -73,8 +84,6 @@ Came = list[tuple[int, Message]]
 
 @contextmanager
 def publisher() -> Iterator[Publisher]:
-    from edge_hand.hand.wire import encode_topology
-
     with Publisher("tcp://127.0.0.1:*", topology=encode_topology([[0, 1, 2]]), queue=1000) as opened:
         yield opened
 
@@ -205,6 +214,11 @@ def test_a_recording_of_depth_alone_cannot_be_played(tmp_path: Path) -> None:
         Player(recording, opened)  # before anything is announced
 
 
+def test_where_no_triangles_were_recorded_they_are_this_version_s(tmp_path: Path) -> None:
+    with Recording(damaged(tmp_path / "a.mcap", messages=True)) as recording:
+        assert topology_of(recording) == topology()
+
+
 def test_the_command_plays_and_says_what(path: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edge_hand.edge.cli", "play", str(path), "--bind", f"ipc://{tmp_path}/s", "--loop"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -213,6 +227,8 @@ def test_the_command_plays_and_says_what(path: Path, tmp_path: Path) -> None:
             assert process.stdout.readline() == f"front from {path} -> ipc://{tmp_path}/s\n"
             with subscribe(f"ipc://{tmp_path}/s", ["joints.front"], timeout_s=20) as messages:
                 assert len(next(messages).hands) == 2  # type: ignore[union-attr]
+            with subscribe(f"ipc://{tmp_path}/s", "topology", timeout_s=20) as messages:
+                assert next(messages).faces.tolist() == FACES, "those of the recording"  # type: ignore[union-attr]
             process.terminate()
             out, err = process.communicate(timeout=20)
         finally:

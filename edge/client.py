@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import zmq
 
@@ -135,6 +136,8 @@ class Subscription:
                 unlock(self._socket, self._keys)
             for topic in self._topics:
                 self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
+            if not _can_be(self._address):  # libzmq would wait there for ever
+                raise zmq.ZMQError(zmq.EINVAL)
             self._socket.connect(self._address)
         except zmq.ZMQError as error:
             self.close()
@@ -168,3 +171,14 @@ class Subscription:
         if topic in self._exact or topic.partition(b".")[0] in self._kinds:
             self.skipped += topic in self._waiting
             self._waiting[topic] = parts
+
+
+def _can_be(address: str) -> bool:
+    """Whether a TCP address names a host and a port that exist."""
+    if not address.startswith("tcp://"):
+        return True
+    try:
+        url = urlsplit(address)
+        return bool(url.hostname and url.port)
+    except ValueError:
+        return False

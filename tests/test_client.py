@@ -179,8 +179,10 @@ def test_an_unknown_topic_is_refused(topic: str) -> None:
     )
 
 
-def test_an_address_that_cannot_be_is_refused() -> None:
-    with pytest.raises(
-        SubscribeError, match=r"^cannot subscribe at 'localhost:5555': .*expected tcp://HOST:PORT or ipc://PATH$"
-    ):
-        subscribe("localhost:5555")
+@pytest.mark.parametrize(
+    "address", ["localhost:5555", "tcp://localhost:99999", "tcp://localhost:0", "tcp://localhost", "tcp://:5555"]
+)
+def test_an_address_that_cannot_be_is_refused(address: str) -> None:
+    expected = f"^cannot subscribe at '{address}': invalid argument.*; expected tcp://HOST:PORT or ipc://PATH$"
+    with pytest.raises(SubscribeError, match=expected):
+        subscribe(address)

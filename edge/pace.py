@@ -7,13 +7,17 @@ import time
 
 from .cameras import CameraError, FrameTimeout
 
+SLOWEST_HZ = 0.001
+
 
 class Pacer:
     """Shows recorded frames at their recorded times (fps None), every 1/fps seconds, or at once (fps 0)."""
 
     def __init__(self, fps: float | None) -> None:
-        if fps is not None and not (math.isfinite(fps) and fps >= 0):
-            raise CameraError(f"--fps {fps:g}: give the rate in Hz, or 0 for as fast as possible")
+        if fps is not None and not (math.isfinite(fps) and (fps == 0 or fps >= SLOWEST_HZ)):
+            raise CameraError(
+                f"--fps {fps:g}: give the rate in Hz, or 0 for as fast as possible (least: {SLOWEST_HZ:g})"
+            )
         self._fps = fps
         self._before: tuple[int, int] | None = None  # recorded time, due time of the frame before, ns
 

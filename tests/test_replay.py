@@ -175,6 +175,7 @@ def test_a_loop_of_bad_frames_ends(folder):
         (json.dumps(CAMERA | {"distortion": [0.1]}), "the 5 distortion coefficients"),
         (json.dumps(CAMERA | {"depth_scale_m": 1.0}), "depth_scale_m 1.0 m is not plausible"),
         (json.dumps(CAMERA | {"fps": 0}), "fps 0 Hz is not plausible"),
+        (json.dumps(CAMERA | {"fps": 1e-300}), "fps 1e-300 Hz is not plausible, expected 0.001 to 1000"),
     ],
 )
 def test_a_broken_camera_json_is_one_line(folder, text, error):
@@ -226,6 +227,8 @@ def test_an_unknown_camera_or_option_says_what_is_possible(folder):
         check_camera("realsense", mode=None, fps=None, loop=False, deterministic=True)
     with pytest.raises(CameraError, match="--fps -1: give the rate in Hz, or 0"):
         open_camera("replay", str(folder), fps=-1)
+    with pytest.raises(CameraError, match=r"--fps 1e-300: give the rate in Hz, .* \(least: 0.001\)$"):
+        open_camera("replay", str(folder), fps=1e-300)
 
 
 def test_our_own_recording_is_shown_with_its_own_times_and_numbers(tmp_path):

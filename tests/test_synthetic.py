@@ -129,7 +129,7 @@ def test_it_is_a_camera_like_the_others() -> None:
     [
         ("hand.mcap", {}, "synthetic 'hand.mcap': --source is the scene's seed, a whole number such as 7"),
         (None, {"mode": "20x20@30"}, "mode 20x20@30: the synthetic camera needs at least 48x48@1"),
-        (None, {"fps": -1.0}, "--fps -1: give the rate in Hz, or 0 for as fast as possible"),
+        (None, {"fps": -1.0}, "--fps -1: give the rate in Hz, or 0 for as fast as possible (least: 0.001)"),
     ],
 )
 def test_mistakes_are_named(source: str | None, options: dict[str, object], message: str) -> None:

@@ -21,7 +21,7 @@ from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
 from ..clock import HOST, Clock
 from ..librealsense import LIBREALSENSE
-from ..pace import Pacer
+from ..pace import SLOWEST_HZ, Pacer
 from ..recording import Recording, RecordingError, decode_depth_png
 from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, NotThere
 
@@ -239,8 +239,8 @@ def _read_camera_json(path: Path) -> dict[str, Any]:
             raise CameraError(f"{path}: {key} is {camera[key]!r}, expected a number")
     if not 1e-6 <= camera["depth_scale_m"] <= 0.1:
         raise CameraError(f"{path}: depth_scale_m {camera['depth_scale_m']} m is not plausible, expected 1e-6 to 0.1")
-    if not 0 < camera["fps"] <= 1000:
-        raise CameraError(f"{path}: fps {camera['fps']} Hz is not plausible, expected 0 to 1000")
+    if not SLOWEST_HZ <= camera["fps"] <= 1000:
+        raise CameraError(f"{path}: fps {camera['fps']} Hz is not plausible, expected {SLOWEST_HZ:g} to 1000")
     try:
         camera["intrinsics"] = Intrinsics(
             width=int(camera["width"]),

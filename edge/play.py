@@ -76,7 +76,7 @@ class Player:
             self.laps += 1
             if not loop:
                 return
-            self._seq_offset += self._last_seq - self._first_seq + 1
+            self._seq_offset += max(0, self._last_seq - self._first_seq) + 1  # the camera may have counted anew
 
     def _is_between_laps(self, message: Published) -> bool:
         """Whether it is a status of the daemon's end, or of its beginning in a later lap: what is played goes on."""

@@ -175,6 +175,22 @@ def test_frame_numbers_go_on_from_lap_to_lap(path: Path) -> None:
     assert len(seqs) > COUNT and seqs == list(range(len(seqs)))
 
 
+def test_where_the_camera_counted_anew_no_lap_has_a_number_below_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
+    with RecordingWriter(tmp_path / "a.mcap") as writer:
+        writer.write(DepthFrame("front", 9, BEGUN_NS, np.ones((32, 48), np.uint16), 0.001, lens))
+        for seq in (9, 10, 0, 1):
+            writer.message(message("joints", seq), BEGUN_NS)
+    sent: list[list[bytes]] = []
+    with Recording(tmp_path / "a.mcap") as recording, publisher() as opened:
+        monkeypatch.setattr(opened, "publish", sent.append)
+        player = Player(recording, opened)
+        player.run(lambda: player.laps == 2, loop=True)
+    assert [msgpack.unpackb(parts[1])["seq"] for parts in sent] == [9, 10, 0, 1, 10, 11, 1, 2]
+
+
 def test_from_lap_to_lap_it_neither_stops_nor_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
     with RecordingWriter(tmp_path / "a.mcap") as writer:

@@ -272,6 +272,13 @@ def test_a_looped_recording_goes_on_counting(recording):
 
 
 @needs_realsense
+def test_a_loop_over_a_camera_that_counted_anew_has_no_number_below_its_own(tmp_path):
+    path = recorded(tmp_path, 0.001, [(number, 1000.0 + 40 * k, None) for k, number in enumerate([90, 91, 3])])
+    with open_camera("realsense", str(path), fps=0, loop=True) as camera:
+        assert [camera.read(5.0).seq for _ in range(7)] == [90, 91, 3, 91, 92, 4, 92]
+
+
+@needs_realsense
 @pytest.mark.parametrize("suffix", [".bag", ".db3"])
 def test_a_broken_or_missing_file_is_one_line(tmp_path, suffix):
     path = tmp_path / f"broken{suffix}"

@@ -247,6 +247,15 @@ def test_our_own_recording_is_shown_with_its_own_times_and_numbers(tmp_path):
     assert frames[0].t_ns >= start and frames[0].depth_unit_m == 0.000125
 
 
+def test_a_loop_over_a_camera_that_counted_anew_has_no_number_below_its_own(tmp_path):
+    intrinsics = Intrinsics(64, 48, 50, 50, 32, 24)
+    with RecordingWriter(tmp_path / "hand.mcap") as writer:
+        for k, seq in enumerate([1000, 1001, 0, 1]):
+            writer.write(DepthFrame("817", seq, k * 1_000_000, depth_of(k), 0.001, intrinsics))
+    with open_camera("replay", str(tmp_path / "hand.mcap"), fps=0, loop=True) as camera:
+        assert [camera.read().seq for _ in range(9)] == [1000, 1001, 0, 1, 1001, 1002, 1, 2, 1002]
+
+
 def test_real_sr305_frames_are_read():
     if not SR305.is_dir():
         pytest.skip(f"the SR305 frames are not at {SR305}")

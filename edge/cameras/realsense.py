@@ -305,7 +305,7 @@ class RealSenseCamera:
         """Start the recording again, or raise EndOfStream."""
         if not self._loop or self._last_number < 0 or self._source is None:
             raise EndOfStream(f"{self._label}: no more frames")
-        self._seq_offset += self._last_number - self._first_number + 1
+        self._seq_offset += max(0, self._last_number - self._first_number) + 1  # it may have counted anew
         self._last_number = -1
         self._shown.begin_anew()
         self.close()

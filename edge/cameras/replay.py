@@ -216,7 +216,7 @@ def _laps(source: FrameSource, loop: bool) -> Iterator[DepthFrame | BadFrame]:
             yield item
         if not loop or first is None or last is None:
             return
-        seq_offset += last.seq - first.seq + 1
+        seq_offset += max(0, last.seq - first.seq) + 1  # a camera may have counted anew
         t_offset_ns += last.t_ns - first.t_ns + round(1e9 / source.fps)
 
 

@@ -95,8 +95,7 @@ class RecordingWriter:
             self._channels[key] = self._channel(f"depth.{frame.camera}", "cdr", DEPTH_SCHEMA, lens)
             calibration = calibration_json(frame.camera, frame.t_ns, frame.intrinsics)
             self._json(f"calibration.{frame.camera}", frame.t_ns, *calibration)
-        data = encode_image(frame)
-        self._writer.message(self._channels[key], frame.seq & 0xFFFFFFFF, frame.t_ns, frame.t_ns, data)
+        self._writer.message(self._channels[key], frame.seq & 0xFFFFFFFF, frame.t_ns, frame.t_ns, encode_image(frame))
         self._unwritten += 1
 
     def message(self, parts: list[bytes], t_ns: int) -> None:
@@ -121,9 +120,12 @@ class RecordingWriter:
             raise RecordingError(f"cannot write {self.path}: {error.strerror}") from error
 
     def sync(self) -> None:
-        """See to it that a power cut does not lose the chunks either."""
+        """See to it that a power cut does not lose the chunks either, and that the file is still there."""
         try:
             os.fsync(self._file.fileno())
+            if os.fstat(self._file.fileno()).st_nlink == 0 and not self.path.exists():
+                self.frames = 0
+                raise OSError(0, "it was removed meanwhile")
         except OSError as error:
             raise RecordingError(f"cannot write {self.path}: {error.strerror}") from error
 
@@ -140,7 +142,7 @@ class RecordingWriter:
             try:
                 if self.frames:
                     self._writer.finish()
-                    os.fsync(self._file.fileno())
+                    self.sync()
                 else:
                     self.path.unlink(missing_ok=True)
             except OSError as error:
@@ -157,8 +159,7 @@ class RecordingWriter:
             self._writer.metadata(METADATA, self._metadata | {"camera": camera})
         if camera != self._camera:
             raise RecordingError(f"{self.path} records camera {self._camera}; this frame is of {camera}")
-        if self._began_ns is None:
-            self._began_ns = t_ns
+        self._began_ns = t_ns if self._began_ns is None else self._began_ns
         if abs(t_ns - self._began_ns) >= CHUNK_NS or self._writer.size >= CHUNK_BYTES:
             self.flush()
             self._began_ns = t_ns
@@ -215,8 +216,7 @@ class Recording:
                 f"{self.path} is an MCAP file, but not an edge-hand recording (its topics: {_short(topics)})"
             )
         self.metadata: dict[str, str] = records[0]
-        version = self.metadata.get("version", "")
-        if version not in ("1", str(VERSION)):
+        if (version := self.metadata.get("version", "")) not in ("1", str(VERSION)):
             raise RecordingError(
                 f"{self.path} has recording format {_short(version) or 'unknown'}; "
                 f"this edge-hand reads formats 1 and {VERSION}"

@@ -194,6 +194,33 @@ def test_a_disk_without_any_room_leaves_no_file(tmp_path: Path) -> None:
     assert done.stderr == f"edge-hand: cannot write {path}: File too large; 0 frames are in {path}\n"
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_recording_that_is_removed_meanwhile_is_told(late: bool, tmp_path: Path) -> None:
+    folder, said = tmp_path / "stick", list[str]()
+    folder.mkdir()
+    with Recorder(RecordingWriter(folder / "a.mcap"), said.append) as recorder:
+        for frame in frames():
+            recorder.frame(frame)
+        wait_for(lambda: recorder.writer.frames == len(frames()))
+        (folder / "a.mcap").unlink()
+        folder.rmdir()
+        if not late:
+            wait_for(lambda: bool(said))
+    why = f"cannot write {folder / 'a.mcap'}: it was removed meanwhile"
+    assert said == [f"recording ended, tracking goes on: {why}"]
+    assert recorder.summary() == f"0 frames in {folder / 'a.mcap'}; the recording ended early: {why}"
+
+
+def test_a_recording_that_is_moved_meanwhile_goes_on(tmp_path: Path) -> None:
+    with Recorder(RecordingWriter(tmp_path / "a.mcap"), print) as recorder:
+        recorder.frame(frames()[0])
+        wait_for(lambda: recorder.writer.frames == 1)
+        (tmp_path / "a.mcap").rename(tmp_path / "b.mcap")
+        recorder.frame(frames()[1])
+    with Recording(tmp_path / "b.mcap") as recording:
+        assert len(list(recording)) == 2 and recording.whole and not recorder.trouble
+
+
 # --- a slow disk
 
 

@@ -8,6 +8,7 @@ import stat
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
@@ -245,6 +246,27 @@ def test_a_setting_that_is_not_utf_8_loses_no_frame(tmp_path: Path) -> None:
         writer.write(next(some_frames()))
     with Recording(path) as recording:
         assert len(recording) == 1 and recording.settings["person"] == "j\\udce4.json"
+
+
+def test_a_long_recording_needs_little_memory(tmp_path: Path) -> None:
+    frame = next(some_frames(1, "front"))
+    with RecordingWriter(tmp_path / "a.mcap") as writer:
+
+        def chunks(count: int) -> int:
+            """Bytes in use after so many more."""
+            for k in range(count):
+                writer.write(replace(frame, depth=np.zeros_like(frame.depth)))
+                for message in messages()[:3]:
+                    writer.message(message, frame.t_ns + k)
+                writer.flush()
+            return tracemalloc.get_traced_memory()[0]
+
+        tracemalloc.start()
+        try:
+            before = chunks(20)
+            assert (chunks(400) - before) / 400 < 400  # a day has 300,000
+        finally:
+            tracemalloc.stop()
 
 
 def test_an_interrupted_recording_keeps_its_frames(tmp_path: Path) -> None:

@@ -136,6 +136,7 @@ def run(
     from .notify import Notifier
     from .person import keep_shape, person_maker
     from .publish import Publisher
+    from .recording import RecordingWriter
     from .reload import Reloader, open_lasting_engine
     from .reopen import open_lasting, wait_for
     from .settings import check_settings
@@ -148,8 +149,10 @@ def run(
     check_settings(context.params)
     tell, complain = (LOG.info, LOG.warning) if log else (unheard(click.echo, sys.stdout), unheard(say, sys.stderr))
     desk, notifier = Desk(tell, complain), Notifier()
-    # Before a network is loaded: the person cannot be kept there, the address may be in use.
+    # Before a network is loaded and a camera waited for: what cannot be kept there, and an address that is in use.
     new_person = person_maker(person)
+    if record is not None:
+        RecordingWriter(record).close()  # leaves no file
     to_keep = None if person is None or person.exists() else person  # who is known stays as in the file
     publisher = context.with_resource(Publisher(bind, topology=topology(), insecure=insecure, keys=keys))
     if note := own_note(context):

@@ -221,6 +221,18 @@ def test_a_recording_that_is_moved_meanwhile_goes_on(tmp_path: Path) -> None:
         assert len(list(recording)) == 2 and recording.whole and not recorder.trouble
 
 
+def test_a_recording_that_cannot_be_is_refused_before_a_camera_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    path.touch()
+    run = ["run", "--camera", "replay", "--source", str(tmp_path / "later.mcap"), "--wait", "--record", str(path)]
+    done = subprocess.run(
+        [*EDGE_HAND, *run, "--bind", f"ipc://{tmp_path}/s"],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT_S,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"edge-hand: {path} exists already; choose another name or move it away\n"
+
+
 # --- a slow disk
 
 

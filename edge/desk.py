@@ -89,7 +89,7 @@ class Desk:
         loop, totals = self._loop, self._loop.totals
         card = loop.tracker.engine.card
         values = {
-            "state": loop.state, "fps": round(totals.fps, 2), "frames": totals.frames, "tracked": totals.tracked,
+            "state": loop.state, "fps": round(loop.fps, 2), "frames": totals.frames, "tracked": totals.tracked,
             "dropped": totals.dropped, "bad_frames": totals.bad_frames, "engine": loop.tracker.engine.name,
             "model": f"{card.name} {card.sha256[:12]}", "model_path": os.path.abspath(self._reloader.model),
             "address": self._address, "pid": os.getpid(), "note": self._note,

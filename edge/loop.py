@@ -57,12 +57,8 @@ class Totals:
     begun_ns: int = field(default_factory=time.monotonic_ns)
     recent_ns: deque[int] = field(default_factory=lambda: deque(maxlen=60))
 
-    @property
-    def fps(self) -> float:
-        """Frames a second of late; 0 when none has come for two seconds."""
-        return self.fps_at(time.monotonic_ns())
-
     def fps_at(self, now_ns: int) -> float:
+        """Frames a second of late; 0 when none has come for two seconds."""
         since_ns = now_ns - 2_000_000_000
         recent = [t_ns for t_ns in self.recent_ns if t_ns > since_ns]
         return (len(recent) - 1) * 1e9 / max(1, recent[-1] - recent[0]) if len(recent) > 1 else 0.0
@@ -105,6 +101,11 @@ class Loop:
         self._joints_topic, self._mesh_topic = f"joints.{camera.name}", f"mesh.{camera.name}"
         self._cloud_topic, self.clouds = f"cloud.{camera.name}", Clouds()
         self.publish_us = self.total_us = 0.0  # of the last frame: its sending, and its capture to after the last send
+
+    @property
+    def fps(self) -> float:
+        """Frames a second of late, by the loop's clock."""
+        return self.totals.fps_at(self.clock.monotonic_ns())
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> Totals:
         """Until the stream ends or stop() says so; publishes `stopping` last. CameraError passes through."""

@@ -71,7 +71,7 @@ class Metrics:
         card = loop.tracker.engine.card
         self._labels = {"camera": loop.camera.name}
         self._info = {"engine": loop.tracker.engine.name, "model": f"{card.name} {card.sha256[:12]}"}
-        self._state, self._fps = state, loop.totals.fps
+        self._state, self._fps = state, loop.fps
         self._count(loop)
 
     def text(self) -> str:

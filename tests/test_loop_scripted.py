@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from edge_hand.edge.cameras import BadFrame, FrameTimeout
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
+from edge_hand.edge.clock import Clock
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.loop import Loop, Totals
 from edge_hand.edge.publish import Publisher
@@ -58,6 +59,14 @@ def test_no_frame_for_two_seconds_is_no_frame_a_second() -> None:
     totals = Totals()
     totals.recent_ns.extend(k * 100_000_000 for k in range(31))
     assert totals.fps_at(3_000_000_000) == pytest.approx(10) and totals.fps_at(4_950_000_000) == 0
+
+
+def test_the_rate_is_told_by_the_clock_of_the_frames(frames: list[DepthFrame], engine: Engine) -> None:
+    recorded = [replace(frame, t_ns=k * 100_000_000) for k, frame in enumerate(frames)]
+    with Publisher(ANY_PORT) as publisher:
+        loop = Loop(Scripted(*recorded), Tracker(engine), publisher, clock=Clock(lambda: 500_000_000))  # type: ignore[arg-type]
+        assert all(loop.step() for _ in recorded)
+    assert loop.fps == pytest.approx(10)
 
 
 def test_a_slow_camera_is_stalled_by_one_long_silence_and_not_by_many_short_ones(

@@ -93,9 +93,9 @@ def test_every_number_is_the_loops_in_seconds() -> None:
     tracker = SimpleNamespace(
         stages_us={"engine": 0.0}, tracks=tracks, engine=SimpleNamespace(name="onnxruntime", card=card)
     )
-    totals = SimpleNamespace(frames=1001, dropped=7, bad_frames=3, fps=29.5)
+    totals = SimpleNamespace(frames=1001, dropped=7, bad_frames=3)
     camera, publisher = SimpleNamespace(name="front"), SimpleNamespace(dropped=11)
-    loop = SimpleNamespace(tracker=tracker, totals=totals, camera=camera, publisher=publisher, total_us=0.0)
+    loop = SimpleNamespace(tracker=tracker, totals=totals, camera=camera, publisher=publisher, total_us=0.0, fps=29.5)
     metrics = Metrics("0", lambda: loop)  # type: ignore[arg-type,return-value]
     try:
         for ms in range(1, 1002):

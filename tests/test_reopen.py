@@ -320,6 +320,12 @@ def test_the_first_opening_fails_at_once_but_can_be_waited_for() -> None:
     assert wait_for(never, lambda: True, told.append) is None
 
 
+def test_a_source_that_is_too_long_for_a_file_s_name_is_a_camera_too() -> None:
+    faults = ",".join(f"stall@{k}" for k in range(100, 150))
+    with open_lasting("faulty", f"synthetic:7?{faults}", mode="48x48@60") as camera:
+        assert camera.read(5.0).seq == 0
+
+
 def test_a_recording_is_left_as_it_is() -> None:
     with open_lasting("replay", str(DEMO)) as recording, open_lasting("synthetic", "3", mode=MODE) as camera:
         assert isinstance(recording, ReplayCamera) and isinstance(camera, LastingCamera)

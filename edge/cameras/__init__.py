@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
 from collections import deque
-from pathlib import Path
 from typing import Any, Protocol
 
 from ...hand.camera import Intrinsics
@@ -81,7 +81,7 @@ def check_camera(kind: str, source: str | None = None, **options: Any) -> None:
 
 def is_recording(kind: str, source: str | None) -> bool:
     """Whether what is opened is a recording, which shows every frame that it holds, and no camera."""
-    return kind == "replay" or (source is not None and Path(source).is_file())
+    return kind == "replay" or (source is not None and os.path.isfile(source))  # False for a name that is too long
 
 
 def _ask(what: str, kind: str, source: str | None, options: dict[str, Any]) -> Any:

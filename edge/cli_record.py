@@ -93,12 +93,12 @@ def record(
 
     import numpy as np
 
-    from .cameras import BadFrame, EndOfStream, FrameTimeout, is_recording, open_camera
+    from .cameras import BadFrame, CameraError, EndOfStream, FrameTimeout, is_recording, open_camera
     from .recorder import Recorder
     from .recording import RecordingError, RecordingWriter
 
     stopping = stop_on_signal()
-    n = skipped = 0
+    n, skipped, lost = 0, 0, ""
     live = not is_recording(camera, source)  # what a recording lacks was lost long ago
     last_seq: int | None = None
     settings = {"camera": camera, "mode": mode or "", "far_m": str(far_m or "")}
@@ -116,6 +116,9 @@ def record(
                 if last_seq is not None and isinstance(error, BadFrame):
                     last_seq += 1
                 continue
+            except CameraError as error:  # it is gone, or the recording is damaged from here on
+                lost = str(error)
+                break
             if far_m is not None:
                 near = np.where(frame.depth * frame.depth_unit_m <= far_m, frame.depth, 0).astype(np.uint16)
                 frame = replace(frame, depth=near)
@@ -125,7 +128,9 @@ def record(
     if recorder.trouble:
         raise RecordingError(f"{recorder.trouble}; {recorder.writer.frames} frames are in {out}")
     if n == 0:
-        raise CommandError(f"record: no frame came, {out} was not written")
+        raise CommandError(lost or f"record: no frame came, {out} was not written")
+    if lost:
+        raise CommandError(f"{lost}; {n} frames are in {out}")
     click.echo(
         f"{n} frames in {out}" + (f"; {skipped} were lost: the disk or this machine is too slow" if skipped else "")
     )

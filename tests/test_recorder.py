@@ -233,6 +233,16 @@ def test_a_recording_that_cannot_be_is_refused_before_a_camera_is_waited_for(tmp
     assert done.stderr == f"edge-hand: {path} exists already; choose another name or move it away\n"
 
 
+def test_record_says_how_much_it_has_when_the_camera_goes(tmp_path: Path) -> None:
+    path = tmp_path / "a.mcap"
+    gone = ["--camera", "faulty", "--source", "synthetic:1?unplug@1", "--mode", "48x48@30"]
+    done = CliRunner().invoke(cli, ["record", *gone, str(path)])
+    with Recording(path) as recording:
+        count = len(list(recording))
+    assert count > 5
+    assert str(done.exception) == f"synthetic-1 is no longer connected; check its cable; {count} frames are in {path}"
+
+
 # --- a slow disk
 
 

@@ -200,8 +200,10 @@ def run(
         draws = view or (view is None and sys.stdout.isatty())
         with desk.serve(the_loop, reloader, publisher.address), Viewer(Screen()) if draws else nullcontext() as viewer:
             the_loop.watcher = viewer
-            totals = the_loop.run(done)
-    kept = "" if to_keep is None else keep_shape(to_keep, tracker.person)  # before a word to a terminal that was closed
+            try:
+                totals = the_loop.run(done)
+            finally:  # also of a recording that is damaged, and before a word to a terminal that was closed
+                kept = "" if to_keep is None else keep_shape(to_keep, tracker.person)
     tell(totals.summary())
     if sink is not None:
         tell(sink.summary())

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from edge_hand.edge import person as person_file
+from edge_hand.edge.cameras import CameraError
 from edge_hand.edge.cli import cli
 from edge_hand.edge.engines import Engine, open_engine
-from edge_hand.edge.loop import Totals
+from edge_hand.edge.loop import Loop, Totals
 from edge_hand.edge.model_card import MODELS
 from edge_hand.edge.person import Person, PersonError, keep_shape, person_maker, shape_evidence
 from edge_hand.edge.reading import predict
@@ -287,6 +288,18 @@ def test_a_run_whose_terminal_was_closed_keeps_the_person(tmp_path: Path, monkey
     monkeypatch.setattr(person_file, "keep_shape", lambda path, person: str(kept.append(path)))
     done = a_frame_of(tmp_path / "p.json")
     assert isinstance(done.exception, OSError) and kept == [tmp_path / "p.json"]
+
+
+@pytest.mark.usefixtures("signals")
+def test_a_run_that_fails_in_its_midst_keeps_the_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: object) -> Totals:
+        raise CameraError("it is damaged")
+
+    kept: list[Path] = []
+    monkeypatch.setattr(Loop, "run", damaged)
+    monkeypatch.setattr(person_file, "keep_shape", lambda path, person: str(kept.append(path)))
+    done = a_frame_of(tmp_path / "p.json")
+    assert str(done.exception) == "it is damaged" and kept == [tmp_path / "p.json"]
 
 
 @pytest.mark.usefixtures("signals")

@@ -65,6 +65,14 @@ def test_a_folder_is_shown_in_natural_order(folder):
     assert all(f.depth_unit_m == 0.001 and f.camera == "take_1" for f in frames)
 
 
+def test_what_is_hidden_in_a_folder_is_no_frame(folder):
+    for hidden in (".ipynb_checkpoints/0.png", "a/.Trash-1000/files/3.png", "b/._1.png"):
+        (folder / hidden).parent.mkdir(parents=True, exist_ok=True)
+        (folder / hidden).write_bytes((folder / "a/0.png").read_bytes())
+    with open_camera("replay", str(folder), fps=0) as camera:
+        assert [int(f.depth[0, 0]) for f in read_all(camera)] == [400, 402, 410, 501]
+
+
 def test_frames_are_due_one_period_apart_and_never_early(folder):
     with open_camera("replay", str(folder), fps=5) as camera:
         arrivals, times = [], []

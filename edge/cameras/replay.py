@@ -1,8 +1,8 @@
 """The replay camera: a folder of depth PNGs, our own recording or librealsense's, at the rate of a camera.
 
-A folder holds 16-bit greyscale PNGs, at any depth below it, and a `camera.json` with width, height, fx, fy, cx, cy
-(px), depth_scale_m (m per count) and, if they are known, distortion [k1, k2, p1, p2, k3], fps (Hz, 30 if absent),
-camera (the name) and sensor.
+A folder holds 16-bit greyscale PNGs, at any depth below it, none hidden, and a `camera.json` with width, height, fx,
+fy, cx, cy (px), depth_scale_m (m per count) and, if they are known, distortion [k1, k2, p1, p2, k3], fps (Hz, 30 if
+absent), camera (the name) and sensor.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class PngFolder:
         self.fps: float = camera["fps"]
         self.wall_offset_ns = 0
         self.paths = sorted(
-            (path for path in folder.rglob("*") if path.suffix.lower() == ".png" and path.name[0] != "."),
+            (path for path in folder.rglob("*") if path.suffix.lower() == ".png" and not _hidden(path, folder)),
             key=lambda path: _natural(str(path.relative_to(folder))),
         )
         if not self.paths:
@@ -256,6 +256,11 @@ def _read_camera_json(path: Path) -> dict[str, Any]:
 def _wire_name(name: str) -> str:
     """A name as topics allow it: printable, without spaces, at most 64 characters."""
     return "".join(c if c.isprintable() and not c.isspace() else "_" for c in name)[:64] or "replay"
+
+
+def _hidden(path: Path, folder: Path) -> bool:
+    """What a file manager or notebook keeps there: .ipynb_checkpoints, .Trash-1000, ._0.png."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _natural(text: str) -> list[tuple[int, str]]:

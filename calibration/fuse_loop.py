@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ..edge.loop import HEARTBEAT_NS, Totals
 from ..edge.publish import Publisher
 from ..hand.messages import StatusState
-from ..hand.wire import Header, encode_joints, encode_mesh, encode_status
+from ..hand.wire import MAX_HANDS, Header, encode_joints, encode_mesh, encode_status
 from .fuse import Fuser
 from .listen import Heard, Listener
 from .rig import Rig
@@ -65,7 +65,7 @@ class FuseLoop:
 
     def _step(self, t_ns: int, now_ns: int) -> None:
         begun = time.monotonic_ns()
-        hands = self.fuser.step(t_ns, self.views.at(t_ns))
+        hands = self.fuser.step(t_ns, self.views.at(t_ns))[:MAX_HANDS]  # those that most cameras see come first
         fused = time.monotonic_ns()
         unix_ns, captured_ns = self.views.capture(t_ns)
         self._header = Header(CAMERA, self.totals.frames, captured_ns, unix_ns, time.monotonic_ns())

@@ -11,6 +11,7 @@ from .sight import SAME_HOST_NS, Clock, Sighting, View
 
 LIVE_NS = 300_000_000  # a camera without a message for so long is silent
 ASTRAY_NS = 200_000_000  # a clock that is as far from the others' is wrong, until it is half as far
+FOREIGN_NS = 1_000_000_000  # a wall clock as far from this host's tells nothing of when a frame was taken here
 WAIT_NS = 12_000_000  # after the first new frame, for the others and for the depth points
 
 
@@ -64,11 +65,14 @@ class Views:
         return bool(self._new)
 
     def capture(self, t_ns: int) -> tuple[int, int]:
-        """A moment of the reference clock by the wall clock and by this host's CLOCK_MONOTONIC, ns."""
+        """A moment of the reference clock by its wall clock and by this host's CLOCK_MONOTONIC, ns. Where that wall
+        clock is far from this host's, the latter is when the newest frame came."""
         boot = self._boot.get(next(iter(self.views)), next(iter(self._boot.values()), 0))
         unix_ns = t_ns if self.clock == "unix" else t_ns + boot
         here = time.time_ns() - time.monotonic_ns()
-        return unix_ns, t_ns if self.clock == "monotonic" and abs(here - boot) < SAME_HOST_NS else unix_ns - here
+        own_ns = t_ns if self.clock == "monotonic" and abs(here - boot) < SAME_HOST_NS else unix_ns - here
+        came_ns = max(self._came.values(), default=own_ns)
+        return unix_ns, own_ns if abs(own_ns - came_ns) < FOREIGN_NS else came_ns
 
     def live(self, now_ns: int) -> list[str]:
         """Cameras that were heard of lately."""

@@ -30,6 +30,8 @@ from edge_hand.hand.messages import JointsMessage, MeshMessage, Message, StatusM
 from edge_hand.hand.poses import POSES
 from edge_hand.hand.template import template
 from edge_hand.hand.wire import Header, WireHand, decode, encode_cloud, encode_joints
+from test_fuse import a_rig as rig_of_three
+from test_fuse import told
 
 LENS = Intrinsics(424, 240, 212.0, 212.0, 211.5, 119.5)
 WRIST = np.array([0.02, 0.03, 0.6, 0.0, np.pi, 0.0])
@@ -204,6 +206,47 @@ def test_a_daemon_of_another_wire_version_and_lost_messages_are_told_of_once():
         )
     )
     assert sum("version" in line for line in said) == 1, "not with every message"
+
+
+def test_of_more_hands_than_the_wire_carries_those_that_most_cameras_see_are_published():
+    rig = rig_of_three()
+    places = [(k, [0.2 * (n % 3), 0.2 * (n // 3), 0.5 * (k + 1)]) for k in range(3) for n in range(6)]
+    with (
+        Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
+        subscribe(publisher.address, ("joints.rig",), latest=False, timeout_s=5) as inbox,
+    ):
+        loop = FuseLoop(rig, publisher, say=lambda _: None)
+        while not publisher.wants("joints.rig"):
+            publisher.poll_subscriptions()
+        for i in range(4):
+            said = []
+            for k in range(3):
+                shared = [told(rig, k, i).hands[0]]
+                own = [told(rig, k, i, hand=n + 2, away_m=np.array(at)).hands[0] for n, (c, at) in enumerate(places)
+                       if c == k]  # fmt: skip
+                said.append(Heard(time.monotonic_ns(), replace(told(rig, k, i), hands=tuple(shared + own))))
+            loop.handle(said, time.monotonic_ns())
+        got = [next(inbox) for _ in range(4)]
+    assert len(loop.fuser.hands) == 19
+    ids = [[hand.id for hand in m.hands] for m in got if isinstance(m, JointsMessage)]
+    assert [len(some) for some in ids] == [1, 16, 16, 16] and all(1 in some for some in ids)
+
+
+def test_what_is_fused_of_hosts_whose_wall_clock_believes_it_is_1970_can_be_read():
+    rig = a_rig()
+    with (
+        Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
+        subscribe(publisher.address, ("joints.rig",), latest=False, timeout_s=5) as inbox,
+    ):
+        loop = FuseLoop(rig, publisher, say=lambda _: None)
+        while not publisher.wants("joints.rig"):
+            publisher.poll_subscriptions()
+        for seq in range(2):
+            both = [heard(rig, k, seq) for k in range(2)]
+            old = [h._replace(message=replace(h.message, t_capture_unix_ns=h.message.t_capture_ns)) for h in both]
+            loop.handle(old, time.monotonic_ns())
+        message = next(inbox)
+    assert isinstance(message, JointsMessage) and 0 <= message.latency_ms < 1000
 
 
 def test_frames_that_come_too_late_are_counted_on_the_wire():

@@ -12,8 +12,10 @@ None of them has room for the covariance; time offsets go to kalibr alone.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from .rig import Rig, RigCamera, RigError
 
 def ros_launch(rig: Rig) -> dict[str, str]:
     """A ROS 2 launch file in YAML, one static_transform_publisher a camera."""
-    lines = ["launch:"]
+    lines, rig = ["launch:"], _told_apart(rig)
     for camera in rig.cameras[1:]:
         x, y, z = camera.T_ref_cam[:3, 3]
         qw, qx, qy, qz = quaternion(camera.T_ref_cam)
@@ -52,7 +54,7 @@ def ros_frame(camera: RigCamera) -> str:
 def kalibr(rig: Rig) -> dict[str, str]:
     """camchain.yaml. Raises RigError for a lens with k3, which kalibr's radtan does not have."""
     lines: list[str] = []
-    for i, camera in enumerate(rig.cameras):
+    for i, camera in enumerate(_told_apart(rig).cameras):
         k = camera.intrinsics
         if k.distortion[4] != 0:
             raise RigError(f"kalibr: its radtan model has no k3, camera {camera.serial} has {k.distortion[4]:g}")
@@ -78,7 +80,10 @@ def opencv(rig: Rig) -> dict[str, str]:
     for i, camera in enumerate(rig.cameras):
         k = camera.intrinsics
         T = inverse(camera.T_ref_cam)
-        lines += [f'serial_{i}: "{camera.serial}"', f"size_{i}: [ {k.width}, {k.height} ]"]
+        lines += [
+            f"serial_{i}: {json.dumps(camera.serial, ensure_ascii=False)}",
+            f"size_{i}: [ {k.width}, {k.height} ]",
+        ]
         lines += _matrix(f"K_{i}", np.array([[k.fx, 0, k.cx], [0, k.fy, k.cy], [0, 0, 1]]))
         lines += _matrix(f"D_{i}", np.array([k.distortion]))
         lines += _matrix(f"R_{i}", T[:3, :3]) + _matrix(f"T_{i}", T[:3, 3:])
@@ -91,7 +96,7 @@ def colmap(rig: Rig) -> dict[str, str]:
     Its FULL_OPENCV camera has our five coefficients.
     """
     cameras, images = ["# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]"], ["# IMAGE_ID, QW..QZ, TX..TZ, CAMERA_ID, NAME"]
-    for i, camera in enumerate(rig.cameras, 1):
+    for i, camera in enumerate(_told_apart(rig).cameras, 1):
         k = camera.intrinsics
         k1, k2, p1, p2, k3 = k.distortion
         numbers = (k.fx, k.fy, k.cx + 0.5, k.cy + 0.5, k1, k2, p1, p2, k3, 0, 0, 0)
@@ -136,6 +141,16 @@ def quaternion(T: Array) -> Array:
     angle = float(np.linalg.norm(rotvec))
     axis = rotvec / angle if angle > 1e-12 else rotvec
     return np.array([np.cos(angle / 2), *(np.sin(angle / 2) * axis)])
+
+
+def _told_apart(rig: Rig) -> Rig:
+    """The rig with a number behind those serials that `_ros_name` makes one of, as `left.1` and `left-1`."""
+    names = [_ros_name(camera.serial) for camera in rig.cameras]
+    cameras = [
+        replace(camera, serial=f"{name}_{i}") if names.count(name) > 1 else camera
+        for i, (camera, name) in enumerate(zip(rig.cameras, names, strict=True))
+    ]
+    return replace(rig, cameras=tuple(cameras))
 
 
 def _ros_name(text: str) -> str:

@@ -100,6 +100,22 @@ def test_colmap_text_maps_a_point_alike(tmp_path: Path) -> None:
     assert (tmp_path / "points3D.txt").exists()
 
 
+def test_cameras_whose_serials_differ_in_what_ros_does_not_take_are_told_apart(tmp_path: Path) -> None:
+    serials = ("left.1", "left-1", 'left"1', "ri\\ght")
+    cameras = (*three().cameras, three().cameras[2])
+    rig = replace(three(), cameras=tuple(replace(c, serial=s) for c, s in zip(cameras, serials, strict=True)), pairs=())
+    text = {kind: export_rig(rig, kind, tmp_path)[-1] for kind in ("ros", "kalibr", "opencv")}
+    export_rig(rig, "colmap", tmp_path)
+    frames = re.findall(r"child-frame-id (\S+)_depth_optical_frame", text["ros"].read_text())
+    assert frames == ["left_1_1", "left_1_2", "ri_ght"] and text["ros"].read_text().count("--frame-id left_1_0_") == 3
+    pictures = re.findall(r"(\S+).png", (tmp_path / "images.txt").read_text())
+    topics = re.findall(r"rostopic: /(\w+)/", text["kalibr"].read_text())
+    assert len(set(pictures)) == len(set(topics)) == 4
+    cv2 = pytest.importorskip("cv2", reason="OpenCV reads its own YAML; pip install '.[calibration]'")
+    file = cv2.FileStorage(str(text["opencv"]), cv2.FILE_STORAGE_READ)
+    assert [file.getNode(f"serial_{i}").string() for i in range(4)] == list(serials)
+
+
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RigError, match="possible are ros, kalibr, opencv, colmap"):
         export_rig(three(), "tf", tmp_path)

@@ -68,10 +68,10 @@ def find_target(text: str) -> Target:
         return TARGETS[text]
     kind, *parts = text.split(":")
     found = re.fullmatch(r"(\d+)x(\d+)x([\d.]+)x([\d.]+)", parts[0]) if kind == "charuco" and parts else None
-    if found is None:
+    names = [part for part in parts[1:] if part != "inverted"]
+    if found is None or len(names) > 1:
         raise TargetError(f"target {text!r}: possible are {', '.join(TARGETS)} or {FORM}")
     inverted = "inverted" in parts[1:]
-    names = [part for part in parts[1:] if part != "inverted"]
     try:
         square_m, marker_m = float(found[3]) / 1e3, float(found[4]) / 1e3
     except ValueError:
@@ -87,7 +87,7 @@ def charuco_board(target: Target) -> Any:
     """OpenCV's board. Raises TargetError if OpenCV is missing or does not know the dictionary."""
     cv2 = import_opencv()
     number = getattr(cv2.aruco, target.dictionary, None)
-    if number is None:
+    if number is None or not target.dictionary.startswith("DICT_"):
         raise TargetError(f"target {target.name}: OpenCV knows no dictionary {target.dictionary}")
     ids = np.arange(target.first_id, target.first_id + target.marker_count)
     markers = cv2.aruco.getPredefinedDictionary(number)

@@ -101,11 +101,13 @@ def test_the_pdf_is_well_formed() -> None:
 
 def test_targets_that_cannot_be_are_refused() -> None:
     assert find_target("charuco:4x5x54x40.5:DICT_4X4_1000:inverted").square_m == pytest.approx(0.054)
-    for text in ("a5", "charuco:2x2x10x5", "charuco:4x5x30x40", "charuco:4x5"):
+    misspelt = "charuco:4x5x54x40:DICT_4X4_1000:Inverted"
+    for text in ("a5", "charuco:2x2x10x5", "charuco:4x5x30x40", "charuco:4x5", misspelt):
         with pytest.raises(TargetError, match="target"):
             find_target(text)
-    with pytest.raises(TargetError, match="no dictionary DICT_9"):
-        BoardDetector(find_target("charuco:4x5x54x40:DICT_9"))
+    for name in ("DICT_9", "ArucoDetector", "CORNER_REFINE_NONE"):  # the last ones are OpenCV's, and no dictionaries
+        with pytest.raises(TargetError, match=f"no dictionary {name}"):
+            BoardDetector(find_target(f"charuco:4x5x54x40:{name}"))
     with pytest.raises(TargetError, match="do not fit A4"):
         print_pdf(TARGETS["a3"], "a4")
 

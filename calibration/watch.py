@@ -25,6 +25,7 @@ from .fuse import sigma_m
 from .many_views import Surface
 from .rig import Quality, Rig
 from .sight import Sighting, joints_of
+from .uncertainty import Volume, volume_sigma_mm
 
 BLOCK_NS = 1_000_000_000
 HALF_LIFE_S, KEPT = 8.0, 40  # of blocks
@@ -59,7 +60,8 @@ class Block(NamedTuple):
 
 class Drift(NamedTuple):
     """What moving one camera explains: camera's serial, moved_mm (RMS over the working volume) with its sigma, turn in
-    degrees, T_ref_cam (4, 4) as it would be now, share of what any motions explain that it explains."""
+    degrees, T_ref_cam (4, 4) as it would be now, share of what any motions explain that it explains, covariance (6, 6)
+    of the motion, a left perturbation."""
 
     camera: str
     moved_mm: float
@@ -67,6 +69,7 @@ class Drift(NamedTuple):
     turned_deg: float
     T_ref_cam: Array
     share: float
+    covariance: Array
 
 
 class Judgement(NamedTuple):
@@ -152,19 +155,22 @@ class Watch:
         return Judgement("holds", f"the rig holds (most: {best.camera}, {size})", best)
 
     def proposal(self, drift: Drift, created_utc: str) -> Rig:
-        """The rig with the camera where it seems to be now. If that is the reference, all others move instead."""
+        """The rig with the camera where it seems to be now. If that is the reference, all others move instead. A rig
+        that failed its calibration is no better for it."""
         serials = [camera.serial for camera in self.rig.cameras]
         index = serials.index(drift.camera)
         correction = drift.T_ref_cam @ se3.inverse(self.rig.cameras[index].T_ref_cam)  # in the old reference frame
-        cameras = list(self.rig.cameras)
-        if index:
-            cameras[index] = replace(cameras[index], T_ref_cam=drift.T_ref_cam)
-        else:
-            cameras[1:] = [replace(c, T_ref_cam=se3.inverse(correction) @ c.T_ref_cam) for c in cameras[1:]]
-        q = self.rig.quality
+        motion = correction if index else se3.inverse(correction)
+        cameras, q = list(self.rig.cameras), self.rig.quality
+        volume, sigmas = Volume(q.volume_centre_m, q.volume_edge_m), dict(q.sigma_volume_mm)
+        for k in [index] if index else range(1, len(cameras)):
+            was = cameras[k]
+            now = replace(was, T_ref_cam=motion @ was.T_ref_cam, covariance=was.covariance + drift.covariance)
+            cameras[k], sigmas[now.serial] = now, volume_sigma_mm(now.covariance, volume)
         warning = f"proposed by calibrate watch: {drift.camera} moved by {drift.moved_mm:.1f} mm; verify it"
-        quality = Quality(q.method, q.rms, q.volume_centre_m, q.volume_edge_m, q.sigma_volume_mm,
-                          verdict="unverified", warnings=(*q.warnings, warning))  # fmt: skip
+        quality = Quality(q.method, q.rms, q.volume_centre_m, q.volume_edge_m, sigmas,
+                          verdict="fail" if q.verdict == "fail" else "unverified",
+                          warnings=(*q.warnings, warning))  # fmt: skip
         return replace(self.rig, created_utc=created_utc, cameras=tuple(cameras), quality=quality)
 
     # --- one pair
@@ -282,7 +288,7 @@ class Watch:
         T = se3.transform(se3.so3_exp(xi[:3]), xi[3:]) @ camera.T_ref_cam
         return Drift(
             camera.serial, 1e3 * float(moved), 1e3 * float(sigma), float(np.degrees(np.linalg.norm(xi[:3]))), T,
-            float(pull @ xi) / max(explainable, 1e-12),
+            float(pull @ xi) / max(explainable, 1e-12), covariance * (FIRST_SIGMAS**2 if change else 1.0),
         )  # fmt: skip
 
 

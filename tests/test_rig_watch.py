@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from edge_hand.calibration import watch as watch_module
 from edge_hand.calibration import watch_cli
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, load_rig, save_rig
 from edge_hand.calibration.sight import Sighting
+from edge_hand.calibration.uncertainty import volume_sigma_mm
 from edge_hand.calibration.watch import Drift, Judgement, Watch
 from edge_hand.edge.keys import KeysError
 from edge_hand.edge.publish import Publisher
@@ -131,6 +133,28 @@ def test_what_is_proposed_puts_the_camera_right(camera: int, tmp_path: Path):
     assert off[1] < 0.6 * off[0]
 
 
+@pytest.mark.parametrize("camera", [0, 2])
+def test_what_is_proposed_is_as_uncertain_as_the_motion_and_the_rig_together(camera: int):
+    rig, drift = a_rig(), bumped(camera)[-1][1].drift
+    assert drift is not None
+    proposed = Watch(rig).proposal(drift, "")
+    moved = [camera] if camera else [1, 2]
+    for k, (was, now) in enumerate(zip(rig.cameras, proposed.cameras, strict=True)):
+        added = drift.covariance if k in moved else np.zeros((6, 6))
+        np.testing.assert_allclose(now.covariance - was.covariance, added, atol=1e-15)
+    sigma_mm = np.hypot(drift.sigma_mm, volume_sigma_mm(rig.cameras[1].covariance))
+    assert list(proposed.quality.sigma_volume_mm) == [f"cam{k}" for k in moved]
+    assert list(proposed.quality.sigma_volume_mm.values()) == pytest.approx([sigma_mm] * len(moved), rel=0.15)
+
+
+def test_a_rig_that_failed_does_not_become_a_usable_one_by_being_watched():
+    rig, drift = a_rig(), bumped(2)[-1][1].drift
+    assert drift is not None
+    failed = replace(rig, quality=replace(rig.quality, verdict="fail", warnings=("squares are 1.2 % larger",)))
+    proposed = Watch(failed).proposal(drift, "")
+    assert proposed.quality.verdict == "fail" and proposed.quality.warnings[0] == "squares are 1.2 % larger"
+
+
 def test_two_cameras_cannot_tell_which_of_them_moved():
     said = judgements(a_rig(2), 3, 80, (1, half_a_degree(1), 25.0))
     alarms = [j.words for _, j in said if j.state == "moved"]
@@ -234,7 +258,7 @@ def test_the_proposal_on_disk_is_the_newest_one(
 
         def judge(self) -> Judgement:
             T = se3.transform(np.eye(3), np.array([0.01 * (1 + len(seen)), 0, 0]))
-            seen.append(Drift(named[len(seen)], 10.0 + len(seen), 0.5, 0.0, T, 1.0))
+            seen.append(Drift(named[len(seen)], 10.0 + len(seen), 0.5, 0.0, T, 1.0, np.eye(6)))
             return Judgement("moved", "one of them moved", seen[-1])
 
     monkeypatch.setattr(watch_module, "Watch", Surer)
@@ -256,7 +280,8 @@ def test_a_proposal_that_cannot_be_written_is_told_of_and_the_alarm_stays(
 
         def judge(self) -> Judgement:
             (tmp_path / "rig.proposed.json").mkdir(exist_ok=True)  # after the command began
-            return Judgement("moved", "cam1 moved", Drift("cam1", 5.0, 1.0, 0.5, self.rig.cameras[1].T_ref_cam, 1.0))
+            drift = Drift("cam1", 5.0, 1.0, 0.5, self.rig.cameras[1].T_ref_cam, 1.0, np.eye(6))
+            return Judgement("moved", "cam1 moved", drift)
 
     monkeypatch.setattr(watch_module, "Watch", Moved)
     monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)

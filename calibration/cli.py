@@ -86,7 +86,7 @@ def board(
 
     if len(sources) < 2:
         raise CommandError("calibrate board: a rig needs two or more --source")
-    must_write(out, picture)
+    must_write(out, picture, read=sources)
     try:
         printed = find_target(target)
         with open_sources(sources, mode) as opened:

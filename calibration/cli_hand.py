@@ -60,7 +60,7 @@ def hand(
     from .hand import calibrate
     from .rig import save_rig
 
-    must_write(out, picture, json_path)
+    must_write(out, picture, json_path, read=sources)
     sights = _gather(sources, addresses, mode, keys, seconds)
     ended = time.monotonic()
     with _one_line():
@@ -99,7 +99,7 @@ def verify(
     from .verify import report as words
     from .verify import verify as check
 
-    must_write(json_path)
+    must_write(json_path, read=(rig_path, *sources))
     with _one_line():
         rig = load_rig(rig_path)
     sights = _gather(sources, addresses, mode, keys, seconds, rig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,9 +33,14 @@ def make_room(*files: Path | None) -> None:
     must_write(*files)
 
 
-def must_write(*files: Path | None) -> None:
-    """Raise CommandError for a file that cannot be written, before the work whose result goes there."""
+def must_write(*files: Path | None, read: Iterable[Path | str] = ()) -> None:
+    """Raise CommandError for a file that cannot be written, or is one of those that are read or of another result,
+    before the work whose result goes there."""
+    taken = {Path(one).resolve() for one in read}
     for file in files:
+        if file and file.resolve() in taken:
+            raise CommandError(f"{file} would be overwritten: it is given twice; give each result a name of its own")
+        taken |= {file.resolve()} if file else set()
         if file and file.suffix == ".json" and file.with_suffix(".onnx").exists():
             raise CommandError(f"{file} is the card of {file.with_suffix('.onnx').name}; give the result another name")
         try:

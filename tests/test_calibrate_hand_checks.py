@@ -19,6 +19,7 @@ from edge_hand.calibration.joint import moved
 from edge_hand.calibration.observe import ObserveError
 from edge_hand.calibration.rig import RigPair, load_rig
 from edge_hand.calibration.uncertainty import NO_HALVES, Difference, point_sigma_mm, pose_difference
+from edge_hand.edge.shell import CommandError
 from test_calibrate_hand import astray, result, scene
 
 Array = Any
@@ -263,3 +264,26 @@ def test_that_clocks_are_of_folders_of_pictures_is_told(
     run = CliRunner().invoke(command, ["hand", *sources, "--out", str(tmp_path / "rig.json")])
     assert ("clocks are those of the folders' pictures" in run.output) == folders
     assert [c.time for c in load_rig(tmp_path / "rig.json").cameras] == [c.time for c in result().rig.cameras]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["verify", "--rig", "rig.json", "--json", "./rig.json"],
+        ["hand", "--out", "a.mcap"],
+        ["hand", "--out", "new.json", "--json", "new.json"],
+        ["hand", "--out", "new.json", "--picture", "new.json"],
+        ["board", "--out", "b.mcap"],
+    ],
+)
+def test_no_result_is_written_over_what_is_read_or_over_another(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("rig.json", "a.mcap", "b.mcap"):
+        Path(name).write_text("kept")
+    sources = ["--source", "a.mcap", "--source", "b.mcap"]
+    done = CliRunner().invoke(command, [*arguments, *sources])
+    assert isinstance(done.exception, CommandError)
+    assert str(done.exception).endswith("would be overwritten: it is given twice; give each result a name of its own")
+    assert all(path.read_text() == "kept" for path in tmp_path.iterdir())

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..edge.client import SubscribeError, subscribe
-from ..hand.messages import Message, WireError
+from ..hand.messages import Header, Message, WireError
 
 POLL_S = 0.2
 MOST = 4096  # messages kept; beyond them the oldest are lost
-TROUBLE_NS = 2_000_000_000  # for so long it is told that a message was not the contract's
+TROUBLE_NS = 2_000_000_000  # for so long it is told what was wrong with a message, and a camera is its address's
 
 
 class Heard(NamedTuple):
@@ -28,13 +28,15 @@ class Heard(NamedTuple):
 class Listener:
     """`with Listener(addresses) as listener`, then `take()`. Raises SubscribeError or KeysError on entry.
 
-    lost counts the messages that were not taken in time.
+    lost counts the messages that were not taken in time. A camera is heard from one address: another that has its name
+    is passed over while the first one speaks.
     """
 
     def __init__(self, addresses: Sequence[str], topics: Sequence[str], keys: Path | None = None) -> None:
         self.addresses, self.topics, self.keys = tuple(addresses), tuple(topics), keys
         self.lost = 0
         self._trouble: dict[str, tuple[int, str]] = {}
+        self._speaks: dict[str, tuple[str, int]] = {}  # from where a camera was heard, and when
         self._queue: queue.Queue[Heard] = queue.Queue(MOST)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -66,7 +68,7 @@ class Listener:
             return heard
 
     def trouble(self) -> dict[str, str]:
-        """By address, what was wrong with its last message that was not the contract's, if it came of late."""
+        """By address, what was wrong with its last message that could not be taken, if it came of late."""
         since_ns = time.monotonic_ns() - TROUBLE_NS
         return {address: why for address, (t_ns, why) in self._trouble.copy().items() if t_ns > since_ns}
 
@@ -80,8 +82,15 @@ class Listener:
                 except WireError as error:
                     self._trouble[address] = time.monotonic_ns(), str(error)
                     continue
+                now_ns = time.monotonic_ns()
+                if isinstance(message, Header):
+                    other, heard_ns = self._speaks.get(message.camera, (address, now_ns))
+                    if other != address and now_ns - heard_ns < TROUBLE_NS:
+                        self._trouble[address] = now_ns, f"{message.camera} is heard from {other} already"
+                        continue
+                    self._speaks[message.camera] = address, now_ns
                 if self._queue.full():
                     self.lost += 1
                     with suppress(queue.Empty):  # who reads may have emptied it meanwhile
                         self._queue.get_nowait()
-                self._queue.put(Heard(time.monotonic_ns(), message))
+                self._queue.put(Heard(now_ns, message))

@@ -14,6 +14,7 @@ import msgpack
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from edge_hand.calibration import listen
 from edge_hand.calibration.fuse_cli import BIND, fuse
 from edge_hand.calibration.fuse_loop import FuseLoop
 from edge_hand.calibration.listen import Heard, Listener
@@ -169,6 +170,29 @@ def test_a_listener_hears_several_daemons():
                 publisher.publish(parts(rig, k, 0))
             names |= {message.camera for _, message in listener.take(0.05) if isinstance(message, JointsMessage)}
     assert names == {"cam0", "cam1"}
+
+
+def test_of_two_cameras_of_one_name_the_first_is_heard_until_it_is_silent(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(listen, "TROUBLE_NS", 500_000_000)
+    rig = a_rig()
+    with (
+        Publisher("tcp://127.0.0.1:*") as one,
+        Publisher("tcp://127.0.0.1:*") as two,
+        Listener([one.address, two.address], ("joints",)) as listener,
+    ):
+        seqs: list[int] = []
+        told: list[dict[str, str]] = []
+        begun = time.monotonic()
+        while time.monotonic() - begun < 2.5:
+            one_speaks = time.monotonic() - begun < 1.0
+            for publisher, seq in ((one, 1), (two, 2)):
+                publisher.poll_subscriptions()
+                if one_speaks if publisher is one else seqs:
+                    publisher.publish(parts(rig, 0, seq))
+            seqs += [message.seq for _, message in listener.take(0.02) if isinstance(message, JointsMessage)]
+            told.append(listener.trouble())
+    assert seqs == sorted(seqs) and set(seqs) == {1, 2}
+    assert {two.address: f"cam0 is heard from {one.address} already"} in told and not told[-1]
 
 
 def test_a_daemon_of_another_wire_version_and_lost_messages_are_told_of_once():

@@ -100,7 +100,7 @@ class Fuser:
         seen = [self._seen(sighting) for sighting in sightings]
         found: list[WireHand] = []
         for hand, its in self._assigned(t_ns, seen):
-            self._vote(hand, its)
+            self._vote(hand, t_ns, its)
             mine = [s for s in its if s.sighting.is_left == hand.is_left and s.sighting.age_ms * 1e6 <= PREDICTED_NS]
             sure = hand.steps > 0 or len(mine) > 1  # one camera alone must see a new hand twice
             if mine and sure and hand.id == 0:
@@ -163,9 +163,13 @@ class Fuser:
         again.shape = hand.shape
         return again
 
-    def _vote(self, hand: FusedHand, its: list[Seen]) -> None:
-        """Cameras that see the hand well say which side it is."""
+    def _vote(self, hand: FusedHand, t_ns: int, its: list[Seen]) -> None:
+        """Cameras that see the hand well say which side it is. One that nobody has seen as its side for as long as a
+        hand may be predicted is what it is seen as, rather than lost."""
         was_left = hand.is_left
+        disputed = {s.sighting.is_left for s in its} == {not was_left}
+        if disputed and hand.steps and t_ns - hand.measured_ns > PREDICTED_NS:
+            hand.right_votes = 0.0
         for s in its:
             conf = min(max(s.sighting.side_conf, 0.5), 0.98)
             votes = math.log(conf / (1 - conf)) * (-1 if s.sighting.is_left else 1) * s.sighting.score

@@ -125,7 +125,7 @@ def test_a_hand_whose_side_changes_is_a_new_one_to_weigh_filter_and_fit() -> Non
     view.take(told(fuser.rig, 0, 10, is_left=True))
     hand.right_votes = 0.1
     assert hand.weights and hand.fitted is not None and hand.smoother.predict(moment_ns(10)) is not None
-    fuser._vote(hand, [fuser._seen(s) for s in view.at(moment_ns(10))])
+    fuser._vote(hand, moment_ns(10), [fuser._seen(s) for s in view.at(moment_ns(10))])
     assert hand.is_left and hand.weights == {} and hand.fitted is None
     assert hand.smoother.predict(moment_ns(10)) is None
 
@@ -374,3 +374,22 @@ def test_a_step_waits_from_the_first_new_frame_on_and_for_depth_points_where_a_c
     assert views.due(21_000_000) is None
     views.take(cloud_of(messages[0], rig.cameras[0], False), 22_000_000)
     assert views.due(22_000_000) is not None
+
+
+@SIDES
+def test_a_hand_that_all_who_see_it_take_for_the_other_side_s_becomes_that_and_keeps_its_number(is_left: bool) -> None:
+    rig, out = a_rig(1), []
+    fuser, view = Fuser(rig), View(0, rig.cameras[0])
+    for i in range(0, 60, 2):
+        message = told(rig, 0, i, is_left=is_left)
+        if i > 30:  # in the same place
+            (other,) = told(rig, 0, i, is_left=not is_left).hands
+            off, T = message.hands[0].joints_m.mean(0) - other.joints_m.mean(0), other.T_camera_wrist.copy()
+            T[:3, 3] += off
+            other = replace(other, joints_m=other.joints_m + off, joints_raw_m=None, T_camera_wrist=T)
+            message = replace(message, hands=(other,))
+        view.take(message)
+        out += [(i, hand.id, hand.pose.side) for hand in fuser.step(moment_ns(i), view.at(moment_ns(i)))]
+    sides = ["left", "right"] if is_left else ["right", "left"]
+    assert [i for i, *_ in out] == list(range(2, 60, 2)) and {number for _, number, _ in out} == {1}
+    assert out[0][2] == sides[0] and {side for i, _, side in out if i > 42} == {sides[1]}

@@ -7,7 +7,7 @@ import time
 from ..hand.camera import Intrinsics
 from ..hand.messages import CloudMessage, JointsMessage, Message
 from .rig import Rig, RigError
-from .sight import SAME_HOST_NS, Clock, Sighting, View
+from .sight import CARRY_NS, SAME_HOST_NS, Clock, Sighting, View
 
 LIVE_NS = 300_000_000  # a camera without a message for so long is silent
 ASTRAY_NS = 200_000_000  # a clock that is as far from the others' is wrong, until it is half as far
@@ -119,10 +119,12 @@ class Views:
         self.astray = astray | {s: ahead for s, ahead in was.items() if s not in heard}
         if was.keys() & heard - astray.keys():  # others were believed; what they said was by another clock
             self.views |= {s: View(v.index, v.camera, self.clock) for s, v in self.views.items() if s not in heard}
-        newest = [t for s in new if s not in self.astray and (t := self.views[s].newest_ns) is not None]
+        newest = sorted(t for s in new if s not in self.astray and (t := self.views[s].newest_ns) is not None)
         if not newest:
             return None
-        t_ns = sum(newest) // len(newest)
+        while (t_ns := sum(newest) // len(newest)) - newest[0] > CARRY_NS:  # too old to be carried there
+            newest.pop(0)
+            self.late += 1
         uneven = self._uneven_ns is not None and now_ns - self._uneven_ns < LIVE_NS
         if uneven and self._last_ns is not None and t_ns <= self._last_ns:
             t_ns = max(newest)

@@ -89,17 +89,22 @@ def in_order(rig: Rig, sights: Sequence[Sight]) -> list[Sight]:
 
 
 def _refined(sight: Sight, camera: RigCamera) -> Sight:
-    """The sight with joints and points where the rig's intrinsics have them."""
-    if camera.own_intrinsics is None:
+    """The sight with joints and points where the rig's intrinsics and its depth scale have them; `icp` knows only the
+    offset of the inverse depth."""
+    if camera.own_intrinsics is None and camera.depth.scale == 1:
         return sight
+
+    def seen(points_m: Array) -> Array:
+        return camera.refined(points_m) / camera.depth.scale
+
     clouds = tuple(
         cloud._replace(
-            points_m=camera.refined(cloud.points_m),
-            mesh_m=None if cloud.mesh_m is None else camera.refined(cloud.mesh_m),
+            points_m=seen(cloud.points_m),
+            mesh_m=None if cloud.mesh_m is None else seen(cloud.mesh_m),
         )
         for cloud in sight.clouds
     )
-    return replace(sight, intrinsics=camera.intrinsics, joints_m=camera.refined(sight.joints_m), clouds=clouds)
+    return replace(sight, intrinsics=camera.intrinsics, joints_m=seen(sight.joints_m), clouds=clouds)
 
 
 def verify(rig: Rig, sights: Sequence[Sight], *, moments: int = icp.MOMENTS, seed: int = 0) -> Check:

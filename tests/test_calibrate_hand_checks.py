@@ -19,6 +19,7 @@ from edge_hand.calibration.joint import moved
 from edge_hand.calibration.observe import ObserveError
 from edge_hand.calibration.rig import RigPair, load_rig
 from edge_hand.calibration.uncertainty import NO_HALVES, Difference, point_sigma_mm, pose_difference
+from edge_hand.calibration.verify import in_order
 from edge_hand.edge.shell import CommandError
 from test_calibrate_hand import astray, result, scene
 
@@ -287,3 +288,13 @@ def test_no_result_is_written_over_what_is_read_or_over_another(
     assert isinstance(done.exception, CommandError)
     assert str(done.exception).endswith("would be overwritten: it is given twice; give each result a name of its own")
     assert all(path.read_text() == "kept" for path in tmp_path.iterdir())
+
+
+def test_a_check_sees_depth_by_the_scale_that_the_rig_file_has() -> None:
+    rig, sights = result().rig, scene()[1]
+    long = [replace(c, depth=replace(c.depth, scale=1.02)) if k == 1 else c for k, c in enumerate(rig.cameras)]
+    seen = in_order(replace(rig, cameras=tuple(long)), sights)
+    assert seen[0] is sights[0]
+    z = sights[1].clouds[0].points_m[:, 2]
+    np.testing.assert_allclose(seen[1].clouds[0].points_m[:, 2], replace(long[1].depth, offset_per_m=0.0).apply(z))
+    np.testing.assert_allclose(seen[1].joints_m * 1.02, sights[1].joints_m)

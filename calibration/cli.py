@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..edge.shell import CommandError, must_write, say
+from ..hand.fields import printable
 from ..hand.whole import write_whole
 from .cli_hand import hand, mistake, verify
 from .watch_cli import watch
@@ -99,7 +100,7 @@ def board(
         corners = printed.corners_m()
         square = board_scale(found.with_depth, corners, [source.intrinsics for source in opened])
         result = solve(
-            out.stem, cameras, views_to_solve(found), corners,
+            printable(out.stem), cameras, views_to_solve(found), corners,
             Options(offsets=offsets, intrinsics=intrinsics), square=square,
             of_host=all(source.of_host for source in opened),
         )  # fmt: skip

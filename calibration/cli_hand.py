@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..edge.shell import CommandError, must_write, say
+from ..hand.fields import printable
 from ..hand.whole import refusal, write_json
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def hand(
     sights = _gather(sources, addresses, mode, keys, seconds)
     ended = time.monotonic()
     with _one_line():
-        result = calibrate(out.stem, sights, force=force, say=say)
+        result = calibrate(printable(out.stem), sights, force=force, say=say)
         save_rig(result.rig, out)
         took_s = time.monotonic() - ended
         if picture is not None:

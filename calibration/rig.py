@@ -323,16 +323,19 @@ def _values(kind: Any, item: Any, where: str) -> dict[str, Any]:
         if f.name in NOT_NEGATIVE and checked[f.name] is not None:
             number = min(checked[f.name].values(), default=0.0) if isinstance(value, dict) else checked[f.name]
             if number < 0:
-                raise RigError(f"{here}: {number:g} is negative")
+                raise RigError(f"{here}: {max(number, -1e300):g} is negative")
     return checked
 
 
 def _typed(kind: type, value: Any, where: str) -> Any:
-    """The value if it is of this kind; an int is a float, a bool is no number, a number is finite."""
+    """The value if it is of this kind; an int is a float, a bool is no number, a number is finite, text is printable:
+    terminals show it."""
     good = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
     if not good or (kind is float and not abs(value) < 1e300):  # an int may be larger than any float
         raise RigError(f"{where}: {value!r} is not a finite {kind.__name__}" if kind is float else
                        f"{where}: {value!r} is not a {kind.__name__}")  # fmt: skip
+    if kind is str and not value.isprintable():
+        raise RigError(f"{where}: {value!r:.80} is not printable")
     return float(value) if kind is float else value
 
 

@@ -162,6 +162,9 @@ BREAKS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "quality: sigma_volume_mm: -0.3 is negative",
     ),
     "a negative overlap": (lambda d: d["pairs"][0].update(overlap=-1), "pair 0: overlap: -1 is negative"),
+    "an overlap beyond any float": (lambda d: d["pairs"][0].update(overlap=-(10**400)), r"overlap: -1e.300 is neg"),
+    "a name that a terminal would obey": (lambda d: d.update(name="\x1b[2J"), r"name: '\\x1b\[2J' is not printable"),
+    "a warning of two lines": (lambda d: d["quality"].update(warnings=["a\nb"]), r"warnings: 'a\\nb' is not printable"),
     "a version that is none": (lambda d: d.update(version=True), "rig version True; this edge-hand reads version 1"),
 }
 

@@ -91,7 +91,7 @@ def board(
     try:
         printed = find_target(target)
         with open_sources(sources, mode) as opened:
-            different([source.serial for source in opened])
+            different([source.serial for source in opened], sources)
             found = capture(opened, printed, every=every, say=say)
         cameras = [
             BoardCamera(s.serial, s.stream, s.intrinsics, period_s)

@@ -52,12 +52,15 @@ def look_at(
     """
     engine = open_engine(say=say)  # where it is a plan to build, minutes before a camera is open
     with ExitStack() as stack:
-        cameras, live = [], False
+        cameras, kinds = [], set[bool]()
         for text in sources:
             camera, is_live = open_depth(text, mode)
             cameras.append(stack.enter_context(camera))
-            live = live or is_live
-        different([camera.name for camera in cameras])
+            kinds.add(is_live)
+        live = True in kinds
+        if len(kinds) > 1:
+            raise CameraError("cameras and recordings have no moment in common: give one or the other")
+        different([camera.name for camera in cameras], sources)
         lookers = [Looker(engine) for _ in cameras]
         offsets_ns = clock_offsets_ns([_wall_offset_ns(camera) for camera in cameras])
         begins_ns = _begins_ns(sources, offsets_ns, seconds, say)

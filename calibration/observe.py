@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -138,7 +139,9 @@ def import_tree() -> Any:
     return cKDTree
 
 
-def different(serials: Sequence[str]) -> None:
-    """Raise ObserveError if two sources are one camera."""
+def different(serials: Sequence[str], sources: Sequence[str] = ()) -> None:
+    """Raise ObserveError if two sources are one camera, or folders or videos of one name."""
     if len(set(serials)) != len(serials):
-        raise ObserveError(f"two sources are the same camera: {', '.join(serials)}")
+        named = any(Path(source).is_dir() or Path(source).with_suffix(".json").is_file() for source in sources)
+        hint = '; if they are not, give each a name: "camera" in the JSON that holds its intrinsics' if named else ""
+        raise ObserveError(f"two sources are the same camera: {', '.join(serials)}{hint}")

@@ -79,6 +79,12 @@ def test_one_camera_given_twice_is_refused_before_a_hand_moves(tmp_path: Path) -
         look_at.look_at([str(path)] * 2, 2.0, lambda _: pytest.fail("it was looked at"))
 
 
+def test_a_camera_beside_a_recording_is_refused_before_a_hand_moves(tmp_path: Path) -> None:
+    path = recorded(tmp_path / "a.mcap", "a")
+    with pytest.raises(CameraError, match=r"^cameras and recordings have no moment in common: give one or the other$"):
+        look_at.look_at([str(path), "synthetic:1"], 2.0, lambda _: pytest.fail("it was looked at"))
+
+
 def test_ctrl_c_ends_cameras_with_what_they_have_seen_and_recordings_without(tmp_path: Path) -> None:
     def stop(sights: list[Sight]) -> bool:
         raise KeyboardInterrupt

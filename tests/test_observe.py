@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from edge_hand.calibration.observe import (
@@ -91,7 +93,9 @@ def test_speeds_are_a_second_s_also_across_a_hole_and_none_where_nothing_was_see
     assert bridged(np.array([[np.nan], [1.0], [np.nan], [3.0]]))[:, 0].tolist() == [1.0, 1.0, 2.0, 3.0]
 
 
-def test_one_camera_given_twice_is_named() -> None:
+def test_one_camera_given_twice_is_named(tmp_path: Path) -> None:
     different(["a", "b"])
     with pytest.raises(ObserveError, match=r"^two sources are the same camera: a, b, a$"):
         different(["a", "b", "a"])
+    with pytest.raises(ObserveError, match=r'a, b, a; if they are not, give each a name: "camera" in the JSON'):
+        different(["a", "b", "a"], [str(tmp_path), "b.mcap", "c.mcap"])

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 pytest.importorskip("numba", reason="the trainer's pictures need numba")
 
 from edge_hand.hand import se3
-from edge_hand.trainer import evaluate_fusion
+from edge_hand.trainer import evaluate_fusion, evaluate_rig
 from edge_hand.trainer.evaluate_fusion import Errors, evaluate, line, listen, main, rig_of, views_right
 from edge_hand.trainer.synth.rig_views import rig_clip
 
@@ -29,6 +30,14 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pa
     monkeypatch.setattr(sys, "argv", ["evaluate_fusion", "--json", str(tmp_path)])
     with pytest.raises(SystemExit, match=f"^evaluate_fusion: {tmp_path} cannot be written: is a directory$"):
         main()
+
+
+def test_a_clip_that_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    words = "0 cameras, 10 s at 60 fps: all three must be more than 0"
+    monkeypatch.setattr(sys, "argv", ["evaluate_fusion", "--cameras", "0"])
+    with pytest.raises(SystemExit, match=f"^evaluate_fusion: {words}$"):
+        main()
+    assert CliRunner().invoke(evaluate_rig.main, ["--cameras", "0"]).output.endswith(f"evaluate_rig: {words}\n")
 
 
 def test_the_rig_given_is_off_by_as_much_as_was_asked_and_says_so():

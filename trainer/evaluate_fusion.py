@@ -30,7 +30,7 @@ from ..hand.arrays import Array
 from ..hand.messages import CloudMessage, JointsMessage
 from ..hand.whole import write_json
 from ..hand.wire import Header, decode, encode_joints
-from .synth.rig_views import START_NS, RigClip, rig_clip
+from .synth.rig_views import START_NS, RigClip, RigError, rig_clip
 
 LATENCY_NS = 10_000_000  # of the daemons
 BAD_MM, RIGHT_MM = 40.0, 25.0
@@ -208,9 +208,12 @@ def main() -> None:
         sys.exit(f"evaluate_fusion: {error}")
     results = []
     for seed in options.seeds:
-        clip = rig_clip(
-            seed, cameras=options.cameras, seconds=options.seconds, motion=options.motion, is_left=seed % 3 == 0
-        )
+        try:
+            clip = rig_clip(
+                seed, cameras=options.cameras, seconds=options.seconds, motion=options.motion, is_left=seed % 3 == 0
+            )
+        except RigError as error:
+            sys.exit(f"evaluate_fusion: {error}")
         told = [listen(clip, camera, clouds=not options.no_clouds) for camera in range(options.cameras)]
         rig = rig_of(clip, off_mm=options.rig_mm, off_deg=options.rig_deg, off_ms=options.clock_ms)
         results.append(evaluate(clip, told, rig, drop=options.drop, smooth=not options.no_smooth))

@@ -26,7 +26,7 @@ from ..edge.model_card import DEFAULT_MODEL, sha256
 from ..edge.shell import CommandError, make_room
 from ..hand.whole import write_json
 from .kept import claim
-from .synth.rig_views import Bump, RigClip, rig_clip
+from .synth.rig_views import Bump, RigClip, RigError, rig_clip
 
 
 class Row(NamedTuple):
@@ -141,7 +141,10 @@ def main(
     checks: list[dict[str, Any]] = []
     click.echo("seed camera  joints mm  deg   depth mm  deg   sigma  ratio  clock ms  sigma   cpu s")
     for seed in range(first, first + seeds):
-        clip = rig_clip(seed, cameras=cameras, seconds=seconds, fps=fps, size=(width, width * 240 // 424))
+        try:
+            clip = rig_clip(seed, cameras=cameras, seconds=seconds, fps=fps, size=(width, width * 240 // 424))
+        except RigError as error:
+            sys.exit(f"evaluate_rig: {error}")
         sights = tracked(clip, cache, f"{seed}")
         begun = time.process_time()
         try:

@@ -70,7 +70,9 @@ class Views:
         boot = self._boot.get(next(iter(self.views)), next(iter(self._boot.values()), 0))
         unix_ns = t_ns if self.clock == "unix" else t_ns + boot
         here = time.time_ns() - time.monotonic_ns()
-        own_ns = t_ns if self.clock == "monotonic" and abs(here - boot) < SAME_HOST_NS else unix_ns - here
+        if self.clock == "monotonic" and abs(here - boot) < SAME_HOST_NS:
+            return unix_ns, t_ns
+        own_ns = unix_ns - here
         came_ns = max(self._came.values(), default=own_ns)
         return unix_ns, own_ns if abs(own_ns - came_ns) < FOREIGN_NS else came_ns
 

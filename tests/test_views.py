@@ -66,12 +66,16 @@ def test_when_hosts_turn_out_to_differ_frames_are_awaited_anew_by_the_wall_clock
     assert views.due(18 * MS) == SECOND - 76 * MS and views.late == 0
 
 
-@pytest.mark.parametrize(("boot_ns", "here"), [(None, True), (5 * SECOND, False)])
-def test_the_moment_of_a_step_is_told_by_the_wall_clock_and_by_this_host_s_own(boot_ns: int | None, here: bool) -> None:
-    this_ns = time.time_ns() - time.monotonic_ns()
-    boot = this_ns if boot_ns is None else boot_ns
+@pytest.mark.parametrize(
+    ("booted_ns", "own_ns"), [(0, SECOND), (5 * SECOND, 6 * SECOND), (None, 6 * SECOND + 300 * MS)]
+)
+def test_the_moment_of_a_step_is_told_by_the_wall_clock_and_by_this_host_s_own(
+    booted_ns: int | None, own_ns: int
+) -> None:
+    """A camera of this host, of one that booted later, and of one that believes it is 1970: when its frame came."""
+    boot = 0 if booted_ns is None else time.time_ns() - time.monotonic_ns() + booted_ns
     views = Views(a_rig(1))
-    views.take(at(0, SECOND, boot), 0)
+    views.take(at(0, SECOND, boot), 6 * SECOND + 300 * MS)
     unix_ns, monotonic_ns = views.capture(SECOND)
     assert unix_ns == SECOND + boot
-    assert monotonic_ns == (SECOND if here else pytest.approx(unix_ns - this_ns, abs=MS))
+    assert monotonic_ns == pytest.approx(own_ns, abs=MS)

@@ -66,7 +66,7 @@ def test_in_32_bits_it_gives_what_onnxruntime_gives() -> None:
 def test_in_8_bits_it_is_as_near_to_the_float_network_as_onnxruntime_is(bf16: bool) -> None:
     if bf16 and not has_bf16():
         pytest.skip("this CPU has no bfloat16")
-    truth, images = open_engine("onnxruntime", FLOAT), crops(64)
+    truth, images = open_engine("onnxruntime", FLOAT), crops(64, 128)  # of fewer, one ambiguous hand decides
     theirs = compare(open_engine("onnxruntime", DEFAULT_MODEL), truth, images).mean_mm
     assert compare(opened(DEFAULT_MODEL, bf16), truth, images).mean_mm < theirs * 1.1
 

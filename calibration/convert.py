@@ -144,13 +144,12 @@ def quaternion(T: Array) -> Array:
 
 
 def _told_apart(rig: Rig) -> Rig:
-    """The rig with a number behind those serials that `_ros_name` makes one of, as `left.1` and `left-1`."""
+    """The rig with a number behind each serial if `_ros_name` makes one of any two, as `left.1` and `left-1`."""
     names = [_ros_name(camera.serial) for camera in rig.cameras]
-    cameras = [
-        replace(camera, serial=f"{name}_{i}") if names.count(name) > 1 else camera
-        for i, (camera, name) in enumerate(zip(rig.cameras, names, strict=True))
-    ]
-    return replace(rig, cameras=tuple(cameras))
+    if len(set(names)) == len(names):
+        return rig
+    numbered = zip(rig.cameras, names, range(len(names)), strict=True)
+    return replace(rig, cameras=tuple(replace(camera, serial=f"{name}_{i}") for camera, name, i in numbered))
 
 
 def _ros_name(text: str) -> str:

@@ -24,6 +24,7 @@ from ..edge.librealsense import LIBREALSENSE
 from ..edge.recording import decode_depth_png
 from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
+from ..hand.fields import printable
 from .target import import_opencv
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".mov")
@@ -114,7 +115,8 @@ class VideoFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         known = _read_json(path.with_suffix(".json"))
-        self.serial, self.stream = str(known.get("camera", path.stem)), str(known.get("stream", "colour"))
+        self.serial = printable(str(known.get("camera", path.stem)))
+        self.stream = printable(str(known.get("stream", "colour")))
         self.intrinsics = known["intrinsics"]
         cv2 = import_opencv()
         self._video = cv2.VideoCapture(str(path))
@@ -143,7 +145,8 @@ class PictureFolder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         known = _read_json(folder / "camera.json")
-        self.serial, self.stream = str(known.get("camera", folder.resolve().name)), str(known.get("stream", "infrared"))
+        self.serial = printable(str(known.get("camera", folder.resolve().name)))
+        self.stream = printable(str(known.get("stream", "infrared")))
         self.intrinsics = known["intrinsics"]
         self._unit_m = float(known.get("depth_scale_m", 0.001))
         self._paths = sorted(

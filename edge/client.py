@@ -76,6 +76,7 @@ class Subscription:
         self._kinds = {topic.encode() for topic in topics if "." not in topic}
         self._waiting: dict[bytes, list[bytes]] = {}  # newest of each topic, the longest waiting topic first
         self._socket: zmq.Socket[bytes] | None = None
+        self._refused: zmq.Socket[bytes] | None = None
         self._open()
 
     def __enter__(self) -> Subscription:
@@ -112,17 +113,18 @@ class Subscription:
     def close(self) -> None:
         """Close the socket; iterating ends."""
         if self._socket is not None:
-            self._socket.disable_monitor()
-            self._refused.close(linger=0)
+            if self._refused is not None:
+                self._socket.disable_monitor()
+                self._refused.close(linger=0)
             self._socket.close(linger=0)
-            self._socket = None
+            self._socket = self._refused = None
         self._waiting.clear()
 
     def _open(self) -> None:
-        self._socket = zmq.Context.instance().socket(zmq.SUB)
-        self._refused: zmq.Socket[bytes] = self._socket.get_monitor_socket(REFUSED)
         self._opened_s = time.monotonic()
         try:
+            self._socket = zmq.Context.instance().socket(zmq.SUB)
+            self._refused = self._socket.get_monitor_socket(REFUSED)
             self._socket.setsockopt(zmq.RCVHWM, QUEUE)
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
             self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
@@ -148,7 +150,8 @@ class Subscription:
 
     def _ask_again(self) -> None:
         """libzmq asks no more where it was refused, for other keys or for none; the daemon may know better by now."""
-        if time.monotonic() - self._opened_s > AGAIN_S and int(self._refused.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+        refused = self._refused is not None and int(self._refused.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        if refused and time.monotonic() - self._opened_s > AGAIN_S:
             self.close()
             self._open()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from ..hand.whole import refusal
 from .keys import CLIENTS, KeysError, clients, load_server
 from .log import LOG
 
@@ -60,9 +61,12 @@ class Doorkeeper:
 
 
 def _stamp(folder: Path) -> list[tuple[str, int]]:
-    """Another one whenever a client's file was made, removed, or changed in place, its rights too. Raises OSError."""
-    with os.scandir(folder / CLIENTS) as files:
-        return sorted((file.name, file.stat().st_ctime_ns) for file in files if file.name.endswith(".key"))
+    """Another one whenever a client's file was made, removed, or changed in place, its rights too. Raises KeysError."""
+    try:
+        with os.scandir(folder / CLIENTS) as files:
+            return sorted((file.name, file.stat().st_ctime_ns) for file in files if file.name.endswith(".key"))
+    except OSError as error:
+        raise KeysError(f"{error.filename}: {refusal(error)}") from None
 
 
 def guard(socket: zmq.Socket[bytes], folder: Path) -> None:

@@ -36,11 +36,11 @@ def make_room(*files: Path | None) -> None:
 def must_write(*files: Path | None, read: Iterable[Path | str] = ()) -> None:
     """Raise CommandError for a file that cannot be written, or is one of those that are read or of another result,
     before the work whose result goes there."""
-    taken = {Path(one).resolve() for one in read}
+    taken = {os.path.realpath(one) for one in read}
     for file in files:
-        if file and file.resolve() in taken:
+        if file and os.path.realpath(file) in taken:
             raise CommandError(f"{file} would be overwritten: it is given twice; give each result a name of its own")
-        taken |= {file.resolve()} if file else set()
+        taken |= {os.path.realpath(file)} if file else set()
         if file and file.suffix == ".json" and file.with_suffix(".onnx").exists():
             raise CommandError(f"{file} is the card of {file.with_suffix('.onnx').name}; give the result another name")
         try:

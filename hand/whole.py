@@ -43,7 +43,7 @@ def _beside(path: Path) -> Path:
     pipe, whose place a file would take: root would lose /dev/null."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if (path.exists() and not path.is_file()) or path.parent.resolve() == Path("/dev"):
+    if (path.exists() and not path.is_file()) or os.path.realpath(path.parent) == "/dev":
         raise PermissionError(errno.EPERM, "not a plain file", str(path))
     return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.part")  # a name has room for 255 bytes
 

@@ -107,7 +107,7 @@ def test_cameras_whose_serials_differ_in_what_ros_does_not_take_are_told_apart(t
     text = {kind: export_rig(rig, kind, tmp_path)[-1] for kind in ("ros", "kalibr", "opencv")}
     export_rig(rig, "colmap", tmp_path)
     frames = re.findall(r"child-frame-id (\S+)_depth_optical_frame", text["ros"].read_text())
-    assert frames == ["left_1_1", "left_1_2", "ri_ght"] and text["ros"].read_text().count("--frame-id left_1_0_") == 3
+    assert frames == ["left_1_1", "left_1_2", "ri_ght_3"] and text["ros"].read_text().count("--frame-id left_1_0_") == 3
     pictures = re.findall(r"(\S+).png", (tmp_path / "images.txt").read_text())
     topics = re.findall(r"rostopic: /(\w+)/", text["kalibr"].read_text())
     assert len(set(pictures)) == len(set(topics)) == 4

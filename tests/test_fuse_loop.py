@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from edge_hand.calibration.fuse_cli import BIND, fuse
 from edge_hand.calibration.fuse_loop import FuseLoop
 from edge_hand.calibration.listen import Heard, Listener
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, save_rig
-from edge_hand.edge.client import SubscribeError, subscribe
+from edge_hand.edge.client import SubscribeError, Subscription, subscribe
 from edge_hand.edge.loop import topology
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.shell import CommandError
@@ -232,16 +234,22 @@ def test_a_daemon_of_another_wire_version_and_lost_messages_are_told_of_once():
     assert sum("version" in line for line in said) == 1, "not with every message"
 
 
-def test_of_more_hands_than_the_wire_carries_those_that_most_cameras_see_are_published():
-    rig = rig_of_three()
-    places = [(k, [0.2 * (n % 3), 0.2 * (n // 3), 0.5 * (k + 1)]) for k in range(3) for n in range(6)]
+@contextmanager
+def heard_loop(rig: Rig) -> Iterator[tuple[FuseLoop, Subscription]]:
+    """A loop over the rig, and one that has subscribed to its joints."""
     with (
         Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
         subscribe(publisher.address, ("joints.rig",), latest=False, timeout_s=5) as inbox,
     ):
-        loop = FuseLoop(rig, publisher, say=lambda _: None)
         while not publisher.wants("joints.rig"):
             publisher.poll_subscriptions()
+        yield FuseLoop(rig, publisher, say=lambda _: None), inbox
+
+
+def test_of_more_hands_than_the_wire_carries_those_that_most_cameras_see_are_published():
+    rig = rig_of_three()
+    places = [(k, [0.2 * (n % 3), 0.2 * (n // 3), 0.5 * (k + 1)]) for k in range(3) for n in range(6)]
+    with heard_loop(rig) as (loop, inbox):
         for i in range(4):
             said = []
             for k in range(3):
@@ -258,13 +266,7 @@ def test_of_more_hands_than_the_wire_carries_those_that_most_cameras_see_are_pub
 
 def test_what_is_fused_of_hosts_whose_wall_clock_believes_it_is_1970_can_be_read():
     rig = a_rig()
-    with (
-        Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
-        subscribe(publisher.address, ("joints.rig",), latest=False, timeout_s=5) as inbox,
-    ):
-        loop = FuseLoop(rig, publisher, say=lambda _: None)
-        while not publisher.wants("joints.rig"):
-            publisher.poll_subscriptions()
+    with heard_loop(rig) as (loop, inbox):
         for seq in range(2):
             both = [heard(rig, k, seq) for k in range(2)]
             old = [h._replace(message=replace(h.message, t_capture_unix_ns=h.message.t_capture_ns)) for h in both]

@@ -19,7 +19,7 @@ int cuDeviceGetCount(int *n) { *n = strcmp(WRONG, "none") ? 1 : 0; return 0; }
 int cuDeviceGet(int *d, int i) { *d = 0; return 0; }
 int cuDriverGetVersion(int *v) { *v = 12060; return 0; }
 int cuDeviceGetName(char *n, int l, int d) { strncpy(n, "Pretend Orin", l); return 0; }
-int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : a == 76 ? 7 : 1; return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? 8 : a == 76 ? 7 : a == 16 ? 6 : 1; return 0; }
 int cuGetErrorName(int e, const char **s) { *s = "CUDA_ERROR_NOT_SUPPORTED"; return 0; }
 int log_[64], n_;
 static int put(int what, const char *f) { log_[n_++] = what; return bad(f); }
@@ -50,7 +50,8 @@ def calls(library: str) -> list[int]:
 
 def test_the_driver_tells_which_gpu_there_is(tmp_path: Path) -> None:
     gpu = cuda.probe(pretend_driver(tmp_path))
-    assert gpu[:2] == ("Pretend Orin", "8.7") and gpu.driver.startswith("CUDA 12.6") and gpu.unified
+    assert gpu[:2] == ("Pretend Orin with 6 multiprocessors", "8.7")
+    assert gpu.driver.startswith("CUDA 12.6") and gpu.unified
 
 
 @pytest.mark.parametrize(

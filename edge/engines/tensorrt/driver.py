@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 LIBRARY = "libcuda.so.1"
 # CUdevice_attribute
-INTEGRATED, CAN_MAP_HOST_MEMORY, CAPABILITY_MAJOR, CAPABILITY_MINOR = 18, 19, 75, 76
+MULTIPROCESSORS, INTEGRATED, CAN_MAP_HOST_MEMORY, CAPABILITY_MAJOR, CAPABILITY_MINOR = 16, 18, 19, 75, 76
 CAPTURE_THREAD_LOCAL = 1  # CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: other threads may allocate meanwhile
 RELEASES = ("/proc/driver/nvidia/version", "/etc/nv_tegra_release")  # of a PC's driver, of a Jetson's
 
@@ -22,8 +22,9 @@ class CudaError(Exception):
 
 
 class Gpu(NamedTuple):
-    """The first GPU. driver is the CUDA version that it speaks and, where the system tells, its release; unified says
-    that the GPU reads the CPU's memory where it lies (Jetsons)."""
+    """The first GPU. name tells its multiprocessors too: all Orins are called "Orin", and power modes switch some off.
+    driver is the CUDA version that it speaks and, where the system tells, its release; unified says that the GPU reads
+    the CPU's memory where it lies (Jetsons)."""
 
     name: str
     capability: str  # "8.7"
@@ -57,7 +58,7 @@ def probe(library: str = LIBRARY) -> Gpu:
         return value.value
 
     return Gpu(
-        name=name.value.decode(errors="replace"),
+        name=f"{name.value.decode(errors='replace')} with {attribute(MULTIPROCESSORS)} multiprocessors",
         capability=f"{attribute(CAPABILITY_MAJOR)}.{attribute(CAPABILITY_MINOR)}",
         driver=f"CUDA {version.value // 1000}.{version.value % 1000 // 10}{_release()}",
         unified=bool(attribute(INTEGRATED) and attribute(CAN_MAP_HOST_MEMORY)),

@@ -52,8 +52,12 @@ PRETEND = """
         def __init__(self): self.flags = []
         def set_flag(self, flag): self.flags.append(flag)
         def set_memory_pool_limit(self, pool, size): pass
-        def create_timing_cache(self, data): return Cache(data)
-        def set_timing_cache(self, cache, ignore): self.cache = cache
+        cache = None
+        def create_timing_cache(self, data): return None if data == b"unreadable" else Cache(data)
+        def set_timing_cache(self, cache, ignore):
+            if cache.data == b"another GPU's": return False
+            self.cache = cache
+            return True
         def get_timing_cache(self): return self.cache
     class Error:
         def desc(self): return "Non-zero zero point is not supported" + chr(10) + "more"
@@ -223,6 +227,11 @@ def test_timings_are_learnt_from_build_to_build(model: Path, tmp_path: Path) -> 
     get_plan(model, KEY, BUILDER, folder=folder)
     get_plan(model, KEY._replace(model="b" * 64), BUILDER, folder=folder)
     assert read(KEY.timings(folder), KEY, whole=False) == b"++"
+
+
+@pytest.mark.parametrize("timings", [b"unreadable", b"another GPU's"])
+def test_timings_that_tensorrt_does_not_take_are_learnt_anew(timings: bytes, model: Path) -> None:
+    assert run_build(BUILDER, b"net", timings, lambda line: None, 30)[1] == b"+"
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,9 @@ def _build(
     if not job.module.endswith("rtx"):  # which warns that it ignores them
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
         config.builder_optimization_level = job.level
-        config.set_timing_cache(config.create_timing_cache(timings), False)
+        kept = config.create_timing_cache(timings)
+        if kept is None or not config.set_timing_cache(kept, False):  # of another build of TensorRT, or other clocks
+            config.set_timing_cache(config.create_timing_cache(b""), False)
     plan = builder.build_serialized_network(network, config)
     del monitor
     if plan is None:

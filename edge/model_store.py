@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..hand.whole import give, read_json, refusal, write_json
+from .engines import check_engine
 from .home import home
 from .model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
 
@@ -78,7 +79,7 @@ def own_model(store: Path | None = None) -> tuple[Path, str]:
             return DEFAULT_MODEL, ""
         check(version)
         return version.model, f"model: version {version.number} of this device, from {version.made_from}"
-    except (StoreError, ModelError) as error:
+    except StoreError as error:
         return DEFAULT_MODEL, f"model: {DEFAULT_MODEL.stem} as shipped, since {error}"
 
 
@@ -139,18 +140,22 @@ def version(store: Path, number: int) -> Version:
 
 
 def check(version: Version) -> None:
-    """Raise StoreError or ModelError unless every file of the version is as it was when it was accepted."""
+    """Raise StoreError unless every file of the version is as it was when it was accepted, and this edge-hand can use
+    it."""
     for name, expected in version.hashes.items():
         path, seen = version.folder / name, ""
         with suppress(OSError, ValueError):  # gone, not ours to read, or no name of a file
             seen = sha256(path)
         if seen != expected:
             raise StoreError(f"{path} is not the file that was accepted; `edge-hand models use shipped`, or another")
-    load_card(version.model)
+    try:
+        check_engine("auto", version.model)
+    except ModelError as error:  # another release's
+        raise StoreError(f"{error}; `edge-hand models use shipped`, or another") from None
 
 
 def checked(store: Path, number: int) -> Version | None:
-    """The version of this number, after `check`; None for the network that ships. Raises StoreError, ModelError."""
+    """The version of this number, after `check`; None for the network that ships. Raises StoreError."""
     found = None if number == SHIPPED else version(store, number)
     if found is not None:
         check(found)
@@ -158,7 +163,7 @@ def checked(store: Path, number: int) -> Version | None:
 
 
 def check_store(store: Path) -> None:
-    """Raise StoreError or ModelError unless a version can be added and the one in use is as it was accepted: asked
+    """Raise StoreError unless a version can be added and the one in use is as it was accepted: asked
     before work whose result belongs there."""
     with _locked(store):
         by_number(store)
@@ -221,7 +226,7 @@ def current(store: Path) -> Version | None:
 
 
 def use(store: Path, number: int) -> Version | None:
-    """Put a version in use, SHIPPED for the network that ships. Raises StoreError, ModelError."""
+    """Put a version in use, SHIPPED for the network that ships. Raises StoreError."""
     found = checked(store, number)
     with _locked(store):
         now = _pointer(store)
@@ -233,7 +238,7 @@ def use(store: Path, number: int) -> Version | None:
 
 def rollback(store: Path, bad: int | None = None) -> Version | None:
     """Go back to what was in use before; None is the network that ships. With bad given, only if that one is in use
-    now: of several daemons the first goes back, the others find it done. Raises StoreError, ModelError."""
+    now: of several daemons the first goes back, the others find it done. Raises StoreError."""
     with _locked(store):
         now = _pointer(store)
         if bad is not None and now.use != bad:

@@ -6,14 +6,11 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge import engines
 from edge_hand.edge.engines import engine_kinds, onnxruntime, open_engine
 from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.reading import POINTS, predict
@@ -165,7 +162,7 @@ def test_a_file_that_onnxruntime_cannot_load_is_one_line(model: Path, data: byte
 
 @pytest.mark.parametrize("which", ["inputs", "outputs"])
 def test_a_network_with_other_shapes_than_its_card_s_is_refused(model: Path, which: str) -> None:
-    change_card(model, lambda card: card[which].update({next(iter(card[which])): [1, 2, 3]}))
+    change_card(model, lambda card: card[which].update({next(reversed(card[which])): [1, 2, 3]}))
     assert refusal(model) == f"model {model}: its inputs and outputs are not those of its card"
 
 
@@ -230,10 +227,11 @@ def test_an_engine_that_was_built_for_one_machine_is_refused(tmp_path: Path) -> 
     )
 
 
+@pytest.mark.parametrize("shape", [[1, 7], []])
 @pytest.mark.parametrize("output", ["log_error", "hand_logit"])
-def test_a_network_whose_outputs_do_not_fit_its_crops_is_refused(output: str) -> None:
-    engine = open_engine()
-    outputs = engine.card.outputs | {output: [1, 7]}
-    other = SimpleNamespace(card=replace(engine.card, outputs=outputs), name="", run=engine.run)
-    with pytest.raises(ModelError, match=r"^model x: its card's outputs are not those of a Dual Grid Net"):
-        engines._checked(other, Path("x"))
+def test_a_network_whose_outputs_do_not_fit_its_crops_is_refused(output: str, shape: list[int], tmp_path: Path) -> None:
+    model = tmp_path / "x.onnx"
+    shutil.copy(DEFAULT_MODEL, model)
+    card = json.loads(DEFAULT_MODEL.with_suffix(".json").read_text())
+    model.with_suffix(".json").write_text(json.dumps(card | {"outputs": card["outputs"] | {output: shape}}))
+    assert refusal(model) == f"model {model}: its card's outputs are not those of a Dual Grid Net for its crops"

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from edge_hand.edge import model_store
 from edge_hand.edge.cli import cli
 from edge_hand.edge.health import BLOCK, EARLY, Health
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, load_card
+from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, load_card, sha256
 from edge_hand.edge.model_store import StoreError, add, check, check_store, current, number_of, own_model, use
 
 FLOAT = MODELS / "dgn-nano.onnx"
@@ -71,6 +71,26 @@ def test_a_version_that_says_what_cannot_be_is_passed_over(store: Path, change: 
     about.write_text(json.dumps(values))
     model, line = own_model(store)
     assert model == DEFAULT_MODEL and line.startswith("model: dgn-nano-int8 as shipped, since ") and "\n" not in line
+
+
+@pytest.mark.parametrize("field", ["version", "outputs"])
+def test_a_version_that_another_release_accepted_is_passed_over_and_the_way_on_is_said(store: Path, field: str) -> None:
+    folder = add(store, [FLOAT], "a", {}).folder
+    use(store, 1)
+    about, card = folder / "version.json", folder / "adapted-1.json"
+    values, accepted = json.loads(card.read_text()), json.loads(about.read_text())
+    other = {"version": 1, "outputs": values["outputs"] | {"vertices_uvd": [1, 778, 3]}}
+    for path in (about, card):
+        path.chmod(0o644)
+    card.write_text(json.dumps(values | {field: other[field]}))
+    about.write_text(json.dumps(accepted | {"sha256": accepted["sha256"] | {card.name: sha256(card)}}))
+    model, line = own_model(store)
+    assert model == DEFAULT_MODEL and line.startswith("model: dgn-nano-int8 as shipped, since model ")
+    way = "; `edge-hand models use shipped`, or another"
+    assert line.endswith(way)
+    for refused in (lambda: check_store(store), lambda: use(store, 1)):
+        with pytest.raises(StoreError, match=f"{way}$"):
+            refused()
 
 
 @pytest.mark.parametrize("measures", [[], {"fit_p50_mm": {}}, {"fit_p50_mm": {"old": None, "new": 1}}])

@@ -99,9 +99,9 @@ def open_engine(
     check_engine(kind, model, net)
     say = say or (lambda line: _log.info("%s", line))
     if kind != "auto":
-        return _checked(_open(kind, model, threads, refit, say), model)
+        return _open(kind, model, threads, refit, say)
     chosen = Choice(ANYWHERE, model, ()) if net == "finder" else choose(model)  # a finder stays on the CPU
-    first = _checked(_open(ANYWHERE, model, threads), model)
+    first = _open(ANYWHERE, model, threads)
     if chosen.kind == ANYWHERE and tune:
         return _tuned(chosen, threads, first, say)
     say(f"engine: {chosen.explain(first.name)}")
@@ -132,19 +132,20 @@ def check_engine(kind: str, model: Path, net: str | None = "dgn") -> None:
     card = load_card(model)
     if net and card.kind != net:
         raise ModelError(f"model {model}: its kind is {card.kind!r}; this needs {net}")
+    _check_hand(card, model)
 
 
-def _checked(engine: Engine, model: Path) -> Engine:
+def _check_hand(card: ModelCard, model: Path) -> None:
     """Refuse a mesh that is not our hand's: the tracker would bend it as if it were."""
-    outputs, ours = engine.card.outputs, len(template().vertices_m)
+    outputs, ours = card.outputs, len(template().vertices_m)
     vertices = outputs.get("vertices_uvd")
-    if engine.card.kind == "dgn" and vertices is not None:
+    if card.kind == "dgn" and vertices is not None:
         if vertices[-2:] != [ours, 3]:
-            raise ModelError(f"model {model}: it is of another hand, with {vertices[-2]} vertices; ours has {ours}")
-        cells = (engine.card.crop_size // 2) ** 2
-        if outputs.get("log_error", [ours])[-1] != ours or outputs.get("hand_logit", [cells])[-1] != cells:
+            theirs = vertices[-2] if len(vertices) > 1 else "no"
+            raise ModelError(f"model {model}: it is of another hand, with {theirs} vertices; ours has {ours}")
+        cells = (card.crop_size // 2) ** 2
+        if outputs.get("log_error", [ours])[-1:] != [ours] or outputs.get("hand_logit", [cells])[-1:] != [cells]:
             raise ModelError(f"model {model}: its card's outputs are not those of a Dual Grid Net for its crops")
-    return engine
 
 
 def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], None]) -> Engine:

@@ -17,10 +17,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ..hand.whole import give, read_json, refusal, write_json
 from .engines import check_engine
@@ -251,17 +251,26 @@ def rollback(store: Path, bad: int | None = None) -> Version | None:
 
 
 @contextmanager
-def undone_on_error(store: Path) -> Iterator[None]:
-    """What is in use before the block is so again if it raises. Raises StoreError."""
-    was = _pointer(store)
-    try:
-        yield
-    except BaseException:
-        with _locked(store):
-            now = _pointer(store)
-            if now.use != was.use:
-                _write(store / "current.json", was._replace(proven=now.proven)._asdict())
-        raise
+def undone_on_error(store: Path, say: Callable[[str], None]) -> Iterator[None]:
+    """What is in use before the block is so again if it raises. One such block at a time, of all processes: the undoing
+    of one would take back what another has done since. say hears of waiting for another. Raises StoreError."""
+    with ExitStack() as stack:
+        with _written(store):
+            lock = stack.enter_context(_lock(store, ".changing"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                say("another change is under way; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        was = _pointer(store)
+        try:
+            yield
+        except BaseException:
+            with _locked(store):
+                now = _pointer(store)
+                if now.use != was.use:
+                    _write(store / "current.json", was._replace(proven=now.proven)._asdict())
+            raise
 
 
 def prove(store: Path, number: int) -> None:
@@ -349,16 +358,27 @@ def _sync(path: Path) -> None:
 @contextmanager
 def _locked(store: Path) -> Iterator[None]:
     """One writer at a time. Raises StoreError."""
+    with _written(store), _lock(store, ".lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _written(store: Path) -> Iterator[None]:
     try:
-        missing = [folder for folder in (store, *store.parents) if not folder.exists()]
-        store.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in reversed(missing):
-            give(folder, folder.parent)
-        # Root works in a service's store too, and follows no link that its user put there.
-        lock = os.open(store / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-        with os.fdopen(lock) as file:
-            give(store / ".lock", store)
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        yield
     except OSError as error:
         raise StoreError(f"store {store}: cannot be written ({refusal(error)})") from None
+
+
+def _lock(store: Path, name: str) -> IO[str]:
+    """A file of the store, to be locked. Raises OSError."""
+    missing = [folder for folder in (store, *store.parents) if not folder.exists()]
+    store.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for folder in reversed(missing):
+        give(folder, folder.parent)
+    # Root works in a service's store too, and follows no link that its user put there.
+    descriptor = os.open(store / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    file = os.fdopen(descriptor, "w")
+    give(store / name, store)
+    return file

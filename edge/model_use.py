@@ -12,7 +12,7 @@ from .model_store import SHIPPED, StoreError, Version, in_use, model_of, rollbac
 
 def put_in_use(store: Path, number: int, say: Callable[[str], None]) -> Version | None:
     """Serve with a version from now on, SHIPPED for the network that ships; None is that one. If a daemon refuses it,
-    nothing changes. say hears a line a daemon. Raises StoreError, ModelError."""
+    nothing changes. say hears a line a daemon. Raises StoreError."""
     return _serve(store, lambda: use(store, number), say)
 
 
@@ -27,7 +27,7 @@ def name_of(found: Version | None) -> str:
 
 def _serve(store: Path, change: Callable[[], Version | None], say: Callable[[str], None]) -> Version | None:
     """The pointer first: a daemon that leaves a network at once takes it back."""
-    with undone_on_error(store):
+    with undone_on_error(store, say):
         wanted = change()
         _ask_daemons(wanted, say)
     if in_use(store) != (SHIPPED if wanted is None else wanted.number):

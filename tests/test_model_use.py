@@ -1,0 +1,52 @@
+"""Several commands that put networks in use at the same time."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from edge_hand.edge.control import ControlSocket, Reply, Request
+from edge_hand.edge.model_card import MODELS
+from edge_hand.edge.model_store import StoreError, add, in_use
+from edge_hand.edge.model_use import put_in_use
+
+FLOAT = MODELS / "dgn-nano.onnx"
+
+
+def test_of_two_changes_at_once_the_second_waits_and_holds_though_the_first_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))  # no daemon of this machine
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    store = tmp_path / "models"
+    for name in ("a", "b"):
+        add(store, [FLOAT], name, {})
+    asked, waits, said, refused = threading.Event(), threading.Event(), list[str](), list[str]()
+
+    def answer(request: Request) -> Reply:
+        if request.what == "use" and "adapted-1" in request.model:
+            asked.set()
+            waits.wait(10)
+            return Reply(False, "left", "it makes no hand")
+        return Reply(True, "left", "serves from the next frame on")
+
+    def first() -> None:
+        try:
+            put_in_use(store, 1, lambda line: None)
+        except StoreError as error:
+            refused.append(str(error))
+
+    def tell(line: str) -> None:
+        said.append(line)
+        waits.set()
+
+    with ControlSocket("left", answer):
+        other = threading.Thread(target=first)
+        other.start()
+        assert asked.wait(10)
+        put_in_use(store, 2, tell)
+        waits.set()
+        other.join(10)
+    assert in_use(store) == 2 and len(refused) == 1
+    assert said == ["another change is under way; waiting for it", "left: serves from the next frame on"]

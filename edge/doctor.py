@@ -75,7 +75,7 @@ def gpu(root: Path = ROOT, ask: Callable[[], Gpu] = probe) -> list[Finding]:
     trt = next(
         (name for name in ("tensorrt", "tensorrt_cu13", "tensorrt_cu12", "tensorrt_cu11") if installed(name)), None
     )
-    if trt is None and importlib.util.find_spec("tensorrt") is None:
+    if trt is None and getattr(importlib.util.find_spec("tensorrt"), "origin", None) is None:  # or only a folder
         return [*found, _no_tensorrt(root)]
     found += tensorrt_fits(installed(trt or "tensorrt"), cuda_of_tensorrt(), seen, is_jetson(root))
     return found if found[-1].level == "warn" else [*found, _pycuda(installed("pycuda"))]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import importlib.util
 import json
 import shutil
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
+from edge_hand.edge import doctor
 from edge_hand.edge.engines import open_engine, tensorrt
 from edge_hand.edge.engines.tensorrt import CudaError, TensorRtEngine, artefact, check, plan_key, refitted, suited
 from edge_hand.edge.engines.tensorrt import driver as cuda
@@ -376,6 +379,19 @@ def test_without_a_driver_it_is_one_line_and_tensorrt_is_not_touched() -> None:
 
 @pytest.mark.parametrize("version", ["8.6.1", "10.2.0", "12.0.1"])
 def test_a_version_outside_the_range_is_one_line(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", stand_in(version))
+    monkeypatch.setitem(sys.modules, "tensorrt", stand_in(version))
     with pytest.raises(ModelError, match=f"^tensorrt: version {version}; this edge-hand needs 10.3 or newer"):
         tensorrt._import()
+
+
+def test_a_folder_called_tensorrt_is_not_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if importlib.util.find_spec("tensorrt"):
+        pytest.skip("the real one is installed, and comes first")
+    folder = tmp_path / "tensorrt"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModelError, match=rf"^tensorrt: it is not installed \({folder} is only a folder\)$"):
+        tensorrt._import()
+    del sys.modules["tensorrt"]
+    found = doctor.gpu(ask=lambda: GPU)[-1]
+    assert found.level == "warn" and found.said.startswith("it is not installed")

@@ -143,6 +143,8 @@ def _import() -> Any:
         trt = importlib.import_module("tensorrt")
     except ImportError as error:
         raise ModelError(f"tensorrt: it is not installed ({str(error).splitlines()[0][:120]})") from None
+    if not hasattr(trt, "__version__"):  # what a half removed one left, or a folder of that name
+        raise ModelError(f"tensorrt: it is not installed ({trt.__path__[0]} is only a folder)")
     if not LEAST <= version(trt) < BELOW:
         raise ModelError(f"tensorrt: version {trt.__version__}; this edge-hand needs 10.3 or newer, below 12")
     return trt

@@ -304,6 +304,23 @@ def test_a_dataset_that_is_not_all_there_is_one_line(
     assert str(refused.value).startswith(f"{tmp_path}{text}") and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "0", "470"])
+def test_a_label_that_is_no_place_before_the_camera_is_one_line(value: str, tmp_path: Path) -> None:
+    """Nothing can be cut around it, and a frame behind the camera would be scored against a guess."""
+    path, _ = write_msra(tmp_path)
+    labels = path / "P3/TIP/joint.txt"
+    rows = labels.read_text().splitlines()
+    words = rows[2].split()
+    words[5] = value  # z of the second joint; MSRA's is negative
+    labels.write_text("\n".join([*rows[:2], " ".join(words), *rows[3:]]))
+    for options in ({}, {"finder": True}):
+        with pytest.raises(EvaluateError) as refused:
+            evaluate(f"msra:{path}", MODEL, **options)
+        said = str(refused.value)
+        assert said.startswith(f"--data msra:{path}: frame P3/TIP/000001_depth.bin has its joint index_mcp at [")
+        assert said.endswith(" mm, expected numbers before the camera")
+
+
 @pytest.mark.parametrize("kind", ["nyu", "icvl", "msra"])
 def test_an_empty_folder_is_one_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=str(tmp_path)):

@@ -156,7 +156,7 @@ def read_windows(
     windows = np.empty((len(dataset.labels), size, size), np.uint16)
     distances, joints = [], []
     for i, (label, frame) in enumerate(zip(dataset.labels, dataset.frames(), strict=True)):
-        found = window_of(frame, label, spec, size)
+        found = window_of(frame, label, size)
         if found and (found[0] > 0).mean() >= LEAST:
             windows[kept] = found[0]
             distances.append(found[1])
@@ -174,12 +174,10 @@ def read_windows(
     return windows[:kept], np.array(distances), np.array(joints)
 
 
-def window_of(frame: DepthFrame, label: Label, spec: str, size: int) -> tuple[NDArray[np.uint16], float, Array] | None:
+def window_of(frame: DepthFrame, label: Label, size: int) -> tuple[NDArray[np.uint16], float, Array] | None:
     """The window (size, size) of a frame around its label, its distance m, and the joints (J, 3) m in its frame; None
     of a hand that is too near."""
     centre = label.joints_mm.mean(0) / 1e3
-    if not np.isfinite(label.joints_mm).all():
-        raise DatasetError(f"--real {spec}: the joints of frame {label.name} are not all finite")
     if centre[2] < NEAREST_M:
         return None
     left = label.side == "left"

@@ -101,6 +101,14 @@ def open_dataset(spec: str) -> Dataset:
     dataset: Dataset = importlib.import_module("." + kind, __name__).open_dataset(Path(path))
     if not dataset.labels:
         raise DatasetError(f"--data {spec}: it has no labelled frame")
+    truth = dataset.truth_mm
+    wrong = np.argwhere(~(np.isfinite(truth).all(-1) & (truth[..., 2] > 0)))  # frames and joints
+    if len(wrong):
+        frame, joint = wrong[0]
+        raise DatasetError(
+            f"--data {spec}: frame {dataset.labels[frame].name} has its joint {dataset.scheme.names[joint]} at "
+            f"{truth[frame, joint].tolist()} mm, expected numbers before the camera"
+        )
     return dataset
 
 

@@ -43,6 +43,15 @@ def test_the_command_prints_the_table_and_writes_the_picture(log: Path, capsys: 
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_of_one_name_are_told_apart_by_their_paths(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = log.parents[1] / "yesterday" / "nano" / "log.jsonl"
+    other.parent.mkdir(parents=True)
+    other.write_text('{"seen": 1000, "val_joint_mm": 30.0}\n')
+    assert curve.main([str(log), str(other)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"| samples | {log} | {other} |" and "| 1,000 | 20.0 | 30.0 |" in said
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [("{", "not a run's log"), ('{"seen": 5}\n', "no validation in it"), ("[1]\n", "no validation in it")],

@@ -89,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     try:
-        curves = {log.parent.name or log.stem: read_curve(log) for log in options.logs}
+        names = [log.parent.name or log.stem for log in options.logs]
+        names = [str(log) if names.count(name) > 1 else name for log, name in zip(options.logs, names, strict=True)]
+        curves = {name: read_curve(log) for log, name in zip(options.logs, names, strict=True)}
         print(table(curves))
         if options.out:
             save_png(options.out, picture(curves))

@@ -75,6 +75,16 @@ def test_the_command_prints_the_table_and_draws_it(tmp_path: Path, capsys: pytes
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_results_of_one_name_are_told_apart_by_their_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / folder / "test.json" for folder in ("nano", "base")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text(json.dumps({"confidence": confidence_report(*drawn(100))}))
+    assert main(list(map(str, files))) == 0
+    said = capsys.readouterr().out
+    assert all(f"{file}: constants" in said for file in files)
+
+
 def test_a_result_without_a_table_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "old.json").write_text('{"joint_mm": {}}')
     assert main([str(tmp_path / "old.json")]) == 1

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.draw import save_png
-from .metrics import COLOURS
+from .metrics import COLOURS, told_apart
 
 Points = list[tuple[int, float]]
 
@@ -89,9 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     try:
-        names = [log.parent.name or log.stem for log in options.logs]
-        names = [str(log) if names.count(name) > 1 else name for log, name in zip(options.logs, names, strict=True)]
-        curves = {name: read_curve(log) for log, name in zip(options.logs, names, strict=True)}
+        names = told_apart([log.parent.name or log.stem for log in options.logs], options.logs)
+        curves = {name: read_curve(log) for name, log in zip(names, options.logs, strict=True)}
         print(table(curves))
         if options.out:
             save_png(options.out, picture(curves))

@@ -7,6 +7,7 @@ every rate and is left out of every mean.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,11 @@ def percentiles(errors_mm: Array) -> dict[str, float]:
 
 def rounded(x: Any) -> float:
     return round(float(x), 4)
+
+
+def told_apart(names: Sequence[str], files: Sequence[Path]) -> list[str]:
+    """A name for each file; its path where two have one name."""
+    return [str(file) if names.count(name) > 1 else name for name, file in zip(names, files, strict=True)]
 
 
 COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14), (148, 103, 189), (140, 86, 75), (0, 0, 0))

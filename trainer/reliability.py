@@ -19,7 +19,7 @@ from ..edge.confidence import RADIUS_M, Calibration, features, joint_confidence
 from ..edge.draw import save_png
 from ..hand.arrays import Array
 from .logistic import fit
-from .metrics import COLOURS, rounded
+from .metrics import COLOURS, rounded, told_apart
 
 BINS = 10
 RIDGE = 1e-3  # keeps a constant that no sample tells apart at 0
@@ -129,7 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="PNG of confidence against fact")
     options = parser.parse_args(arguments)
     try:
-        tables = {file.stem: read_table(file) for file in options.results}
+        names = told_apart([file.stem for file in options.results], options.results)
+        tables = {name: read_table(file) for name, file in zip(names, options.results, strict=True)}
         for name, table in tables.items():
             print(f"{name}: constants {table['calibration']}, expected calibration error {table['ece']}")
             for b in table["bins"]:

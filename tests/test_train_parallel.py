@@ -204,6 +204,18 @@ def test_what_several_processes_cannot_do_is_one_line(
     assert str(error.value) == text
 
 
+def test_a_process_too_many_for_the_gpus_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in {"RANK": "4", "LOCAL_RANK": "4", "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(TrainError, match=r"^process 5 of this machine has no GPU, there are 4: start 4 at most, "),
+        join(),
+    ):
+        pass
+
+
 ONE_THREAD_BESIDE_NUMBA = """
 import torch
 from edge_hand.trainer.train import set_threads

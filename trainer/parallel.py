@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .checkpoint import TrainError
 from .processes import ONE_THREAD, environment, when_parent_ends
 
 RENDEZVOUS = "EDGE_HAND_RENDEZVOUS"  # where `launch`'s processes meet; torchrun's meet at MASTER_ADDR
@@ -67,7 +68,8 @@ class Group:
 def join(*, cpu: bool = False) -> Iterator[Group]:
     """This process's place in the run: from the environment (RANK, WORLD_SIZE, LOCAL_RANK), or alone without it.
 
-    cpu: also where there are GPUs, for they do not sum what lies on a CPU.
+    cpu: also where there are GPUs, for they do not sum what lies on a CPU. Raises TrainError for a process too many for
+    the GPUs.
     """
     cuda = torch.cuda.is_available() and not cpu
     if not launched():
@@ -75,6 +77,11 @@ def join(*, cpu: bool = False) -> Iterator[Group]:
         return
     rank, size, local = (int(os.environ.get(name, "0")) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if cuda:
+        if local >= (gpus := torch.cuda.device_count()):
+            raise TrainError(
+                f"process {local + 1} of this machine has no GPU, there are {gpus}: start {gpus} at most, "
+                "or hide them with CUDA_VISIBLE_DEVICES= to train on its CPU"
+            )
         torch.cuda.set_device(local)
     dist.init_process_group(
         "nccl" if cuda else "gloo",

@@ -230,9 +230,10 @@ def test_consecutive_frames_are_told_by_sequence_and_number(tmp_path: Path) -> N
     assert open_dataset(f"icvl:{path}").follows.tolist() == [False, True, False]
 
 
-def test_one_person_or_one_gesture_of_msra_can_be_opened(tmp_path: Path) -> None:
+def test_one_person_or_one_gesture_of_msra_can_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _ = write_msra(tmp_path)
-    for part in (path, path / "P3", path / "P3/TIP"):
+    monkeypatch.chdir(path / "P3")
+    for part in (path, path / "P3", path / "P3/TIP", ".", "TIP", "TIP/.."):
         labels = open_dataset(f"msra:{part}").labels
         assert labels[0].name == "P3/TIP/000000_depth.bin" and labels[0].person == "P3"
 

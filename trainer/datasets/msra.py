@@ -9,6 +9,7 @@ z backwards is DeepPrior++'s importer's (github.com/moberweger/deep-prior-pp, sr
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ SCHEME = scheme_of(
 
 def open_dataset(path: Path) -> Dataset:
     """The database's folder (all persons), one person's, such as .../P3, or one gesture's, such as .../P3/TIP."""
+    path = Path(os.path.abspath(path))  # folders' names say who it is, . and .. do not
     texts = (
         sorted(path.glob("joint.txt")) or sorted(path.glob("*/joint.txt")) or sorted(path.glob("P[0-8]/*/joint.txt"))
     )

@@ -69,7 +69,7 @@ def board(
     sources: tuple[str, ...], target: str, out: Path, picture: Path | None, mode: str | None, every: int, offsets: bool,
     intrinsics: bool,
 ) -> None:  # fmt: skip
-    """Calibrate with the printed board. The first source is the reference camera. Ctrl-C ends the looking of cameras.
+    """Calibrate with the printed board. The first source is the reference camera. Ctrl-C ends the capture.
 
     \b
     edge-hand calibrate board --source left/ --source right/ --target a4 --out rig.json

@@ -15,9 +15,9 @@ from .shell import CommandError, make_folders, make_room, write_result
 @click.option("--rig", type=Path, help="The rig file, if the recordings are of its cameras at the same time.")
 @click.option("--method", default="dgn", show_default=True, help="What to learn from: dgn (Dual Grid Net) or dibra.")
 @click.option(
-    "--minutes", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Of learning, at most."
+    "--minutes", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Most minutes to learn."
 )
-@click.option("--steps", default=1800, show_default=True, type=click.IntRange(1), help="Of learning, at most.")
+@click.option("--steps", default=1800, show_default=True, type=click.IntRange(1), help="Most steps to learn.")
 @click.option("--model", default="dgn-nano", show_default=True, help="A shipped model that has weights to train.")
 @click.option("--out", type=Path, default=Path("adapted"), show_default=True, help="Folder for all that comes of it.")
 @click.option("--store", type=Path, help="Where adapted models are kept; default: this user's own.")

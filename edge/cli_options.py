@@ -82,7 +82,7 @@ def tracking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         click.option("--person", type=Path, help="Keep the hand's shape in this file, and start from it."),
         click.option("--smooth/--no-smooth", default=True, show_default=True, help="Smooth what is published."),
-        click.option("--hands", default=2, show_default=True, type=click.IntRange(1, 8), help="Most hands at once."),
+        click.option("--hands", default=2, show_default=True, type=click.IntRange(1, 8), help="Track so many at most."),
         click.option("--finder", default="finder", show_default=True, help="A model, or geometry for none."),
     ):
         command = option(command)

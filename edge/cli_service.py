@@ -188,7 +188,7 @@ def keys_list(folder: Path) -> None:
 @click.argument("folder", type=Path)
 @click.argument("name")
 def keys_remove(folder: Path, name: str) -> None:
-    """Let a client in no more.
+    """Take a client's access away.
 
     \b
     edge-hand keys remove /etc/edge-hand/keys robot

@@ -296,7 +296,7 @@ def line(row: dict[str, Any]) -> str:
 @click.option("--steps", default=1800, show_default=True, type=click.IntRange(1))
 @click.option("--seconds", default=60.0, show_default=True, help="Of the recording that is adapted to.")
 @click.option("--fps", default=10.0, show_default=True)
-@click.option("--every", default=3, show_default=True, help="The network alone looks at each so manieth frame.")
+@click.option("--every", default=3, show_default=True, help="The network alone looks at every n-th frame.")
 @click.option("--only", help="One row, by name.")
 @click.option("--json", "json_path", type=Path)
 def main(

@@ -126,8 +126,8 @@ def test_a_name_that_is_no_printable_line_is_refused(model: Path, name: str) -> 
     assert refusal(model).endswith(": name: of the wrong type or out of range")
 
 
-@pytest.mark.parametrize("confidence", [[1, 2], [1, 2, 10**400], [1, 2, math.nan], [True, 1, 1]])
-def test_a_card_whose_confidence_cannot_be_is_refused(model: Path, confidence: list[float]) -> None:
+@pytest.mark.parametrize("confidence", [[1, 2], "abc", [1, 2, None], [1, 2, 10**400], [1, 2, math.nan], [True, 1, 1]])
+def test_a_card_whose_confidence_cannot_be_is_refused(model: Path, confidence: object) -> None:
     change_card(model, lambda card: card.update(confidence=confidence))
     assert refusal(model).endswith(", expected three numbers")
 

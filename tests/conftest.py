@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 from edge_hand.edge import control
+from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.log import LOG
 
 os.environ.setdefault("EDGE_HAND_TUNE", "0")  # daemons that tests start do not try out engines
@@ -31,6 +32,12 @@ def fresh_log() -> Iterator[None]:
     LOG.handlers[:] = []
     LOG.setLevel(logging.NOTSET)
     LOG.propagate, LOG.disabled = True, False
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """The network that ships."""
+    return open_engine()
 
 
 @pytest.fixture(scope="module")

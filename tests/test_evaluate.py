@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from depth_png import encode_depth_png
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.engines import Engine
 from edge_hand.edge.evaluate import ARM_M, evaluate_recording, hand_points, recording_table, surface_distance_mm
 from edge_hand.edge.finder import CUBE_M
 from edge_hand.edge.recording import RecordingWriter
@@ -27,11 +27,6 @@ from PIL import Image
 
 T = template()
 SR305 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "sr305"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine()
 
 
 @cache

@@ -18,7 +18,7 @@ from edge_hand.edge import loop as loop_module
 from edge_hand.edge.cameras import BadFrame, Camera, FrameTimeout, open_camera
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.client import Subscription, subscribe
-from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.engines import Engine
 from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.recording import RecordingWriter
@@ -31,11 +31,6 @@ ANY_PORT = "tcp://127.0.0.1:*"
 BROKEN, EMPTY = 2, 4  # the frames of the folder that hold no hand
 FRAMES = 8
 AnyMessage = TypeVar("AnyMessage", JointsMessage, MeshMessage, StatusMessage, TopologyMessage)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from edge_hand.edge.cameras import BadFrame, FrameTimeout
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.clock import Clock
-from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.engines import Engine
 from edge_hand.edge.loop import Loop, Totals
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.swap import EngineDown
@@ -19,11 +19,6 @@ from edge_hand.hand.messages import JointsMessage, MeshMessage, Message, StatusM
 from edge_hand.hand.wire import decode
 
 ANY_PORT = "tcp://127.0.0.1:*"
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine()
 
 
 @pytest.fixture(scope="module")

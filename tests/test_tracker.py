@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.engines import Engine
 from edge_hand.edge.look import Look
 from edge_hand.edge.track import MOST_M_S, PREDICTED_NS
 from edge_hand.edge.tracker import REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
@@ -23,11 +23,6 @@ from edge_hand.hand.template import template
 
 FRAMES = 40
 T = template()
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine()
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.engines import Engine
 from edge_hand.edge.look import Look
 from edge_hand.edge.person import Person
 from edge_hand.edge.tracker import MAYBE, PUBLISH, REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
@@ -16,11 +16,6 @@ from edge_hand.hand.kinematics import AVERAGE
 
 FRAME_NS = 33_333_333
 DOUBT = (MAYBE + PUBLISH) / 2
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine()
 
 
 @pytest.fixture(scope="module")

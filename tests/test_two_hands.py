@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.engines import Engine
 from edge_hand.edge.look import Look
 from edge_hand.edge.track import SIDE_LIMIT
 from edge_hand.edge.tracker import FINDER_VOTES, REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
@@ -71,11 +71,6 @@ def right_at(x_m: float, left: bool = False) -> tuple[Array, bool]:
 
 def left_at(x_m: float) -> tuple[Array, bool]:
     return right_at(x_m, left=True)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine()
 
 
 @pytest.fixture

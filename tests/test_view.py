@@ -20,7 +20,7 @@ import pytest
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import main
-from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.engines import Engine
 from edge_hand.edge.keys import add_client, make_server
 from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.model_card import DEFAULT_MODEL
@@ -160,11 +160,6 @@ def test_cameras_of_one_name_at_two_addresses_are_two() -> None:
 
 
 # --- the page
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge.engines import Engine, open_engine
+from edge_hand.edge.engines import Engine
 from edge_hand.edge.view import PAGE, served
 from edge_hand.edge.view_packet import Packets
 from test_view import daemon
@@ -142,11 +142,6 @@ def test_a_browser_that_loses_its_graphics_says_so_and_begins_anew_when_they_are
     assert set(lines[: at - 1]) == {"", "edge-hand view does not answer; trying again"}
     assert lines[at - 1].startswith("the browser lost its graphics; reload") and lines[-1] == "reloaded"
     assert set(lines[at + 1 : -1]) == {lines[at - 1], "edge-hand view does not answer; trying again"}
-
-
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return open_engine()
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ FACES = template().faces
 
 
 @cache
-def frame_and_pose() -> tuple[DepthFrame, HandPose]:
+def frame_and_pose(seq: int = 0) -> tuple[DepthFrame, HandPose]:
+    """A frame of the synthetic camera and the pose it was drawn from."""
     with SyntheticCamera(0, "320x240@30", fps=0) as camera:
-        frame, theta, alpha, beta = camera.frame(0), camera.theta(0), camera.alpha, camera.beta
+        frame, theta, alpha, beta = camera.frame(seq), camera.theta(seq), camera.alpha, camera.beta
     joints, vertices = pose_hand(template(), theta[None], alpha[None], beta[None])
     pose = HandPose(
         side="right",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,51 +11,27 @@ import edge_hand.edge.evaluate
 import numpy as np
 import pytest
 from depth_png import encode_depth_png
-from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.evaluate import ARM_M, evaluate_recording, hand_points, recording_table, surface_distance_mm
 from edge_hand.edge.finder import CUBE_M
 from edge_hand.edge.recording import RecordingWriter
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.arrays import Array
-from edge_hand.hand.frames import DepthFrame, HandPose
-from edge_hand.hand.kinematics import Shape, pose_hand
-from edge_hand.hand.se3 import so3_exp, transform
+from edge_hand.hand.frames import DepthFrame
+from edge_hand.hand.kinematics import Shape
 from edge_hand.hand.template import template
 from PIL import Image
+from test_draw import frame_and_pose
 
 T = template()
 SR305 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "sr305"
-
-
-@cache
-def frame_and_truth(seq: int) -> tuple[DepthFrame, HandPose]:
-    """A frame of the synthetic camera and the pose it was drawn from."""
-    with SyntheticCamera(0, "424x240@30", fps=0) as camera:
-        frame, theta, alpha, beta = camera.frame(seq), camera.theta(seq), camera.alpha, camera.beta
-    joints, vertices = pose_hand(T, theta[None], alpha[None], beta[None])
-    pose = HandPose(
-        side="right",
-        side_conf=1.0,
-        state="tracked",
-        score=1.0,
-        T_camera_wrist=transform(so3_exp(theta[3:6]), theta[:3]),
-        theta=theta,
-        alpha=alpha,
-        beta=beta,
-        joints_m=joints[0],
-        vertices_m=vertices[0],
-        joint_conf=np.ones(21),
-        fit_mm=1.0,
-    )
-    return frame, pose
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hand, an empty image, a broken file, and the hand a quarter of a second later."""
     path = tmp_path_factory.mktemp("recording")
-    (first, _), (last, _) = frame_and_truth(0), frame_and_truth(8)
+    (first, _), (last, _) = frame_and_pose(0), frame_and_pose(8)
     k = first.intrinsics
     camera = {key: getattr(k, key) for key in ("width", "height", "fx", "fy", "cx", "cy")}
     (path / "camera.json").write_text(json.dumps(camera | {"depth_scale_m": first.depth_unit_m}))
@@ -114,7 +89,7 @@ def test_points_on_the_mesh_have_no_distance_and_no_points_none() -> None:
 
 @pytest.mark.parametrize("seq", [0, 120, 250, 500])
 def test_hand_points_are_the_hand_s_and_none_lies_behind_the_wrist(seq: int) -> None:
-    frame, pose = frame_and_truth(seq)
+    frame, pose = frame_and_pose(seq)
     points = hand_points(frame, pose)
     assert len(points) > 300
     wrist, along = pose.T_camera_wrist[:3, 3], pose.T_camera_wrist[:3, 1]
@@ -130,7 +105,7 @@ def test_hand_points_are_the_hand_s_and_none_lies_behind_the_wrist(seq: int) -> 
 
 
 def test_a_mesh_in_the_air_has_no_hand_points() -> None:
-    frame, pose = frame_and_truth(0)
+    frame, pose = frame_and_pose(0)
     empty = DepthFrame("e", 0, 0, np.zeros_like(frame.depth), frame.depth_unit_m, frame.intrinsics)
     assert hand_points(empty, pose).shape == (0, 3)
     wall = DepthFrame("w", 0, 0, np.full_like(frame.depth, 2000), frame.depth_unit_m, frame.intrinsics)
@@ -188,7 +163,7 @@ def test_the_tracker_is_given_the_recorded_times(
     recorded = [7_000_000_000 + round(k * 1e9 / 90) + (k > 2) * 60_000_000_000 for k in range(5)]
     with RecordingWriter(tmp_path / "hand.mcap") as writer:
         for k, t_ns in enumerate(recorded):
-            writer.write(replace(frame_and_truth(k)[0], t_ns=t_ns))
+            writer.write(replace(frame_and_pose(k)[0], t_ns=t_ns))
     evaluate_recording(str(tmp_path / "hand.mcap"), engine, track=True)
     assert times == recorded
 

@@ -30,6 +30,7 @@ from edge_hand.edge.publish import Publisher
 from edge_hand.edge.swap import SwapEngine
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.wire import JointsMessage, Message, StatusMessage
+from test_reload import Failing
 
 TIMEOUT_S = 60
 EDGE_HAND = [sys.executable, "-m", "edge_hand.edge.cli"]
@@ -277,20 +278,6 @@ def test_a_set_wall_clock_is_followed_at_once_and_told() -> None:
         "the wall clock was set by +3600.0 s"
     ]
     assert all(m.hands for m in joints), "the hand is followed on"
-
-
-class Failing:
-    """A real engine that fails from a certain run on."""
-
-    def __init__(self, after: int) -> None:
-        self.inner, self.left = open_engine("onnxruntime"), after
-        self.card, self.name = self.inner.card, "failing engine"
-
-    def run(self, image: Any) -> list[Any]:
-        self.left -= 1
-        if self.left < 0:
-            raise RuntimeError("CUDA error 719")
-        return self.inner.run(image)
 
 
 def test_an_engine_that_is_down_is_told_and_its_frames_give_no_hand(monkeypatch: pytest.MonkeyPatch) -> None:

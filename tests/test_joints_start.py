@@ -13,6 +13,7 @@ from edge_hand.calibration.pairwise import PairFit, fit_pair, kabsch
 from edge_hand.calibration.uncertainty import pose_difference, volume_sigma_mm
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform
+from test_hand_motion import seen_only
 
 Array = Any
 
@@ -44,11 +45,6 @@ def sight_of(
     other = rng.random(len(times)) < wild
     joints[other] += rng.normal(0, 0.3, (other.sum(), 1, 3))
     return Sight(f"cam{camera}", "depth", LENS, times - offset_s, joints)
-
-
-def seen_only(sight: Sight, where: Array) -> Sight:
-    joints = np.where(where[:, None, None], sight.joints_m, np.nan)
-    return Sight(sight.serial, sight.stream, sight.intrinsics, sight.times_s, joints)
 
 
 def paired(a: Sight, b: Sight) -> PairFit:

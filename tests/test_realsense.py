@@ -16,6 +16,7 @@ from edge_hand.edge.cameras import CameraError, EndOfStream, FrameTimeout, open_
 from edge_hand.edge.cameras.realsense import RealSenseCamera, check_camera, list_cameras
 from edge_hand.edge.librealsense import import_realsense, intrinsics_from_realsense
 from edge_hand.hand.camera import Intrinsics
+from test_replay import read_all
 
 try:
     rs = import_realsense()
@@ -87,15 +88,6 @@ def librealsense_intrinsics(ours, model=None):
 
 def noise(seed):
     return np.random.default_rng(seed).integers(0, 65536, (HEIGHT, WIDTH)).astype(np.uint16)
-
-
-def read_all(camera):
-    frames = []
-    try:
-        while True:
-            frames.append(camera.read(5.0))
-    except EndOfStream:
-        return frames
 
 
 @pytest.fixture(scope="module", params=[0.001, 0.000125])

@@ -29,6 +29,7 @@ from edge_hand.edge.recording import Recording, RecordingError, RecordingWriter
 from edge_hand.hand.frames import DepthFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_replay import read_all
 
 EDGE_HAND = [sys.executable, "-m", "edge_hand.edge.cli"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HOME": "/nonexistent"}
@@ -348,14 +349,3 @@ def wait_for(what: Callable[[], bool], process: subprocess.Popen[Any] | None = N
         assert time.monotonic() < end, "it did not come"
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.01)
-
-
-def read_all(camera: Any) -> list[DepthFrame]:
-    from edge_hand.edge.cameras import EndOfStream
-
-    found = []
-    try:
-        while True:
-            found.append(camera.read(5.0))
-    except EndOfStream:
-        return found

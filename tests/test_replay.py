@@ -47,7 +47,7 @@ def read_all(camera):
     frames = []
     try:
         while True:
-            frames.append(camera.read(2.0))
+            frames.append(camera.read(5.0))
     except EndOfStream:
         return frames
 

@@ -27,6 +27,7 @@ from edge_hand.trainer.synth.room_crops import AWAY_M, HARDLY_SEEN, PER_ROOM, SH
 from edge_hand.trainer.synth.samples import CELLS, CUBE_M, Generator, Sample
 from edge_hand.trainer.torch_engine import TorchEngine
 from edge_hand.trainer.train import train
+from test_samples import assert_same
 
 N = 60
 TINY = TrainConfig(width=8, samples=16, batch=8, warmup=8, coarse=0, left_share=0.2, bf16=False, room_share=0.5)
@@ -40,11 +41,6 @@ def crops() -> RoomCrops:
 @pytest.fixture(scope="module")
 def batch(crops: RoomCrops) -> Sample:
     return crops.batch(0, N)
-
-
-def assert_same(a: Sample, b: Sample) -> None:
-    for name, x, y in zip(Sample._fields, a, b, strict=True):
-        np.testing.assert_array_equal(x, y, err_msg=name)
 
 
 def test_a_crop_depends_on_stream_seed_and_index_alone(crops: RoomCrops, batch: Sample) -> None:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgpack
 import numpy as np
 import zstandard
-from depth_png import encode_depth_png
+from depth_png import format_1
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, RigError, RigPair, load_rig, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.cli import cli
@@ -236,10 +236,10 @@ def recording_seeds(folder: Path) -> list[bytes]:
                 writer.message([topic, payload], frame.t_ns)
             writer.flush()
     whole = path.read_bytes()
-    return [whole, whole[: len(whole) // 2], format_1(path)]
+    return [whole, whole[: len(whole) // 2], recording_1(path)]
 
 
-def format_1(path: Path) -> bytes:
+def recording_1(path: Path) -> bytes:
     """A recording as the first version wrote it."""
     out = BytesIO()
     writer = Writer(out, compression=CompressionType.ZSTD)
@@ -248,17 +248,7 @@ def format_1(path: Path) -> bytes:
     channel = writer.register_channel("depth.front", "msgpack", schema_id=0)
     with Recording(path) as recording:
         for frame in recording:
-            k = frame.intrinsics
-            lens = {"width": k.width, "height": k.height, "fx": k.fx, "fy": k.fy, "cx": k.cx, "cy": k.cy}
-            fields = {
-                "v": 1,
-                "camera": "front",
-                "seq": frame.seq,
-                "t_ns": frame.t_ns,
-                "depth_unit_m": frame.depth_unit_m,
-            }
-            fields |= {"intrinsics": lens | {"distortion": [0.0] * 5}, "png": encode_depth_png(frame.depth, 1)}
-            writer.add_message(channel, frame.t_ns, msgpack.packb(fields), frame.t_ns)
+            writer.add_message(channel, frame.t_ns, msgpack.packb(format_1(frame)), frame.t_ns)
     writer.finish()
     return out.getvalue()
 

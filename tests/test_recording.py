@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 import pytest
 import zstandard
-from depth_png import encode_depth_png
+from depth_png import encode_depth_png, format_1
 from edge_hand.edge import foxglove
 from edge_hand.edge.recording import (
     METADATA,
@@ -74,16 +74,6 @@ def write_mcap(
             writer.add_message(channel, k, data, k)
         writer.finish()
     return path
-
-
-def format_1(frame: DepthFrame) -> dict[str, Any]:
-    """A frame as the first version of edge-hand wrote it."""
-    k = frame.intrinsics
-    lens = {"width": k.width, "height": k.height, "fx": k.fx, "fy": k.fy, "cx": k.cx, "cy": k.cy}
-    return {
-        "v": 1, "camera": frame.camera, "seq": frame.seq, "t_ns": frame.t_ns, "depth_unit_m": frame.depth_unit_m,
-        "intrinsics": lens | {"distortion": list(k.distortion)}, "png": encode_depth_png(frame.depth),
-    }  # fmt: skip
 
 
 def test_what_is_written_is_read_back_bit_for_bit(tmp_path: Path) -> None:

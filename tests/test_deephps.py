@@ -1,4 +1,4 @@
-"""DeepHPS: what the network may say, what its losses look at, that it learns and exports."""
+"""DeepHPS: what the network may say, what its losses look at; that it and Dibra's network learn and export."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from edge_hand.hand.skeleton import ALPHA_RANGE, ANGLE_LIMITS_RAD, BETA_RANGE
 from edge_hand.hand.template import template
 from edge_hand.trainer.batches import to_labels
 from edge_hand.trainer.losses import Labels, metres
-from edge_hand.trainer.nets import dibra
-from edge_hand.trainer.nets.deephps import IMAGE_PX, OUTPUTS, Criterion, DeepHPS, Output, estimate
+from edge_hand.trainer.nets import net_module, new_net
+from edge_hand.trainer.nets.deephps import IMAGE_PX, Criterion, Output, estimate
 from edge_hand.trainer.synth.samples import Generator
 from torch import Tensor, nn
 
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 T = template()
 
 
-def narrow_net(seed: int = 0) -> DeepHPS:
-    torch.manual_seed(seed)
-    return DeepHPS(width=16)
+def narrow_net(name: str = "deephps") -> Any:
+    torch.manual_seed(0)
+    return new_net(name, width=16)
 
 
-def labels_of(n: int = 4, **options: Any) -> Labels:
-    return to_labels(Generator("test", image_px=IMAGE_PX, **options).batch(0, n))
+def labels_of(n: int = 4, name: str = "deephps", **options: Any) -> Labels:
+    return to_labels(Generator("test", image_px=net_module(name).IMAGE_PX, **options).batch(0, n))
 
 
 def random_output(n: int = 4) -> Output:
@@ -83,9 +83,9 @@ def test_an_untrained_net_and_an_empty_crop_give_finite_hands() -> None:
     assert all(torch.isfinite(x).all() for x in hands)
 
 
-@pytest.mark.parametrize(("make", "size", "most"), [(DeepHPS, IMAGE_PX, 60e6), (dibra.DIBRA, dibra.IMAGE_PX, 80e6)])
-def test_the_default_net_is_slim(make: type[nn.Module], size: int, most: float) -> None:
-    net = make().eval()
+@pytest.mark.parametrize(("name", "most"), [("deephps", 60e6), ("dibra", 80e6)])
+def test_the_default_net_is_slim(name: str, most: float) -> None:
+    net, size = new_net(name).eval(), net_module(name).IMAGE_PX
     products = [0]
 
     def count(layer: nn.Module, _: Any, y: Tensor) -> None:
@@ -181,35 +181,39 @@ def test_without_the_full_loss_there_is_no_mesh_in_it() -> None:
 # --- learning and leaving
 
 
-@pytest.mark.parametrize("bf16", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_net_learns_one_batch_by_heart(bf16: bool) -> None:
-    net, labels, criterion = narrow_net().train(), labels_of(6), Criterion()
+@pytest.mark.parametrize(
+    ("name", "bf16"), [("deephps", True), pytest.param("deephps", False, marks=pytest.mark.slow), ("dibra", True)]
+)
+def test_a_net_learns_one_batch_by_heart(name: str, bf16: bool) -> None:
+    paper, net, labels = net_module(name), narrow_net(name).train(), labels_of(6, name)
+    criterion = paper.Criterion()
     truth = metres(labels.joints_uvd, labels.distance_m, labels.cube_m)
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
     errors_mm = []
     for _ in range(50):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             output = net(labels.image[:, None])
-        joints, _ = estimate(output, labels.distance_m, labels.cube_m)
+        joints, _ = paper.estimate(output, labels.distance_m, labels.cube_m)
         errors_mm.append(1000 * float((joints.detach() - truth).norm(dim=-1).mean()))
         optimizer.zero_grad()
-        criterion(output, labels)["loss"].backward()  # type: ignore[no-untyped-call]
+        criterion(output, labels)["loss"].backward()
         optimizer.step()
     assert errors_mm[0] > 40 and errors_mm[-1] < 10, errors_mm[::10]
 
 
+@pytest.mark.parametrize("name", ["deephps", "dibra"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_exported_graph_gives_the_same_hand(tmp_path: Path) -> None:
-    net, labels = narrow_net().eval(), labels_of(1)
+def test_the_exported_graph_gives_the_same_hand(name: str, tmp_path: Path) -> None:
+    paper, net, labels = net_module(name), narrow_net(name).eval(), labels_of(1, name)
     image = labels.image[:, None]
-    path = tmp_path / "deephps.onnx"
+    path = tmp_path / "net.onnx"
     with torch.no_grad():
         torch.onnx.export(net, (image,), str(path), input_names=["image"], opset_version=17, dynamo=False)
         expected = net(image)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    got = Output(*(torch.from_numpy(np.asarray(x)) for x in session.run(None, {"image": image.numpy()})))
-    assert set(OUTPUTS) < set(Output._fields)
-    for name in Output._fields:
-        torch.testing.assert_close(getattr(got, name), getattr(expected, name), atol=1e-3, rtol=0)
-    hands = [estimate(o, labels.distance_m, labels.cube_m)[1] for o in (got, expected)]
+    got = paper.Output(*(torch.from_numpy(np.asarray(x)) for x in session.run(None, {"image": image.numpy()})))
+    assert set(paper.OUTPUTS) <= set(paper.Output._fields)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
+    hands = [paper.estimate(o, labels.distance_m, labels.cube_m)[1] for o in (got, expected)]
     torch.testing.assert_close(*hands, atol=1e-5, rtol=0)

@@ -1,13 +1,11 @@
-"""Dibra's base network: quaternions to a hand, what its losses look at, that it learns and exports."""
+"""Dibra's base network: quaternions to a hand, and what its losses look at."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from edge_hand.hand import se3
@@ -15,23 +13,13 @@ from edge_hand.hand.arrays import Array
 from edge_hand.hand.kinematics import chain, skin
 from edge_hand.hand.skeleton import ALPHA_RANGE
 from edge_hand.hand.template import template
-from edge_hand.trainer.batches import to_labels
 from edge_hand.trainer.losses import Labels, metres
-from edge_hand.trainer.nets.dibra import DIBRA, IMAGE_PX, OUTPUTS, Criterion, Output, estimate
-from edge_hand.trainer.synth.samples import Generator
+from edge_hand.trainer.nets.dibra import IMAGE_PX, Criterion, Output, estimate
+from test_deephps import labels_of, narrow_net
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 T = template()
-
-
-def narrow_net(seed: int = 0) -> DIBRA:
-    torch.manual_seed(seed)
-    return DIBRA(width=16)
-
-
-def labels_of(n: int = 4, **options: Any) -> Labels:
-    return to_labels(Generator("test", image_px=IMAGE_PX, **options).batch(0, n))
 
 
 def quaternions(rotvec: Array) -> Array:
@@ -72,7 +60,7 @@ def gradients(output: Output, labels: Labels, **options: Any) -> Output:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_every_answer_is_a_hand(training: bool) -> None:
-    net = narrow_net().train(training)
+    net = narrow_net("dibra").train(training)
     with torch.no_grad():
         net.out.weight.mul_(1000)
         output = net(5 * torch.randn(3, 1, IMAGE_PX, IMAGE_PX))
@@ -84,7 +72,7 @@ def test_every_answer_is_a_hand(training: bool) -> None:
 
 def test_an_untrained_net_sees_the_template_as_it_was_scanned_in_an_empty_crop() -> None:
     with torch.no_grad():
-        output = narrow_net().eval()(torch.ones(1, 1, IMAGE_PX, IMAGE_PX))
+        output = narrow_net("dibra").eval()(torch.ones(1, 1, IMAGE_PX, IMAGE_PX))
         _, vertices = estimate(output, torch.ones(1), torch.ones(1) / 4)
     scale = float(output.alpha.mean())
     rest = scale * (T.vertices_m - T.joints_m.mean(0)) + [0, 0, 1]
@@ -135,7 +123,7 @@ def test_the_pose_term_compares_a_parts_rotation_in_its_parent(part: int) -> Non
 
 @pytest.mark.parametrize("field", ["is_right", "is_hand"])
 def test_left_hands_and_crops_without_a_hand_teach_nothing(field: str) -> None:
-    labels = labels_of()._replace(**{field: torch.tensor([True, False, True, False])})
+    labels = labels_of(4, "dibra")._replace(**{field: torch.tensor([True, False, True, False])})
     for name, gradient in gradients(random_output()[0], labels)._asdict().items():
         assert torch.isfinite(gradient).all() and not gradient[[1, 3]].any() and gradient[[0, 2]].any(), name
 
@@ -143,12 +131,12 @@ def test_left_hands_and_crops_without_a_hand_teach_nothing(field: str) -> None:
 def test_rendered_left_hands_and_negatives_cost_nothing() -> None:
     shares: tuple[dict[str, Any], ...] = ({"left_share": 1.0}, {"negative_share": 1.0})
     for options in shares:
-        terms = Criterion()(random_output()[0], labels_of(**options))
+        terms = Criterion()(random_output()[0], labels_of(4, "dibra", **options))
         assert all(float(x) == 0 for x in terms.values())
 
 
 def test_a_sample_without_a_mesh_teaches_only_the_joints_that_it_has() -> None:
-    labels = labels_of()
+    labels = labels_of(4, "dibra")
     vertices = labels.vertices_uvd.clone()
     vertices[1] = float("nan")
     labels = labels._replace(vertices_uvd=vertices)
@@ -158,39 +146,3 @@ def test_a_sample_without_a_mesh_teaches_only_the_joints_that_it_has() -> None:
     joint_weight[1] = 0
     found = gradients(random_output()[0], labels._replace(has_mesh=has_mesh, joint_weight=joint_weight))
     assert not any(x[1].any() for x in found) and all(x[0].any() for x in found)
-
-
-# --- learning and leaving
-
-
-def test_a_net_learns_one_batch_by_heart() -> None:
-    net, labels, criterion = narrow_net().train(), labels_of(6), Criterion()
-    truth = metres(labels.joints_uvd, labels.distance_m, labels.cube_m)
-    optimizer = torch.optim.AdamW(net.parameters(), 3e-3)
-    errors_mm = []
-    for _ in range(50):
-        with torch.autocast("cpu", torch.bfloat16):
-            output = net(labels.image[:, None])
-        joints, _ = estimate(output, labels.distance_m, labels.cube_m)
-        errors_mm.append(1000 * float((joints.detach() - truth).norm(dim=-1).mean()))
-        optimizer.zero_grad()
-        criterion(output, labels)["loss"].backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    assert errors_mm[0] > 40 and errors_mm[-1] < 10, errors_mm[::10]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_exported_graph_gives_the_same_hand(tmp_path: Path) -> None:
-    net, labels = narrow_net().eval(), labels_of(1)
-    image = labels.image[:, None]
-    path = tmp_path / "dibra.onnx"
-    with torch.no_grad():
-        torch.onnx.export(net, (image,), str(path), input_names=["image"], opset_version=17, dynamo=False)
-        expected = net(image)
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    got = Output(*(torch.from_numpy(np.asarray(x)) for x in session.run(None, {"image": image.numpy()})))
-    assert Output._fields == OUTPUTS
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-3, rtol=0)
-    hands = [estimate(o, labels.distance_m, labels.cube_m)[1] for o in (got, expected)]
-    torch.testing.assert_close(*hands, atol=1e-5, rtol=0)

@@ -22,7 +22,7 @@ from ...hand.kinematics import part_rotations
 from ...hand.poses import POSES
 from ...hand.skeleton import ANGLE_LIMITS_RAD
 from ...hand.template import HandTemplate, template
-from .poses import penetrates, sample_angles
+from .poses import penetrates, rotations, sample_angles
 
 BONES = 17
 COUNTS = (1_000, 10_000, 100_000)
@@ -76,7 +76,8 @@ def load_bones(path: Path) -> Array:
 
 def angles_of_bones(bones: Array) -> Array:
     """Tracked bones (N, 17, 7) to comparable angles (N, 20) rad, see `comparable`."""
-    r = _rotations(bones[..., 3:])  # (N, 17, 3, 3), columns: towards the thumb, the back, the tip
+    q = bones[..., 3:] / np.linalg.norm(bones[..., 3:], axis=-1, keepdims=True)  # xyzw
+    r = rotations(np.roll(q, 1, -1))  # (N, 17, 3, 3), columns: towards the thumb, the back, the tip
     angles = np.empty((len(bones), 20))
     for finger in range(5):
         first = 2 + 3 * finger
@@ -200,17 +201,6 @@ def _direction(d: Array, finger: int) -> Array:
 
 def _relative(r: Array, a: int, b: int) -> Array:
     return np.swapaxes(r[:, a], -1, -2) @ r[:, b]
-
-
-def _rotations(q: Array) -> Array:
-    """Quaternions xyzw (..., 4) to matrices (..., 3, 3)."""
-    x, y, z, w = np.moveaxis(q / np.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return np.stack([np.stack(row, -1) for row in rows], -2)
 
 
 def _percentiles(rad: Array, *percent: float) -> str:

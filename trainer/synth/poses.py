@@ -287,7 +287,7 @@ def sample_view(rng: np.random.Generator) -> Array:
     kind = rng.random()
     if kind < 0.2:
         q = rng.standard_normal(4)
-        return _rotation_from_quaternion(q / np.linalg.norm(q))
+        return rotations(q / np.linalg.norm(q))
     scene = SCENES[int(np.searchsorted(_SCENE_SHARES, kind))]
     sides, turns = scene.sides_deg, scene.turns_deg
     stray = rng.standard_normal(3)
@@ -334,12 +334,12 @@ def turned(turn: float, away: float, side: float) -> Array:
     return in_image @ leaning @ about
 
 
-def _rotation_from_quaternion(q: Array) -> Array:
-    w, x, y, z = q
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
+def rotations(q: Array) -> Array:
+    """Unit quaternions wxyz (..., 4) to matrices (..., 3, 3)."""
+    w, x, y, z = np.moveaxis(q, -1, 0)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
     )
+    return np.stack([np.stack(row, -1) for row in rows], -2)

@@ -106,9 +106,9 @@ def board(
         )  # fmt: skip
         save_rig(result.rig, out)
         if picture is not None:
-            from .draw import draw_result
+            from .draw import draw_board
 
-            draw_result(result, picture)
+            draw_board(result, picture)
     except (SourceError, CameraError, TargetError, BundleError, ObserveError, RigError, OSError) as error:
         raise mistake(error) from None
     for line in report(result):

@@ -69,7 +69,7 @@ def hand(
         save_rig(result.rig, out)
         took_s = time.monotonic() - ended
         if picture is not None:
-            from .draw_hand import draw_hand
+            from .draw import draw_hand
 
             draw_hand(result, picture)
         if json_path is not None:

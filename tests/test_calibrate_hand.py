@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from edge_hand.calibration.cli import calibrate as command
 from edge_hand.calibration.cli_hand import report, summary
-from edge_hand.calibration.draw_hand import draw_hand
+from edge_hand.calibration.draw import draw_hand
 from edge_hand.calibration.gate import lacks, measure
 from edge_hand.calibration.hand import HandResult, _warnings, calibrate, covariances, solve_halves
 from edge_hand.calibration.icp import View, fit_clouds, rim_px, tied_moments

@@ -183,7 +183,7 @@ def solve(scene: Scene, views: Sequence[tuple[View, int]], corners_m: Array, opt
     damping, converged = 1e-3, False
     for _ in range(options.iterations):
         cost = problem.cost(scene, residuals, sigma)
-        normal = problem.normal(scene, residuals, jacobians, sigma)
+        normal = _Normal(problem, scene, residuals, jacobians, sigma)
         while damping < 1e9:
             step = normal.step(damping)
             moved = step.move(scene)
@@ -200,7 +200,7 @@ def solve(scene: Scene, views: Sequence[tuple[View, int]], corners_m: Array, opt
         if change < 1e-7 * cost and abs(sigma - old_sigma) < 1e-4 * sigma:
             converged = True
             break
-    normal = problem.normal(scene, residuals, jacobians, sigma)
+    normal = _Normal(problem, scene, residuals, jacobians, sigma)
     covariance, noise, inflation = normal.covariance()
     return Solution(scene, views, np.concatenate(residuals), covariance, noise, inflation, converged)
 
@@ -241,7 +241,7 @@ class _Run(NamedTuple):
 
 
 class _Problem:
-    """The views with what is free: builds residuals and normal equations."""
+    """The views with what is free: residuals, their weights, and what was believed."""
 
     def __init__(
         self, views: tuple[tuple[View, int], ...], corners_m: Array, options: Options, start: tuple[Intrinsics, ...]
@@ -279,9 +279,6 @@ class _Problem:
             stiffness[camera, 6:10] = 1 / sigmas**2
         pull[:, -1], stiffness[:, -1] = scene.offsets_s, 1 / o.offset_sigma_s**2
         return pull.ravel(), stiffness.ravel()
-
-    def normal(self, scene: Scene, residuals: list[Array], jacobians: list[Array], sigma: float) -> _Normal:
-        return _Normal(self, scene, residuals, jacobians, sigma)
 
 
 class _Normal:

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 
 import edge_hand
-import pytest
 
 ROOT = Path(edge_hand.__file__).parent
 PARTS = sorted(init.parent for init in ROOT.glob("[!.]*/__init__.py"))
@@ -174,7 +173,6 @@ def test_the_daemon_needs_what_pyproject_installs_and_sdks_stay_in_their_backend
     assert not others, broken(others)
 
 
-@pytest.mark.skipif(not (ROOT / "edge" / "cli.py").exists(), reason="edge/cli.py is not written yet")
 def test_command_line_starts_without_heavy_packages() -> None:
     heavy = sorted(HEAVY | {"pyrealsense2", "tensorrt", "PIL"})
     code = f"import sys, edge_hand.edge.cli; print([m for m in {heavy} if m in sys.modules])"

@@ -25,6 +25,9 @@ SIDE_LIMIT = 20.0
 SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand
 SIDE_SURE = 0.9  # confidence below which a side is published as unknown
 MOST_M_S = 3.0  # hands keep below this, or so
+# A hand slower than this that should be as near as this to where it was looked at last is looked at there again: crops
+# that follow each answer's noise move the next answer.
+REST_M_S, REST_M = 0.1, 0.008
 
 
 @dataclass(eq=False)
@@ -36,6 +39,7 @@ class Track:
     right_votes: float  # log-odds of a right hand, summed over frames
     begun_ns: int = 0  # when it was first seen
     velocity_m_s: Array = field(default_factory=lambda: np.zeros(3))
+    aim_m: Array | None = None  # where it was looked at last
     person: Person = field(default_factory=Person)
     smoother: Smoother = field(default_factory=Smoother)
     measured: int = 0  # frames in which it was
@@ -58,6 +62,13 @@ class Track:
         """Where its centre (3,) should be."""
         ahead_s = min(max((t_ns - self.t_ns) * 1e-9, 0.0), 0.1)
         return self.centre_m + self.velocity_m_s * ahead_s
+
+    def aim(self, t_ns: int) -> Array:
+        """Where to look for it (3,): where its centre should be, or where it was looked at last if it rests there."""
+        foreseen, speed = self.foreseen_m(t_ns), math.hypot(*self.velocity_m_s.tolist())
+        if self.aim_m is None or speed > REST_M_S or math.dist(foreseen, self.aim_m) > REST_M:
+            self.aim_m = foreseen
+        return self.aim_m
 
     def vote(self, right_votes: float, most: float) -> None:
         """Take evidence for its side, log-odds of a right hand that count for `most` at most."""

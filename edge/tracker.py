@@ -123,10 +123,8 @@ class Tracker:
 
     def _follow(self, track: Track, frame: DepthFrame) -> Look | None:
         """The track's hand where it should be, or None."""
-        foreseen = track.foreseen_m(frame.t_ns)
-        if foreseen[2] < NEAR_M:
-            return None
-        return self._look_for(track, frame, foreseen)
+        aim = track.aim(frame.t_ns)
+        return None if aim[2] < NEAR_M else self._look_for(track, frame, aim)
 
     def _look_for(self, track: Track, frame: DepthFrame, centre_m: Array, score: float | None = None) -> Look | None:
         """The track's hand at a place (3,) m, or None; where the finder proposes it, it is believed by that score."""

@@ -7,7 +7,7 @@ import pytest
 from edge_hand.edge.confidence import Calibration
 from edge_hand.edge.look import Look
 from edge_hand.edge.refit import Refit
-from edge_hand.edge.track import MOST_M_S, Poser, Track, _a_moment_ago
+from edge_hand.edge.track import MOST_M_S, REST_M, Poser, Track, _a_moment_ago
 from edge_hand.edge.visibility import visible
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
@@ -179,6 +179,22 @@ def test_speed_is_that_of_hands_and_of_neighbouring_frames() -> None:
     assert np.linalg.norm(track.velocity_m_s) <= MOST_M_S
     track.move(np.array([0.60, 0, 0]), 20 * FRAME_NS)  # not seen for half a second
     assert not track.velocity_m_s.any()
+
+
+def test_a_hand_that_rests_is_looked_at_in_one_place_and_one_that_moves_where_it_should_be() -> None:
+    track = Track(np.array([0.0, 0.0, 0.5]), 0, 1.0, measured=1)
+    first = track.aim(0)
+    for k in range(1, 20):  # the noise of what is measured
+        track.move(np.array([0.001 * (-1) ** k, 0, 0.5]), k * FRAME_NS)
+        assert track.aim((k + 1) * FRAME_NS) is first
+    for k in range(20, 40):  # slowly away
+        track.move(np.array([0.001 * (k - 19), 0, 0.5]), k * FRAME_NS)
+        aim = track.aim((k + 1) * FRAME_NS)
+        assert np.linalg.norm(aim - track.foreseen_m((k + 1) * FRAME_NS)) <= REST_M
+    assert aim[0] > 0.02 - REST_M
+    for k in range(40, 45):  # and fast
+        track.move(np.array([0.02 + 0.006 * (k - 39), 0, 0.5]), k * FRAME_NS)
+        assert np.array_equal(track.aim((k + 1) * FRAME_NS), track.foreseen_m((k + 1) * FRAME_NS))
 
 
 def test_a_clock_that_jumped_leaves_no_speed_and_no_start() -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from edge_hand.edge.cameras import BadFrame, Camera, CameraError, FrameTimeout, open_camera
-from edge_hand.edge.cameras.faulty import KINDS, Fault, FaultyCamera, parse
+from edge_hand.edge.cameras.faulty import BACK_NS, KINDS, Fault, FaultyCamera, parse
 from edge_hand.hand.frames import DepthFrame
+from slept_time import SleptTime, slept_time
 
 MODE = "64x48@60"
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> SleptTime:
+    return slept_time(monkeypatch)
 
 
 def opened(script: str) -> FaultyCamera:
@@ -20,16 +25,16 @@ def opened(script: str) -> FaultyCamera:
     return camera
 
 
-def read_for(camera: Camera, seconds: float, timeout_s: float = 0.05) -> list[DepthFrame | Exception]:
+def read_for(clock: SleptTime, camera: Camera, seconds: float, timeout_s: float = 0.05) -> list[DepthFrame | Exception]:
     """All that comes: frames, and what was raised."""
     seen: list[DepthFrame | Exception] = []
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
+    end_s = clock.monotonic() + seconds
+    while clock.monotonic() < end_s:
         try:
             seen.append(camera.read(timeout_s))
         except (BadFrame, CameraError) as error:
             seen.append(error)
-            time.sleep(0.005)
+            clock.sleep(0.005)
     return seen
 
 
@@ -44,35 +49,35 @@ def test_it_is_the_other_camera_between_the_faults() -> None:
             np.testing.assert_array_equal(camera.read().depth, other.read().depth)
 
 
-def test_a_stalled_camera_gives_no_frame_and_then_goes_on() -> None:
+def test_a_stalled_camera_gives_no_frame_and_then_goes_on(clock: SleptTime) -> None:
     with opened("stall@0.1+0.4") as camera:
-        seen = read_for(camera, 0.9)
+        seen = read_for(clock, camera, 0.9)
     times = [f.t_ns * 1e-9 for f in good(seen)]
     assert any(isinstance(item, FrameTimeout) for item in seen)
     gaps = np.diff(times)
     assert 0.35 < gaps.max() < 0.7 and (gaps > 0.2).sum() == 1
 
 
-def test_a_read_that_hangs_ignores_its_timeout() -> None:
+def test_a_read_that_hangs_ignores_its_timeout(clock: SleptTime) -> None:
     with opened("hang@0+0.4") as camera:
-        begun_s = time.monotonic()
+        begun_s = clock.monotonic()
         with pytest.raises(FrameTimeout, match="while its driver hung"):
             camera.read(0.01)
-        assert 0.3 < time.monotonic() - begun_s < 0.8
+        assert 0.3 < clock.monotonic() - begun_s < 0.8
 
 
 @pytest.mark.parametrize("kind", ["unplug", "reset"])
-def test_an_unplugged_camera_stays_gone_until_it_is_opened_anew(kind: str) -> None:
+def test_an_unplugged_camera_stays_gone_until_it_is_opened_anew(kind: str, clock: SleptTime) -> None:
     with opened(f"{kind}@0.4+0.4") as camera:
         camera.read()
         before = camera.signs()
-        time.sleep(0.45)
+        clock.sleep(0.45)
         with pytest.raises(CameraError, match=r"^synthetic-3 is no longer connected; check its cable$"):
             camera.read()
         with pytest.raises(CameraError, match=r"^faulty: no camera is connected$"):
             camera.again()
         away = camera.signs()
-        time.sleep(0.5)
+        clock.sleep(0.5)
         with pytest.raises(CameraError):
             camera.read()  # this handle is dead
         assert len({before, away, camera.signs()}) == 3
@@ -86,22 +91,22 @@ def test_an_unplugged_camera_stays_gone_until_it_is_opened_anew(kind: str) -> No
         ("repeat@0.3+0.4", lambda a, b: b is a),
         ("freeze@0.3+0.4", lambda a, b: b.t_ns > a.t_ns and b.seq > a.seq and np.array_equal(a.depth, b.depth)),
         ("backward@0.3+0.4", lambda a, b: b.t_ns < a.t_ns and b.seq > a.seq),
-        ("late@0.3+0.4", lambda a, b: time.monotonic_ns() - b.t_ns > 900_000_000),
+        ("late@0.3+0.4", lambda a, b: b.t_ns == a.t_ns + 350_000_000 - BACK_NS),
     ],
 )
-def test_what_comes_is_spoilt_as_the_script_says(script: str, spoilt: object) -> None:
+def test_what_comes_is_spoilt_as_the_script_says(script: str, spoilt: object, clock: SleptTime) -> None:
     with opened(script) as camera:
         first = camera.read()
-        time.sleep(0.35)
+        clock.sleep(0.35)
         assert spoilt(first, camera.read())  # type: ignore[operator]
-        time.sleep(0.5)
+        clock.sleep(0.5)
         after = camera.read()
         assert after.t_ns > first.t_ns and not np.array_equal(after.depth, first.depth)
 
 
-def test_a_fault_without_a_length_is_one_frame() -> None:
+def test_a_fault_without_a_length_is_one_frame(clock: SleptTime) -> None:
     with opened("torn@0.1,repeat@0.2") as camera:
-        seen = read_for(camera, 0.4)
+        seen = read_for(clock, camera, 0.4)
     assert [str(e) for e in seen if isinstance(e, BadFrame)] == ["synthetic-3: a frame was torn"]
     frames = good(seen)
     assert sum(a is b for a, b in pairwise(frames)) == 1
@@ -119,9 +124,9 @@ def test_random_faults_are_the_same_for_a_seed_and_come_at_their_rate() -> None:
     ]
 
 
-def test_a_script_can_go_on_where_another_process_ended() -> None:
-    with opened(f"begin={time.monotonic() - 50},torn@50.1") as camera:
-        assert any(isinstance(item, BadFrame) for item in read_for(camera, 0.3))
+def test_a_script_can_go_on_where_another_process_ended(clock: SleptTime) -> None:
+    with opened(f"begin={clock.monotonic() - 50},torn@50.1") as camera:
+        assert any(isinstance(item, BadFrame) for item in read_for(clock, camera, 0.3))
 
 
 def test_the_source_is_read() -> None:

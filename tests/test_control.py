@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import stat
 import threading
-import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -47,7 +49,7 @@ def answer(request: Request) -> Reply:
 
 def raw(path: Path, data: bytes, end: bool = True) -> bytes:
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(5)
+        connection.settimeout(60)
         connection.connect(str(path))
         try:
             connection.sendall(data)
@@ -166,8 +168,7 @@ def test_clients_that_say_nothing_are_shown_out(monkeypatch: pytest.MonkeyPatch)
         silent = [socket.socket(socket.AF_UNIX) for _ in range(12)]  # more than are served at once
         for client in silent:
             client.connect(str(daemon.path))
-        begun_s = time.monotonic()
-        assert ask(daemon.path, "status", timeout_s=10).ok and time.monotonic() - begun_s < 3
+        assert ask(daemon.path, "status", timeout_s=60).ok
         for client in silent:
             client.close()
 
@@ -177,15 +178,15 @@ def test_who_waits_for_a_model_keeps_nobody_from_asking() -> None:
 
     def slow(request: Request) -> Reply:
         if request.what == "use":
-            release.wait(10)
+            release.wait(60)
         return answer(request)
 
     with ControlSocket("front", slow) as daemon:
         waiting = threading.Thread(target=ask, args=(daemon.path, "use", Path("/net.onnx")))
         waiting.start()
-        assert ask(daemon.path, "status", timeout_s=5).ok and waiting.is_alive()
+        assert ask(daemon.path, "status", timeout_s=50).ok and waiting.is_alive()
         release.set()
-        waiting.join(5)
+        waiting.join(50)
         with pytest.raises(ControlError, match=r"front.sock: the daemon did not answer within 0.1 s$"):
             release.clear()
             ask(daemon.path, "use", Path("/net.onnx"), timeout_s=0.1)
@@ -196,31 +197,31 @@ def test_a_change_is_waited_for_as_long_as_plans_take_to_build_and_that_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     release, said, waits = threading.Event(), list[str](), list[float]()
-    connected = control._connected
+    connected, waited = control._connected, select.select
 
     def slow(request: Request) -> Reply:
-        assert request.what == "status" or release.wait(10)
+        assert request.what == "status" or release.wait(60)
         return Reply(True, "front", f"did {request.what}")
 
     def noted(path: Path, timeout_s: float) -> socket.socket:
         waits.append(timeout_s)
         return connected(path, timeout_s)
 
-    def tell(line: str) -> None:
-        said.append(line)
+    def in_vain(*given: Any) -> Any:
+        found = waited(*given[:-1], 0.05)
         release.set()
+        return found
 
-    monkeypatch.setattr(control, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(control, "select", SimpleNamespace(select=in_vain))
     with ControlSocket("front", slow) as daemon:
         monkeypatch.setattr(control, "_connected", noted)
-        assert ask(daemon.path, "status", say=tell).ok and not said and waits.pop() <= 60
+        assert ask(daemon.path, "status", say=said.append).ok and not said and waits.pop() <= 60
         for request in control.CHANGES:
             release.clear()
-            assert ask(daemon.path, request, Path("/net.onnx"), say=tell).message == f"did {request}"
+            assert ask(daemon.path, request, Path("/net.onnx"), say=said.append).message == f"did {request}"
             assert said.pop().startswith("front: makes an engine ready; ")
             assert waits.pop() > 2 * BUILD_LIMIT_S  # another daemon's build, and its own
         release.clear()
-        threading.Timer(0.2, release.set).start()
         lines = CliRunner().invoke(cli, ["reload"]).output.splitlines()
         assert len(lines) == 2 and lines[0].startswith("front: makes ") and lines[1] == "front: did reload"
 
@@ -229,7 +230,9 @@ def test_a_daemon_that_is_silent_keeps_no_other_from_reloading(folder: Path, mon
     def willing(request: Request) -> Reply:
         return Reply(True, "front", "now hands = 2")
 
+    connected = control._connected
     monkeypatch.setattr(cli_control, "STATUS_S", 0.1)
+    monkeypatch.setattr(control, "_connected", lambda path, s: connected(path, s if path.stem == "a" else 60))
     with ControlSocket("front", willing), socket.socket(socket.AF_UNIX) as stopped:
         stopped.bind(str(folder / "a.sock"))  # before the other, and it never answers
         stopped.listen()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -281,16 +283,17 @@ def test_a_daemon_that_takes_its_time_to_change_is_waited_for_and_that_is_said(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(store, [FLOAT], "a", {})
-    told, said = threading.Event(), list[str]()
+    told, said, waited = threading.Event(), list[str](), select.select
 
     def say(line: str) -> None:
         said.append(line)
         told.set()
 
-    monkeypatch.setattr("edge_hand.edge.control.PATIENCE_S", 0.05)
+    in_vain = SimpleNamespace(select=lambda *given: waited(*given[:-1], 0.05))
+    monkeypatch.setattr("edge_hand.edge.control.select", in_vain)
 
     def answer(request: Request) -> Reply:
-        return Reply(request.what == "status" or told.wait(10), "left", "serves from the next frame on")
+        return Reply(request.what == "status" or told.wait(60), "left", "serves from the next frame on")
 
     with ControlSocket("left", answer):
         put_in_use(store, 1, say)

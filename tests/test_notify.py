@@ -26,6 +26,7 @@ from edge_hand.edge.engines.tensorrt.build import Job
 from edge_hand.edge.model_card import ModelError
 from edge_hand.edge.notify import Notifier
 from edge_hand.edge.recording import RecordingWriter
+from slept_time import slept_time
 
 COMMAND = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--finder", "geometry", "--bind", "tcp://127.0.0.1:*"]
 
@@ -59,8 +60,11 @@ def test_whatever_a_file_is_called_systemd_hears_one_line_of_text(name: str, sai
 
 
 @pytest.mark.parametrize("kind", ["path", "abstract"])
-def test_it_is_ready_with_the_first_frame_and_alive_with_those_after(kind: str, tmp_path: Path) -> None:
+def test_it_is_ready_with_the_first_frame_and_alive_with_those_after(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     address = str(tmp_path / "notify") if kind == "path" else f"@edge-hand-test-{os.getpid()}"
+    clock = slept_time(monkeypatch, notify)
     with manager(address) as listening:
         notifier = Notifier(environ(address))
         notifier.status("starting", "")
@@ -68,7 +72,7 @@ def test_it_is_ready_with_the_first_frame_and_alive_with_those_after(kind: str, 
         notifier.frame()
         notifier.frame()
         assert heard(listening) == ["READY=1", "WATCHDOG=1"]
-        time.sleep(0.11)
+        clock.sleep(0.11)
         notifier.frame()
         notifier.status("stalled", "no frame in 0.5 s")
         notifier.status("stalled", "no frame in 0.5 s")
@@ -76,15 +80,17 @@ def test_it_is_ready_with_the_first_frame_and_alive_with_those_after(kind: str, 
         assert heard(listening) == ["WATCHDOG=1", "STATUS=stalled: no frame in 0.5 s", "STATUS=stopping\nSTOPPING=1"]
 
 
-def test_a_camera_that_is_tried_again_puts_readiness_off_and_later_is_a_sign_of_life(tmp_path: Path) -> None:
-    address = str(tmp_path / "notify")
+def test_a_camera_that_is_tried_again_puts_readiness_off_and_later_is_a_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, clock = str(tmp_path / "notify"), slept_time(monkeypatch, notify)
     with manager(address) as listening:
         notifier = Notifier(environ(address))
         notifier.alive()
         notifier.alive()
         assert heard(listening) == ["EXTEND_TIMEOUT_USEC=60000000"]
         notifier.frame()
-        time.sleep(0.11)
+        clock.sleep(0.11)
         notifier.alive()
         assert heard(listening) == ["READY=1", "WATCHDOG=1", "WATCHDOG=1"]
 
@@ -97,7 +103,7 @@ def test_a_plan_that_is_built_puts_readiness_off_and_nothing_else_does(
     (tmp_path / "net.onnx").write_bytes(b"net")
 
     def wait(*_: Any) -> Any:
-        end_s = time.monotonic() + 0.5
+        end_s = time.monotonic() + (60 if expected else 0.5)
         while not told and time.monotonic() < end_s:
             told.extend(heard(listening))
         raise ModelError("it came to nothing")
@@ -132,10 +138,10 @@ def test_a_manager_that_does_not_read_holds_up_nothing(tmp_path: Path) -> None:
     address = str(tmp_path / "notify")
     with manager(address):
         notifier = Notifier(environ(address, 0))
-        begun_s = time.monotonic()
-        for _ in range(2000):
-            notifier.frame()
-        assert time.monotonic() - begun_s < 1.0
+        frames = threading.Thread(target=lambda: [notifier.frame() for _ in range(2000)], daemon=True)
+        frames.start()
+        frames.join(60)
+        assert not frames.is_alive()
 
 
 def test_without_a_manager_or_for_another_process_it_says_nothing(tmp_path: Path) -> None:
@@ -165,7 +171,7 @@ def test_a_running_daemon_is_alive_only_while_frames_come(tmp_path: Path) -> Non
         while child.poll() is None and time.monotonic() < end_s:
             said += heard(listening)
         said += heard(listening)
-    _, log = child.communicate(timeout=10)
+    _, log = child.communicate(timeout=60)
     assert child.returncode == 0, log
     assert said[0] == "STATUS=starting" and said.count("READY=1") == 1
     assert said.index("READY=1") < said.index("WATCHDOG=1")
@@ -191,5 +197,5 @@ def test_a_signal_is_told_as_stopping(tmp_path: Path) -> None:
         while "READY=1" not in said and child.poll() is None and time.monotonic() < end_s:
             said += heard(listening)
         child.send_signal(signal.SIGTERM)
-        assert child.wait(30) == 0
+        assert child.wait(60) == 0
         assert "READY=1" in said and heard(listening)[-1] == "STATUS=stopping\nSTOPPING=1"

@@ -208,6 +208,7 @@ def test_covariance_is_honest() -> None:
     assert 0.75 < ratio < 1.33
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(2, LONGEST_RUN), min_size=1, max_size=40))
 def test_halving_a_recording_leaves_no_moment_without_a_neighbour(lengths: list[int]) -> None:
     ends = np.cumsum(lengths).tolist()

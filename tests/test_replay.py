@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,14 @@ from edge_hand.edge.cameras import (
     camera_kinds,
     check_camera,
     open_camera,
+    replay,
 )
 from edge_hand.edge.cameras.replay import PngFolder, ReplayCamera
 from edge_hand.edge.recording import RecordingWriter
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 from PIL import Image
+from slept_time import slept_time
 
 CAMERA = {"width": 64, "height": 48, "fx": 50.0, "fy": 51, "cx": 31.5, "cy": 23.5, "depth_scale_m": 0.001}
 SR305 = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "sr305"
@@ -73,34 +77,46 @@ def test_what_is_hidden_in_a_folder_is_no_frame(folder):
         assert [int(f.depth[0, 0]) for f in read_all(camera)] == [400, 402, 410, 501]
 
 
-def test_frames_are_due_one_period_apart_and_never_early(folder):
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(ReplayCamera, "_decode_next", lambda camera: finished(next(camera._items, None)))
+    return slept_time(monkeypatch, replay)
+
+
+def finished(item):
+    done = Future()
+    done.set_result(item)
+    return done
+
+
+def test_frames_are_due_one_period_apart_and_never_early(folder, clock):
     with open_camera("replay", str(folder), fps=5) as camera:
         arrivals, times = [], []
         for _ in range(4):
             times.append(camera.read().t_ns)
-            arrivals.append(time.monotonic_ns())
+            arrivals.append(clock.monotonic_ns())
     assert np.diff(times).tolist() == [200_000_000] * 3
     assert all(arrival >= t for arrival, t in zip(arrivals, times, strict=True))
 
 
-def test_fps_in_camera_json_is_the_rate(folder):
+def test_fps_in_camera_json_is_the_rate(folder, clock):
     (folder / "camera.json").write_text(json.dumps(CAMERA | {"fps": 5, "camera": "817", "distortion": [1, 2, 3, 4, 5]}))
     with open_camera("replay", str(folder)) as camera:
         assert (camera.fps, camera.name, camera.intrinsics.distortion) == (5, "817", (1, 2, 3, 4, 5))
         assert np.diff([camera.read().t_ns for _ in range(3)]).tolist() == [200_000_000] * 2
 
 
-def test_a_late_reader_gets_no_burst(folder):
+def test_a_late_reader_gets_no_burst(folder, clock):
     with open_camera("replay", str(folder), fps=5) as camera:
         camera.read()
-        time.sleep(0.6)
-        before = time.monotonic_ns()
+        clock.sleep(0.6)
+        before = clock.monotonic_ns()
         late, following = camera.read(), camera.read()
     assert late.seq == 1 and late.t_ns >= before
     assert following.t_ns - late.t_ns == 200_000_000
 
 
-def test_a_frame_not_yet_due_is_a_timeout_and_is_not_lost(folder):
+def test_a_frame_not_yet_due_is_a_timeout_and_is_not_lost(folder, clock):
     with open_camera("replay", str(folder), fps=10) as camera:
         camera.read()
         with pytest.raises(FrameTimeout, match=r"the next (recorded )?frame"):
@@ -109,23 +125,27 @@ def test_a_frame_not_yet_due_is_a_timeout_and_is_not_lost(folder):
 
 
 def test_the_next_frame_is_decoded_while_the_reader_works_and_only_the_next(folder):
+    go_on = threading.Event()
+
     class SlowSource(PngFolder):
         decoded = 0
 
         def frames(self):
             for item in super().frames():
-                time.sleep(0.1)
+                assert self.decoded < 2 or go_on.wait(60)
                 self.decoded += 1
                 yield item
 
     source = SlowSource(folder)
     with ReplayCamera(source, fps=0) as camera:
-        camera.read()
-        time.sleep(0.4)
+        camera.read(60)
+        end = time.monotonic() + 60
+        while source.decoded < 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.3)
         assert source.decoded == 2
-        start = time.monotonic()
-        camera.read()
-        assert time.monotonic() - start < 0.05
+        assert camera.read(50).seq == 1  # though the one behind it is not decoded
+        go_on.set()
 
 
 def test_a_loop_goes_on_counting(folder):
@@ -239,7 +259,7 @@ def test_an_unknown_camera_or_option_says_what_is_possible(folder):
         open_camera("replay", str(folder), fps=1e-300)
 
 
-def test_our_own_recording_is_shown_with_its_own_times_and_numbers(tmp_path):
+def test_our_own_recording_is_shown_with_its_own_times_and_numbers(tmp_path, clock):
     stamps = [1_000_000_000, 1_050_000_000, 1_200_000_000]  # two frames were dropped
     intrinsics = Intrinsics(64, 48, 50, 50, 32, 24, (0.1, 0.0, 0.0, 0.0, 0.0))
     with RecordingWriter(tmp_path / "hand.mcap") as writer:
@@ -247,7 +267,7 @@ def test_our_own_recording_is_shown_with_its_own_times_and_numbers(tmp_path):
             writer.write(DepthFrame("817", seq, t_ns, depth_of(seq), 0.000125, intrinsics))
     with open_camera("replay", str(tmp_path / "hand.mcap")) as camera:
         assert (camera.name, camera.intrinsics, camera.fps) == ("817", intrinsics, 10.0)
-        start = time.monotonic_ns()
+        start = clock.monotonic_ns()
         frames = read_all(camera)
     assert [f.seq for f in frames] == [7, 8, 11]
     assert [int(f.depth[5, 5]) for f in frames] == [407, 408, 411]

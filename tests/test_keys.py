@@ -65,13 +65,13 @@ def heard(publisher: Publisher, messages: Subscription, seconds: float) -> bool:
 
 
 def test_a_client_with_its_key_hears(publisher: Publisher, robot: Path) -> None:
-    assert hears(publisher, robot, 5)
+    assert hears(publisher, robot, 60)
 
 
 def test_a_client_without_keys_hears_nothing_and_the_others_go_on(publisher: Publisher, robot: Path) -> None:
-    assert hears(publisher, robot, 5)
+    assert hears(publisher, robot, 60)
     assert not hears(publisher, None)
-    assert hears(publisher, robot, 5)
+    assert hears(publisher, robot, 60)
 
 
 def test_an_unknown_key_hears_nothing(publisher: Publisher, folder: Path, robot: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_an_unknown_key_hears_nothing(publisher: Publisher, folder: Path, robot:
     stranger.write_text(text)
     assert not hears(publisher, stranger)
     assert not publisher.wants("joints.front")
-    assert hears(publisher, robot, 5)
+    assert hears(publisher, robot, 60)
 
 
 def test_a_key_meant_for_another_daemon_hears_nothing(publisher: Publisher, folder: Path, tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_clients_added_and_removed_count_from_the_next_connection_on(publisher, 
 def test_a_key_that_is_replaced_in_its_file_is_one_no_more(
     publisher, folder: Path, robot: Path, tmp_path: Path
 ) -> None:
-    assert hears(publisher, robot, 5)
+    assert hears(publisher, robot, 60)
     new = add_client(folder, "new", tmp_path / "new.key_secret")
     assert new is not None and hears(publisher, new, 5)
     file = folder / "clients" / "robot.key"
@@ -137,10 +137,10 @@ def test_who_was_refused_hears_when_its_key_is_added_and_when_the_daemon_changes
         with subscribe(publisher.address, timeout_s=0.01, keys=late) as messages:
             assert not heard(publisher, messages, QUIET_S) and not heard(publisher, plain, QUIET_S)
             add_client(folder, "late", public=load_client(late).public.decode())
-            assert heard(publisher, messages, 5)
+            assert heard(publisher, messages, 60)
         publisher.__exit__()
         with Publisher(publisher.address) as without_keys:
-            assert heard(without_keys, plain, 5)
+            assert heard(without_keys, plain, 60)
 
 
 def test_without_its_doorkeeper_a_socket_lets_nobody_in(publisher: Publisher, robot: Path) -> None:
@@ -164,7 +164,7 @@ def test_strange_bytes_instead_of_a_handshake_leave_the_daemon_alive(publisher: 
             stranger.sendall(data)
             time.sleep(0.02)
             publisher.poll_subscriptions()
-    assert hears(publisher, robot, 5)
+    assert hears(publisher, robot, 60)
 
 
 def test_refused_clients_are_written_once_a_minute(publisher, folder: Path, robot: Path) -> None:
@@ -178,7 +178,8 @@ def test_refused_clients_are_written_once_a_minute(publisher, folder: Path, robo
     LOG.addHandler(handler)
     try:
         remove_client(folder, "robot")
-        for _ in range(3):
+        end_s = time.monotonic() + 60
+        while publisher._doorkeeper.refused < 3 and time.monotonic() < end_s:
             assert not hears(publisher, robot, 0.2)
     finally:
         LOG.removeHandler(handler)
@@ -204,7 +205,7 @@ def test_beyond_this_machine_it_takes_keys_or_insecure_and_not_both(folder: Path
 
 def test_keys_work_over_ipc_too(folder: Path, robot: Path, tmp_path: Path) -> None:
     with Publisher(f"ipc://{tmp_path}/hands", keys=folder) as publisher:
-        assert hears(publisher, robot, 5) and not hears(publisher, None)
+        assert hears(publisher, robot, 60) and not hears(publisher, None)
 
 
 # --- the files
@@ -323,4 +324,4 @@ def test_a_stranger_does_not_disturb_a_running_daemon_and_its_client_sees_the_ha
         assert child.poll() is None
     finally:
         child.terminate()
-        assert child.wait(30) == 0
+        assert child.wait(60) == 0

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgpack
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from edge_hand.calibration import listen
+from edge_hand.calibration import fuse_loop, listen
 from edge_hand.calibration.fuse_cli import BIND, fuse
 from edge_hand.calibration.fuse_loop import FuseLoop
 from edge_hand.calibration.listen import Heard, Listener
@@ -50,43 +51,42 @@ def a_rig(verdict: str = "pass") -> Rig:
     return Rig("cell", "", "test", cameras, (), Quality("test", verdict=verdict, warnings=warnings))  # type: ignore[arg-type]
 
 
-def parts(rig: Rig, k: int, seq: int) -> list[bytes]:
-    """A joints message of camera k, of now."""
+def parts(rig: Rig, k: int, seq: int, now: int | None = None) -> list[bytes]:
+    """A joints message of camera k, of now: ns of CLOCK_MONOTONIC."""
     theta = np.concatenate([WRIST, POSES["open"]])
     joints, _ = pose_hand(template(), theta[None], AVERAGE.alpha[None], AVERAGE.beta[None])
     T_camera = se3.inverse(rig.cameras[k].T_ref_cam)
     T = T_camera @ se3.transform(se3.so3_exp(theta[3:6]), theta[:3])
     seen = se3.apply(T_camera, joints[0])
     pose = HandPose("right", 0.98, "tracked", 0.8, T, theta, *AVERAGE, seen, np.zeros((3, 3)), np.full(21, 0.9), 3.0)
-    now, wall = time.monotonic_ns(), time.time_ns()
+    now = now or time.monotonic_ns()
+    wall = now + time.time_ns() - time.monotonic_ns()
     header = Header(f"cam{k}", seq, now, wall, now)
     return encode_joints(header, [WireHand(1, 0.0, pose, seen)], stages_us={}, dropped=0)
 
 
-def heard(rig: Rig, k: int, seq: int) -> Heard:
-    return Heard(time.monotonic_ns(), decode(parts(rig, k, seq)))
+def heard(rig: Rig, k: int, seq: int, now: int | None = None) -> Heard:
+    now = now or time.monotonic_ns()
+    return Heard(now, decode(parts(rig, k, seq, now)))
 
 
-def test_the_loop_says_which_camera_is_silent_and_goes_on():
-    rig, said = a_rig(), []
+def test_the_loop_says_which_camera_is_silent_and_goes_on(monkeypatch: pytest.MonkeyPatch):
+    rig, said, now = a_rig(), [], time.monotonic_ns()
+    monkeypatch.setattr(fuse_loop, "time", SimpleNamespace(monotonic_ns=lambda: now, time_ns=time.time_ns))
     topics = ("joints.rig", "mesh.rig", "status.rig")
     with (
         Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
-        subscribe(publisher.address, topics, latest=False, timeout_s=5) as inbox,
+        subscribe(publisher.address, topics, latest=False, timeout_s=60) as inbox,
     ):
         loop = FuseLoop(rig, publisher, say=said.append)
         while not publisher.wants("mesh.rig"):
             publisher.poll_subscriptions()
         got = []
-        begun = time.monotonic()
-        seq = 0
-        while time.monotonic() - begun < 1.2:
-            both = time.monotonic() - begun < 0.4
-            loop.handle([heard(rig, k, seq) for k in range(2) if both or k == 0], time.monotonic_ns())
-            seq += 1
-            time.sleep(0.02)
-        while len(got) < 2 * loop.totals.frames:
-            got.append(next(inbox))
+        for seq in range(60):  # 1.2 s, of which both speak for 0.4
+            now += 20_000_000
+            loop.handle([heard(rig, k, seq, now - 5_000_000) for k in range(2) if seq < 20 or k == 0], now)
+            while len(got) < 2 * loop.totals.frames:
+                got.append(next(inbox))
     joints = [m for m in got if isinstance(m, JointsMessage)]
     truth = pose_hand(template(), np.concatenate([WRIST, POSES["open"]])[None], *(x[None] for x in AVERAGE))[0][0]
     assert joints and all(m.camera == "rig" for m in joints)
@@ -141,12 +141,15 @@ def test_a_host_whose_wall_clock_is_wrong_is_told_of_once_and_does_not_end_the_f
     rig, said = a_rig(), []
     with Publisher("tcp://127.0.0.1:*") as publisher:
         loop = FuseLoop(rig, publisher, say=said.append)
+        now = time.monotonic_ns()
         for seq in range(6):
-            came_ns, other = heard(rig, 1, seq)
+            now += 5_000_000
+            came_ns, other = heard(rig, 1, seq, now)
             assert isinstance(other, JointsMessage)
-            ahead = replace(other, t_capture_ns=other.t_capture_ns + 10**9, t_capture_unix_ns=time.time_ns() + 10**9)
-            loop.handle([heard(rig, 0, seq), Heard(came_ns, ahead)], time.monotonic_ns())
-            time.sleep(0.005)
+            ahead = replace(
+                other, t_capture_ns=other.t_capture_ns + 10**9, t_capture_unix_ns=other.t_capture_unix_ns + 10**9
+            )
+            loop.handle([heard(rig, 0, seq, now), Heard(came_ns, ahead)], now)
     assert loop.totals.tracked > 2
     assert said == ["1 of 2 cameras; cam0 is 1.0 s behind the others: a slow daemon or network, or its clock (NTP?)"]
 
@@ -166,7 +169,7 @@ def test_a_listener_hears_several_daemons():
     ):
         names: set[str] = set()
         begun = time.monotonic()
-        while len(names) < 2 and time.monotonic() - begun < 5:
+        while len(names) < 2 and time.monotonic() - begun < 60:
             for k, publisher in enumerate((one, two)):
                 publisher.poll_subscriptions()
                 publisher.publish(parts(rig, k, 0))
@@ -184,9 +187,9 @@ def test_of_two_cameras_of_one_name_the_first_is_heard_until_it_is_silent(monkey
     ):
         seqs: list[int] = []
         told: list[dict[str, str]] = []
-        begun = time.monotonic()
-        while time.monotonic() - begun < 2.5:
-            one_speaks = time.monotonic() - begun < 1.0
+        end, refused = time.monotonic() + 60, {two.address: f"cam0 is heard from {one.address} already"}
+        while not (2 in seqs and told[-1] == {}) and time.monotonic() < end:
+            one_speaks = refused not in told
             for publisher, seq in ((one, 1), (two, 2)):
                 publisher.poll_subscriptions()
                 if one_speaks if publisher is one else seqs:
@@ -194,7 +197,7 @@ def test_of_two_cameras_of_one_name_the_first_is_heard_until_it_is_silent(monkey
             seqs += [message.seq for _, message in listener.take(0.02) if isinstance(message, JointsMessage)]
             told.append(listener.trouble())
     assert seqs == sorted(seqs) and set(seqs) == {1, 2}
-    assert {two.address: f"cam0 is heard from {one.address} already"} in told and not told[-1]
+    assert refused in told and not told[-1]
 
 
 def test_a_daemon_of_another_wire_version_and_lost_messages_are_told_of_once():
@@ -202,20 +205,24 @@ def test_a_daemon_of_another_wire_version_and_lost_messages_are_told_of_once():
     with (
         Publisher("tcp://127.0.0.1:*") as old,
         Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
-        subscribe(publisher.address, ("status.rig",), latest=False, timeout_s=5) as inbox,
+        subscribe(publisher.address, ("status.rig",), latest=False, timeout_s=60) as inbox,
         Listener([old.address], ("joints",)) as listener,
     ):
         loop = FuseLoop(rig, publisher, say=said.append)
         topic, payload = parts(rig, 0, 0)
         later = [topic, msgpack.packb(msgpack.unpackb(payload) | {"v": 2})]
-        begun = time.monotonic()
+        turns, end = 0, time.monotonic() + 60
+        while not publisher.wants("status.rig"):
+            publisher.poll_subscriptions()
 
         def stop() -> bool:
+            nonlocal turns
             for some in (old, publisher):
                 some.poll_subscriptions()
             old.publish(later)
             listener.lost = 3
-            return time.monotonic() - begun > 1.5
+            turns += any("version" in line for line in said)
+            return turns > 20 or time.monotonic() > end
 
         loop.run(listener, stop)
         told = ""
@@ -239,7 +246,7 @@ def heard_loop(rig: Rig) -> Iterator[tuple[FuseLoop, Subscription]]:
     """A loop over the rig, and one that has subscribed to its joints."""
     with (
         Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
-        subscribe(publisher.address, ("joints.rig",), latest=False, timeout_s=5) as inbox,
+        subscribe(publisher.address, ("joints.rig",), latest=False, timeout_s=60) as inbox,
     ):
         while not publisher.wants("joints.rig"):
             publisher.poll_subscriptions()
@@ -250,14 +257,15 @@ def test_of_more_hands_than_the_wire_carries_those_that_most_cameras_see_are_pub
     rig = rig_of_three()
     places = [(k, [0.2 * (n % 3), 0.2 * (n // 3), 0.5 * (k + 1)]) for k in range(3) for n in range(6)]
     with heard_loop(rig) as (loop, inbox):
+        now = time.monotonic_ns()
         for i in range(4):
-            said = []
+            now, said = now + 33_000_000, []
             for k in range(3):
                 shared = [told(rig, k, i).hands[0]]
                 own = [told(rig, k, i, hand=n + 2, away_m=np.array(at)).hands[0] for n, (c, at) in enumerate(places)
                        if c == k]  # fmt: skip
-                said.append(Heard(time.monotonic_ns(), replace(told(rig, k, i), hands=tuple(shared + own))))
-            loop.handle(said, time.monotonic_ns())
+                said.append(Heard(now, replace(told(rig, k, i), hands=tuple(shared + own))))
+            loop.handle(said, now)
         got = [next(inbox) for _ in range(4)]
     assert len(loop.fuser.hands) == 19
     ids = [[hand.id for hand in m.hands] for m in got if isinstance(m, JointsMessage)]
@@ -272,22 +280,24 @@ def test_what_is_fused_of_hosts_whose_wall_clock_believes_it_is_1970_can_be_read
             old = [h._replace(message=replace(h.message, t_capture_unix_ns=h.message.t_capture_ns)) for h in both]
             loop.handle(old, time.monotonic_ns())
         message = next(inbox)
-    assert isinstance(message, JointsMessage) and 0 <= message.latency_ms < 1000
+    assert isinstance(message, JointsMessage) and 0 <= message.latency_ms < 60_000
 
 
 def test_frames_that_come_too_late_are_counted_on_the_wire():
     rig = a_rig()
     with (
         Publisher("tcp://127.0.0.1:*", topology=topology()) as publisher,
-        subscribe(publisher.address, ("joints.rig", "status.rig"), latest=False, timeout_s=5) as inbox,
+        subscribe(publisher.address, ("joints.rig", "status.rig"), latest=False, timeout_s=60) as inbox,
     ):
         loop = FuseLoop(rig, publisher, say=lambda _: None)
         while not publisher.wants("joints.rig"):
             publisher.poll_subscriptions()
-        late = heard(rig, 1, 0)
-        for first in (heard(rig, 0, 0), late, heard(rig, 0, 1)):
-            loop.handle([first], time.monotonic_ns())
-            loop.handle([], time.monotonic_ns() + loop.views.wait_ns)
+        now = time.monotonic_ns()
+        late = heard(rig, 1, 0, now)
+        for first in (heard(rig, 0, 0, now + 1_000_000), late, heard(rig, 0, 1, now + 2_000_000)):
+            now += 2_000_000
+            loop.handle([first], now)
+            loop.handle([], now + loop.views.wait_ns)
         got: list[Message] = []
         while not {JointsMessage, StatusMessage} <= {type(m) for m in got if m.dropped == 1}:
             got.append(next(inbox))
@@ -312,7 +322,7 @@ def test_the_command_fuses_and_stops_when_told(tmp_path: Path):
         try:
             with subscribe(out, ("joints.rig",), timeout_s=0.05) as inbox:
                 message, begun, seq = None, time.monotonic(), 0
-                while not (message and message.hands) and time.monotonic() - begun < 30:
+                while not (message and message.hands) and time.monotonic() - begun < 60:
                     for k, publisher in enumerate((one, two)):
                         publisher.poll_subscriptions()
                         publisher.publish(parts(rig, k, seq))
@@ -323,7 +333,7 @@ def test_the_command_fuses_and_stops_when_told(tmp_path: Path):
                         continue
         finally:
             process.send_signal(signal.SIGINT)
-            stdout, stderr = process.communicate(timeout=20)
+            stdout, stderr = process.communicate(timeout=60)
     assert isinstance(message, JointsMessage) and message.hands and process.returncode == 0, stderr
     assert "2 of 2 cameras" in stdout and "a hand in" in stdout
 
@@ -331,14 +341,14 @@ def test_the_command_fuses_and_stops_when_told(tmp_path: Path):
 @pytest.mark.parametrize("which", ["fuse", "calibrate watch"])
 def test_a_missing_rig_file_is_one_line(which: str, tmp_path: Path):
     process = command(*which.split(), str(tmp_path / "no.json"), "--from", "tcp://127.0.0.1:5555")
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1 and stderr.count("\n") == 1 and "no.json: no such file" in stderr
 
 
 def test_a_rig_that_failed_is_refused(tmp_path: Path):
     save_rig(a_rig("fail"), tmp_path / "rig.json")
     process = command("fuse", str(tmp_path / "rig.json"), "--from", "tcp://127.0.0.1:5555")
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "failed its calibration (the hand moved on a line); --force takes it" in stderr
 
@@ -354,5 +364,5 @@ def test_watch_never_overwrites_the_rig_file(tmp_path: Path):
     path = tmp_path / "rig.json"
     save_rig(a_rig(), path)
     process = command("calibrate", "watch", str(path), "--from", "tcp://127.0.0.1:5555", "--propose", str(path))
-    _, stderr = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1 and "the rig file itself is never overwritten" in stderr

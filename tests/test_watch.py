@@ -22,6 +22,7 @@ from edge_hand.edge.watch import BACK, FINGER_COLOURS, Screen, draw, summary, wa
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.wire import Header, JointsMessage, Motion, WireHand, decode, encode_joints, encode_status
+from slept_time import slept_time
 
 HEADER = Header("front", 42, 10**9, 0, 10**9 + 8_300_000)
 
@@ -188,7 +189,7 @@ class Terminal:
             self.seen += data
 
     def wait_for(self, text: bytes) -> None:
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while text not in self.seen and time.monotonic() < end:
             time.sleep(0.01)
         assert text in self.seen
@@ -218,7 +219,7 @@ def test_the_view_of_a_daemon_ends_quietly_when_nobody_reads_it_any_more(monkeyp
             DepthFrame("front", 1, 1, np.zeros((4, 4), np.uint16), 0.001, Intrinsics(4, 4, 1.0, 1.0, 0.0, 0.0)),
             joints_of("front", flat_hand()),
         )
-        viewer._thread.join(5)
+        viewer._thread.join(60)
         assert not viewer._thread.is_alive() and not raised
     with pytest.raises(BrokenPipeError):
         stream.close()
@@ -234,12 +235,12 @@ def test_the_screen_is_given_back_even_after_an_error(colourful: None) -> None:
     assert "▀".encode() in terminal.seen
 
 
-def test_the_screen_draws_no_more_than_fifteen_times_a_second(colourful: None) -> None:
-    terminal = Terminal()
+def test_the_screen_draws_no_more_than_fifteen_times_a_second(colourful: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, clock = Terminal(), slept_time(monkeypatch, watch_module)
     with Screen(terminal.stream) as screen:
-        start = time.monotonic()
-        while time.monotonic() - start < 0.3:
+        for _ in range(30):
             screen.show(message())
+            clock.sleep(0.01)
     terminal.wait_for(b"\x1b[?1049l")
     assert 2 <= terminal.seen.count(b"\x1b[?2026h") <= 6
 
@@ -249,6 +250,7 @@ def test_without_colour_or_terminal_it_prints_one_line_a_second(
     case: str, colourful: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream: Any = io.StringIO()
+    slept_time(monkeypatch, watch_module)  # no second passes
     if case == "NO_COLOR":
         monkeypatch.setenv("NO_COLOR", "1")
         monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
@@ -277,7 +279,7 @@ class Broadcast:
     def __enter__(self) -> Broadcast:
         self.thread = threading.Thread(target=self._run)
         self.thread.start()
-        self.ready.wait(5)
+        self.ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -318,6 +320,15 @@ def test_watch_shows_only_the_camera_asked_for(capsys: pytest.CaptureFixture[str
     assert "front" not in capsys.readouterr().out
 
 
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What is printed until the last line has all these words in it."""
+    out, end = "", time.monotonic() + 60
+    while not all(word in out.rpartition("\n")[0].rpartition("\n")[2] for word in words) and time.monotonic() < end:
+        time.sleep(0.01)
+        out += capsys.readouterr().out
+    return out
+
+
 def test_watch_hints_once_while_nobody_publishes_and_keeps_waiting(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,12 +336,12 @@ def test_watch_hints_once_while_nobody_publishes_and_keeps_waiting(
     with Broadcast() as daemon:
         thread = threading.Thread(target=watch, args=(daemon.address, "front", 1))
         thread.start()
-        thread.join(1.5)
+        out = printed(capsys, "waiting")
+        thread.join(0.8)
         assert thread.is_alive()
-        out = capsys.readouterr().out
+        out += capsys.readouterr().out
         daemon.messages = (joints_of("front"),)
-        thread.join(5)
-        assert not thread.is_alive()
+        assert thread.join(60) or not thread.is_alive()
     assert out == (
         f"nothing of front at {daemon.address}: start `edge-hand run`, or give --keys NAME.key_secret if it runs with "
         "--keys (still waiting)\n"
@@ -347,10 +358,9 @@ def test_watch_of_a_camera_that_is_not_there_names_those_that_are(
         with Broadcast(encode_status(HEADER, state="stalled", **values)) as daemon:
             thread = threading.Thread(target=watch, args=(daemon.address, camera, 1))
             thread.start()
-            thread.join(0.8)
-            said.append(capsys.readouterr().out.replace(daemon.address, "ADDRESS"))
+            said.append(printed(capsys, "waiting").replace(daemon.address, "ADDRESS"))
             daemon.messages = (joints_of(camera),)
-            thread.join(5)
+            thread.join(60)
             capsys.readouterr()
     assert said == [
         "nothing of side at ADDRESS; there is front (still waiting)\n",
@@ -378,16 +388,13 @@ def test_watch_never_keeps_showing_an_old_hand(
     with Broadcast(joints_of("front", flat_hand())) as daemon:
         thread = threading.Thread(target=watch, args=(daemon.address, None, 60))
         thread.start()
-        time.sleep(0.4)
+        printed(capsys, "#7")
         daemon.messages = (status,)
-        time.sleep(1.0)
-        last = capsys.readouterr().out.strip().splitlines()[-1]
+        last = printed(capsys, "stalled: no frame for").splitlines()[-1]
         daemon.messages = (joints_of("side"),)
-        time.sleep(1.0)
-        gone = capsys.readouterr().out.strip().splitlines()[-1]
+        gone = printed(capsys, "silent: no frame for", "side").splitlines()[-1]
         daemon.messages = (joints_of("front"),) * 5
-        thread.join(5)
-        assert not thread.is_alive()
+        assert thread.join(60) or not thread.is_alive()
     assert "no hand | silent: no frame for" in gone and gone.endswith("; also here: side (--camera NAME)")
     assert "#7" not in last and "no hand | stalled: no frame for" in last
     assert counted == 60, "what is drawn while nothing comes counts as frames"

@@ -52,7 +52,7 @@ def messages(name: str, i: int, pose: HandPose) -> list[list[bytes]]:
     ]
 
 
-def hear(names: list[str], watch: Any, seconds: float = 20.0) -> list[Sight]:
+def hear(names: list[str], watch: Any, seconds: float = 60.0) -> list[Sight]:
     """Daemons, one a name, publish a hand in threads until `listen` has what it wants."""
     stop, addresses, threads = threading.Event(), [], []
 
@@ -72,7 +72,7 @@ def hear(names: list[str], watch: Any, seconds: float = 20.0) -> list[Sight]:
         ready, port = threading.Event(), []
         threads.append(threading.Thread(target=publish, args=(name, ready, port), daemon=True))
         threads[-1].start()
-        assert ready.wait(10)
+        assert ready.wait(60)
         addresses += port
     try:
         return listen(addresses, seconds, None, watch)
@@ -120,7 +120,7 @@ def test_an_address_that_publishes_two_cameras_or_what_cannot_be_read_is_named(
     with Publisher("tcp://127.0.0.1:0") as daemon, Listener([daemon.address], ("joints", "cloud")) as listener:
         hearer, begun = Hearer(listener), time.monotonic()
         with pytest.raises(ObserveError, match=f"{daemon.address}:? {words}"):
-            while time.monotonic() - begun < 5:
+            while time.monotonic() - begun < 60:
                 daemon.poll_subscriptions()
                 for message in (*messages("left", 0, pose_of("right")), *second):
                     daemon.publish(message)

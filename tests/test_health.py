@@ -109,7 +109,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(health, name, value)
 
 
-def wait_for(what: Any, seconds: float = 10.0) -> None:
+def wait_for(what: Any, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not what() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -393,8 +393,10 @@ def test_a_frame_costs_next_to_nothing() -> None:
     watch = Health(tracker, lambda why: None)
     times = []
     for frame in frames:
-        tracker.process(frame)
         begun = time.perf_counter()
+        tracker.process(frame)
+        over = time.perf_counter()
         watch.frame()
-        times.append(time.perf_counter() - begun)
-    assert np.median(times) < 60e-6, "10 on an idle core"
+        times.append((over - begun, time.perf_counter() - over))
+    tracking, watching = np.median(times, axis=0)
+    assert watching < 0.01 * tracking, "a thousandth was measured on busy cores"

@@ -29,12 +29,12 @@ FRAMES = 5
 
 
 def read(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
+    with urllib.request.urlopen(url, timeout=60) as answer:
         return answer.read().decode()
 
 
 def scraped(metrics: Metrics) -> str:
-    with urllib.request.urlopen(metrics.url, timeout=5) as answer:
+    with urllib.request.urlopen(metrics.url, timeout=60) as answer:
         assert answer.headers["Content-Type"] == CONTENT_TYPE
         return answer.read().decode()
 
@@ -154,7 +154,7 @@ def test_a_client_that_says_nothing_keeps_nobody_waiting() -> None:
 
 def test_other_paths_are_not_found() -> None:
     with a_loop() as (_, metrics), pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(metrics.url + "/etc/passwd", timeout=5)
+        urllib.request.urlopen(metrics.url + "/etc/passwd", timeout=60)
 
 
 class Hello(Handler):
@@ -169,7 +169,7 @@ def test_clients_that_send_a_byte_now_and_then_hold_no_place_for_ever() -> None:
     with LocalServer("127.0.0.1", 0, Brief) as server:
         server.start()
         slow = [socket.create_connection((server.host, server.server_port)) for _ in range(MOST_AT_ONCE)]
-        end_s = time.monotonic() + 5
+        end_s = time.monotonic() + 60
         while time.monotonic() < end_s:
             for connection in slow:
                 with contextlib.suppress(OSError):
@@ -205,7 +205,7 @@ def test_a_server_without_a_free_file_waits_for_one() -> None:
 def test_what_is_no_address_is_refused_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     with LocalServer("127.0.0.1", 0, Hello) as server:
         server.start()
-        with socket.create_connection((server.host, server.server_port), timeout=5) as connection:
+        with socket.create_connection((server.host, server.server_port), timeout=60) as connection:
             connection.sendall(b"GET http://[ HTTP/1.0\r\nHost: localhost\r\n\r\n")
             answer = b"".join(iter(lambda: connection.recv(4096), b""))
         assert answer.startswith(b"HTTP/1.0 400 ") and answer.endswith(b"\r\n\r\nthis is no address\n")
@@ -249,7 +249,7 @@ def test_run_serves_its_metrics_where_it_says() -> None:
         try:
             said = next(line for line in process.stdout if line.startswith("metrics at "))
             url = said.removeprefix("metrics at ").strip()
-            end = time.monotonic() + 30
+            end = time.monotonic() + 60
             while 'edge_hand_state{camera="synthetic-0",state="tracked"} 1' not in (text := read(url)):
                 assert time.monotonic() < end, text
                 time.sleep(0.1)

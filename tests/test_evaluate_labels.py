@@ -70,10 +70,10 @@ def test_several_processes_measure_the_same(result: dict[str, Any]) -> None:
 MEASURES_AND_SAYS_WHO = """
 import multiprocessing as mp, time
 from edge_hand.trainer.evaluate_synthetic import _over_processes
-results = _over_processes(time.sleep, [0, 60, 60], 2)
+results = _over_processes(time.sleep, [0, 300, 300], 2)
 next(results)
 print(*(process.pid for process in mp.active_children()), flush=True)
-time.sleep(60)
+time.sleep(300)
 """
 
 
@@ -83,8 +83,8 @@ def test_workers_end_with_who_measures() -> None:
     assert process.stdout is not None
     workers = [Path("/proc", pid) for pid in process.stdout.readline().split()]
     process.kill()
-    process.wait(20)
-    until = time.monotonic() + 10
+    process.wait(60)
+    until = time.monotonic() + 60
     while any(worker.exists() for worker in workers) and time.monotonic() < until:
         time.sleep(0.05)
     living = [worker.name for worker in workers if worker.exists()]

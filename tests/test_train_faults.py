@@ -178,7 +178,7 @@ def test_a_signal_saves_and_ends_the_run_cleanly(tmp_path: Path) -> None:
     )
     assert process.stdout is not None and " / 100,000 samples " in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     seen = load_net(tmp_path / "last.pt")[2]
     assert out.splitlines()[-2:] == [

@@ -136,7 +136,7 @@ def one_fails(how: str) -> None:
         if how == "error":
             raise TrainError("the second one's trouble")
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
+    time.sleep(300)
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_the_failure_of_one_ends_all_in_one_line(how: str, text: str, monkeypatc
     begun = time.monotonic()
     with pytest.raises(TrainError) as error:
         launch(2, one_fails, how, error=TrainError)
-    assert str(error.value) == text and time.monotonic() - begun < 40
+    assert str(error.value) == text and time.monotonic() - begun < 200
 
 
 @pytest.mark.slow
@@ -160,7 +160,7 @@ def test_an_interrupt_stops_both_and_the_run_goes_on_from_there_alone(tmp_path: 
     )  # fmt: skip
     assert process.stdout is not None and "samples" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "") and out.splitlines()[-1] == f"{tmp_path}/last.pt"
     seen = load_checkpoint(tmp_path / "last.pt")["seen"]
     assert f"stopped and saved after {seen:,} of 100,000 samples" in out

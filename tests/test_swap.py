@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,9 +71,10 @@ def test_adapted_weights_take_over_between_frames(adapted: Path) -> None:
     old, new = opened(FLOAT)(), opened(adapted)()
     before, after = old.run(image)[0], new.run(image)[0]
     assert np.abs(before - after).max() > 1e-3
-    engine = SwapEngine(opened(FLOAT)(), lines.append)
-    engine.offer(opened(adapted), opened(adapted), 0.01)
-    seen = []
+    engine, go_on = SwapEngine(opened(FLOAT)(), lines.append), threading.Event()
+    engine.offer(lambda: go_on.wait(60) and opened(adapted)(), opened(adapted), 0.01)
+    seen = [engine.run(image)[0]]
+    go_on.set()
     while engine.busy:
         seen.append(engine.run(image)[0])
     seen += [engine.run(image)[0] for _ in range(3)]
@@ -87,7 +87,7 @@ def test_frames_go_on_while_a_candidate_is_made() -> None:
     release, image = threading.Event(), crops(64)[0]
 
     def slow() -> Any:
-        release.wait(10)
+        release.wait(60)
         return open_engine("onnxruntime", FLOAT)
 
     engine = SwapEngine(opened(DEFAULT_MODEL)())
@@ -98,7 +98,7 @@ def test_frames_go_on_while_a_candidate_is_made() -> None:
     with pytest.raises(ModelError, match=r"^engine: another one is already being made ready$"):
         engine.offer(slow, slow, 1)
     release.set()
-    assert engine.wait(20)
+    assert engine.wait(60)
     engine.run(image)
     assert engine.card == load_card(FLOAT)
 
@@ -133,7 +133,7 @@ tensorrt.unavailable, tensorrt.open_engine = str, proven
     ],
 )
 def test_a_process_that_ends_waits_for_a_candidate_that_is_being_proven(begin: str) -> None:
-    code = f"{ENDS}\n{begin}\nbegan.wait(10)"
+    code = f"{ENDS}\n{begin}\nbegan.wait(50)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "proven\n", "")
 
@@ -150,7 +150,7 @@ class Slow:
         print("freed", "at the end" if where else "in the thread that held it last")
 let_go = threading.Event()
 def candidate():
-    let_go.wait(10)
+    let_go.wait(50)
     time.sleep(0.1)
     raise ModelError("nothing better")
 engine = SwapEngine(Slow())
@@ -171,16 +171,18 @@ def test_a_process_that_ends_does_not_wait_for_a_plan(monkeypatch: pytest.Monkey
     monkeypatch.setattr("atexit.register", leave.append)
     monkeypatch.setattr(swap, "building", lambda: True)
     hurried: list[bool] = []
+    monkeypatch.setattr(swap, "LEAVE_S", 10**6)
     with swap.waited_for(lambda: hurried.append(True)):
-        begun = time.monotonic()
-        leave[0]()
-    assert hurried == [True] and time.monotonic() - begun < 1
+        leaving = threading.Thread(target=leave[0], daemon=True)
+        leaving.start()
+        leaving.join(60)
+        assert hurried == [True] and not leaving.is_alive()
 
 
 def test_a_candidate_far_from_its_reference_never_serves(adapted: Path) -> None:
     engine = SwapEngine(opened(FLOAT)())
     engine.offer(opened(DEFAULT_MODEL), opened(adapted), 0.5)
-    assert engine.wait(20)
+    assert engine.wait(60)
     engine.run(crops(64)[0])
     assert engine.card == load_card(FLOAT)
     assert (
@@ -201,10 +203,10 @@ def test_a_candidate_far_from_its_reference_never_serves(adapted: Path) -> None:
 def test_a_candidate_that_cannot_be_opened_is_one_line(candidate: Any, why: str) -> None:
     engine = SwapEngine(opened(FLOAT)())
     engine.offer(candidate, opened(FLOAT), 0.01)
-    assert engine.wait(20) and not engine.busy
+    assert engine.wait(60) and not engine.busy
     assert f"stays; {why}" in engine.note and "\n" not in engine.note
     engine.offer(opened(FLOAT), opened(FLOAT), 0.01)  # and another may be offered
-    assert engine.wait(20) and engine.busy
+    assert engine.wait(60) and engine.busy
     engine.run(crops(64)[0])
     assert " now, " in engine.note
 
@@ -215,7 +217,7 @@ def test_an_engine_that_fails_hands_the_same_frame_back(how: str) -> None:
     expected = opened(DEFAULT_MODEL)().run(image)[0]
     engine = SwapEngine(opened(DEFAULT_MODEL)())
     engine.offer(lambda: broken, opened(FLOAT), 0.01)
-    assert engine.wait(20)
+    assert engine.wait(60)
     outputs = [engine.run(image)[0] for _ in range(6)]
     assert all(np.isfinite(o).all() for o in outputs)
     assert not np.array_equal(outputs[1], expected) and np.array_equal(outputs[2], expected)
@@ -229,7 +231,7 @@ def test_an_old_engine_that_fails_as_well_is_opened_anew() -> None:
     old.runs -= len(crops(64))  # the probe crops are run on the candidate alone
     engine = SwapEngine(old, openers=[opened(DEFAULT_MODEL)])
     engine.offer(lambda: new, opened(FLOAT), 0.01)
-    assert engine.wait(20)
+    assert engine.wait(60)
     outputs = []
     for _ in range(8):
         old.runs = max(old.runs, 10**6 if engine.serving is new else 0)  # the GPU is gone for both
@@ -254,7 +256,7 @@ def test_an_engine_that_can_not_even_be_closed_is_left_all_the_same(caplog: pyte
     openers = [lambda: fresh, opened(DEFAULT_MODEL)]
     on_probation = SwapEngine(opened(DEFAULT_MODEL)(), openers=openers)
     on_probation.offer(lambda: stuck, opened(FLOAT), 0.01)
-    assert on_probation.wait(20)
+    assert on_probation.wait(60)
     proven = SwapEngine(Stuck("raises"), openers=openers)
     for engine in (on_probation, proven):
         outputs = [engine.run(image)[0] for _ in range(len(crops(64)) + 4)]
@@ -273,7 +275,7 @@ def test_a_change_can_be_taken_back_on_demand(adapted: Path) -> None:
     assert not engine.rollback()
     expected = engine.run(image)[0]
     engine.offer(opened(adapted), opened(adapted), 0.01)
-    assert engine.wait(20)
+    assert engine.wait(60)
     assert not np.array_equal(engine.run(image)[0], expected)
     assert engine.rollback("the person left")
     np.testing.assert_array_equal(engine.run(image)[0], expected)
@@ -285,7 +287,7 @@ def test_the_old_engine_goes_when_the_new_one_has_proven_itself() -> None:
     old.runs = -(10**9)
     engine = SwapEngine(old)
     engine.offer(opened(DEFAULT_MODEL), opened(DEFAULT_MODEL), 0.01)
-    assert engine.wait(20)
+    assert engine.wait(60)
     for _ in range(PROBATION - 1):
         engine.run(image)
     assert not old.closed
@@ -298,7 +300,7 @@ def test_looking_after_a_new_engine_runs_one_network_a_frame() -> None:
     new.runs = old.runs = -(10**9)
     engine = SwapEngine(old)
     engine.offer(lambda: new, opened(FLOAT), 0.01)
-    assert engine.wait(20)
+    assert engine.wait(60)
     before = old.runs, new.runs
     for _ in range(60):
         engine.run(image)
@@ -338,7 +340,7 @@ def test_auto_serves_on_the_cpu_until_the_better_engine_is_ready_or_waits_for_it
 
     def fake_open(model: Path, card: Any, threads: int, *, refit: bool, say: Any) -> Any:
         say("tensorrt: Building, 1 of 2")
-        release.wait(10 if at_once else 0.1)
+        release.wait(60 if at_once else 0.1)
         return open_engine("onnxruntime", model)
 
     monkeypatch.setattr(tensorrt, "unavailable", lambda: "")
@@ -353,6 +355,6 @@ def test_auto_serves_on_the_cpu_until_the_better_engine_is_ready_or_waits_for_it
     engine.run(crops(64)[0])
     assert engine.card.precision == "int8"
     release.set()
-    assert engine.wait(20)
+    assert engine.wait(60)
     engine.run(crops(64)[0])
     assert engine.card.precision == "fp32"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,19 +90,19 @@ def publisher() -> Iterator[Publisher]:
         yield opened
 
 
-def played(path: Path, stop_after_s: float | None = None, loop: bool = False, **options: Any) -> Came:
+def played(
+    path: Path, stop: Callable[[Player], bool] = lambda player: False, loop: bool = False, **options: Any
+) -> Came:
     """What a subscriber gets, with the time it came, ns."""
     found: Came = []
     with Recording(path) as recording, publisher() as opened:
-        messages = subscribe(opened.address, ["joints", "mesh", "status", "topology"], latest=False, timeout_s=1.0)
+        messages = subscribe(opened.address, ["joints", "mesh", "status", "topology"], latest=False, timeout_s=60)
 
         def listen() -> None:
             with messages:
-                try:
-                    for one in messages:
-                        found.append((time.monotonic_ns(), one))
-                except TimeoutError:
-                    pass
+                while not found or getattr(found[-1][1], "state", "") != "stopping":
+                    one = next(messages)
+                    found.append((time.monotonic_ns(), one))
 
         with messages:
             end_s = time.monotonic() + 60
@@ -111,9 +111,9 @@ def played(path: Path, stop_after_s: float | None = None, loop: bool = False, **
                 assert time.monotonic() < end_s
             listener = threading.Thread(target=listen)
             listener.start()
-            until_s = time.monotonic() + (stop_after_s or 20)
-            Player(recording, opened, **options).run(lambda: time.monotonic() > until_s, loop)
-            listener.join(20)
+            player = Player(recording, opened, **options)
+            player.run(lambda: stop(player), loop)
+            listener.join(60)
     return found
 
 
@@ -153,7 +153,7 @@ def test_the_original_timing_is_kept_and_speed_divides_it(path: Path, monkeypatc
 def test_status_says_that_it_is_played_and_ends_with_stopping(path: Path) -> None:
     status = [m for _, m in of(played(path, speed=10.0), StatusMessage)]
     assert [(m.state, m.message) for m in status] == [("tracked", NOTE), ("stopping", NOTE)]
-    status = [m for _, m in of(played(path, stop_after_s=0.15), StatusMessage)]
+    status = [m for _, m in of(played(path, lambda player: player.count > 3), StatusMessage)]
     assert [m.state for m in status] == ["tracked", "stopping"]
 
 
@@ -177,7 +177,7 @@ def test_kept_stamps_are_those_of_the_recording(path: Path) -> None:
 
 
 def test_frame_numbers_go_on_from_lap_to_lap(path: Path) -> None:
-    seqs = [m.seq for _, m in of(played(path, stop_after_s=0.4, loop=True, speed=10.0), JointsMessage)]
+    seqs = [m.seq for _, m in of(played(path, lambda player: player.laps == 2, loop=True, speed=10.0), JointsMessage)]
     assert len(seqs) > COUNT and seqs == list(range(len(seqs)))
 
 

@@ -203,7 +203,7 @@ def test_a_realsense_is_timed_by_its_own_clock_while_global_time_follows(monkeyp
             seen_ns, wall_ns = time.monotonic_ns(), time.time_ns()
             soft.sensor.set_metadata(rs.frame_metadata_value.frame_timestamp, (seen_ns + 777_000_000_000) // 1000)
             soft.push(noise(number), number, wall_ns * 1e-6, rs.timestamp_domain.global_time)
-            assert abs(camera.read(2.0).t_ns - seen_ns) < 30_000_000
+            assert -30_000_000 < camera.read(60).t_ns - seen_ns <= time.monotonic_ns() - seen_ns
 
 
 @pytest.mark.parametrize("jump_s", [1.79e9, 61.0, -0.2, -3600.0])

@@ -139,9 +139,9 @@ def test_two_daemons_are_verified_and_fused_and_one_may_die(tmp_path: Path) -> N
         )  # fmt: skip
         fused = stack.enter_context(Listener([out], ("joints", "status")))
         together = until(fused, lambda heard: sum(isinstance(m, JointsMessage) for m in heard) > 50, 40)
-        verify.wait(timeout=40)
+        verify.wait(timeout=100)
         words = (tmp_path / "verify.log").read_text()
-        late = until(daemon, lambda heard: len(heard) > 100, 5)
+        late = until(daemon, lambda heard: len(heard) > 100, 60)
         slipped_ns = max(slip_ns(clip, late, k, start_ns(clip, early, k)) for k in range(2))
         errors_mm = fused_errors_mm(clip, together, start_ns(clip, early, 0))
         daemons[1].kill()

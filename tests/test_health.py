@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from dataclasses import replace
@@ -130,8 +131,7 @@ def test_a_network_made_worse_on_purpose_is_taken_back_with_the_stores_pointer(t
         assert daemon.engine.card == load_card(FLOAT) and not daemon.health.watching
         wait_for(lambda: in_use(store) == SHIPPED)
         wait_for(lambda: len(daemon.said) == 3)
-        back = daemon.said[1]
-        assert back.startswith("engine: back to dgn-nano on ") and "its health fell: " in back and ", before " in back
+        assert re.match("engine: back to dgn-nano on .*its health fell: .*, before ", daemon.said[1])
         assert daemon.said[2].startswith("store: version 1 is no longer in use, dgn-nano-int8 is: its health fell")
         daemon.run(35)
         assert len(daemon.said) == 3, "what was gone back to is not judged again"
@@ -389,14 +389,11 @@ def test_a_finder_that_a_reload_brings_is_listened_to_again() -> None:
 def test_a_frame_costs_next_to_nothing() -> None:
     with open_camera("replay", str(DEMO), fps=0.0) as camera:
         frames = [camera.read(5) for _ in range(40)]
-    tracker = Tracker(open_engine("onnxruntime", FLOAT))
-    watch = Health(tracker, lambda why: None)
-    times = []
+    watch, times = Health(tracker := Tracker(open_engine("onnxruntime", FLOAT)), lambda why: None), []
     for frame in frames:
-        begun = time.perf_counter()
+        begun_s = time.perf_counter()
         tracker.process(frame)
-        over = time.perf_counter()
+        over_s = time.perf_counter()
         watch.frame()
-        times.append((over - begun, time.perf_counter() - over))
-    tracking, watching = np.median(times, axis=0)
-    assert watching < 0.01 * tracking, "a thousandth was measured on busy cores"
+        times.append((over_s - begun_s, time.perf_counter() - over_s))
+    assert np.divide(*np.median(times, axis=0)) > 100, "1000 was measured on busy cores"

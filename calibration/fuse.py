@@ -39,7 +39,7 @@ LEAST_SHARE = 0.05  # a camera with less of the weight is not missed
 # Several cameras together err less than one, so less is taken for noise than in `edge/smooth.py`.
 PLACE = Channel(2.5, 120.0, 0.008, 2.0, 0.002)
 TURN = Channel(2.5, 60.0, 0.12, 2.0, 0.025)
-FINGERS = Channel(2.0, 30.0, 0.3, 2.0, 0.05)
+FINGERS = Channel(4.0, 30.0, 0.3, 2.0, 0.05)
 
 
 class Step(NamedTuple):

@@ -24,10 +24,10 @@ from ..hand.template import template
 ROUNDS = 5  # of reweighting
 LOOSE = 2.5  # residuals of so many sigmas count a quarter ...
 LEAST_LOOSE_M, MOST_LOOSE_M = 0.012, 0.035  # ... within these
-HAND_LOOSE_M = 0.02  # so far off in its median joint, a camera's whole hand counts a quarter
+HAND_LOOSE_M = 0.012  # so far off in its median joint, a camera's whole hand counts a quarter
 STEPS = 3
 PRIOR_M = 0.020  # a radian off the cameras' angle costs as much as a joint this far off
-POINT_WEIGHT = 2.0  # of a depth point, where a joint weighs 1; each camera has 200 or so
+POINT_WEIGHT = 2.0  # of a depth point, where a joint weighs 1; each camera has 300 or so
 POINT_SCALE_M, POINT_REACH_M = 0.010, 0.03  # Geman-McClure
 EVERY = 2  # each so manieth vertex is a place on the skin to meet depth points
 _ANGLE_JOINTS = np.array([PART_JOINTS[p] + 1 for p in ANGLE_PARTS])  # the joint at the far end of what an angle turns

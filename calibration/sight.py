@@ -27,7 +27,7 @@ SAME_HOST_NS = 50_000_000  # monotonic clocks that differ from the wall clock by
 CARRY_NS = 60_000_000  # a pose is carried on for so long
 BRIDGE_NS = 150_000_000  # and interpolated between frames this far apart
 KEPT = 8  # messages
-POINTS = 240  # of a hand's depth points, at most so many are looked at
+POINTS = 360  # of a hand's depth points, at most so many are looked at
 NO_POINTS = np.zeros((0, 3))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -220,28 +221,51 @@ def test_the_clock_of_a_watch_may_change():
             assert watch.judge().state == "watching", "what was seen by the other clock counts no more"
 
 
-def watched(rig: Rig, folder: Path, seconds: float, camera: str = "cam0", wait_s: float = 0.02) -> Result:
-    """`calibrate watch` beside a daemon that sees no hand."""
+def no_hand(camera: str) -> list[bytes]:
+    now = time.monotonic_ns()
+    return encode_joints(Header(camera, 1, now, time.time_ns(), now), [], stages_us={}, dropped=0)
+
+
+def watched(
+    rig: Rig,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[[], bool],
+    says: Callable[[], list[bytes]] = lambda: no_hand("cam0"),
+) -> tuple[Result, str]:
+    """`calibrate watch` beside a daemon, stopped once so much was seen; and the daemon's address."""
     save_rig(rig, folder / "rig.json")
-    stop = threading.Event()
+    stop, end_s = threading.Event(), time.monotonic() + 60
+    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: until() or time.monotonic() > end_s)
     with Publisher("tcp://127.0.0.1:*") as daemon:
 
         def publish() -> None:
-            seq = 0
-            while not stop.wait(wait_s):
+            while not stop.wait(0.02):
                 daemon.poll_subscriptions()
-                seq, now = seq + 1, time.monotonic_ns()
-                header = Header(camera, seq, now, time.time_ns(), now)
-                daemon.publish(encode_joints(header, [], stages_us={}, dropped=0))
+                daemon.publish(says())
 
         thread = threading.Thread(target=publish)
         thread.start()
         try:
-            options = [str(folder / "rig.json"), "--from", daemon.address, "--seconds", str(seconds)]
-            return CliRunner().invoke(watch_cli.watch, options)
+            options = [str(folder / "rig.json"), "--from", daemon.address]
+            return CliRunner().invoke(watch_cli.watch, options), daemon.address
         finally:
             stop.set()
             thread.join()
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is said every SAY_S of the cameras."""
+    said, real = list[str](), watch_cli._words
+
+    def noted(*given: Any) -> str:
+        said.append(real(*given))
+        return said[-1]
+
+    monkeypatch.setattr(watch_cli, "_words", noted)
+    monkeypatch.setattr(watch_cli, "SAY_S", 0.1)
+    return said
 
 
 @pytest.mark.parametrize(("named", "times"), [(["cam1"] * 3, 1), (["cam1", "cam1", "cam0"], 2)])
@@ -262,8 +286,7 @@ def test_the_proposal_on_disk_is_the_newest_one(
             return Judgement("moved", "one of them moved", seen[-1])
 
     monkeypatch.setattr(watch_module, "Watch", Surer)
-    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)  # Ctrl-C stays pytest's
-    said = watched(a_rig(2), tmp_path, 1.0)
+    said, _ = watched(a_rig(2), tmp_path, monkeypatch, lambda: len(seen) == 3)
     assert said.exit_code == 3 and len(seen) == 3 and said.output.count("proposes where cam") == times
     proposed = load_rig(tmp_path / "rig.proposed.json")
     assert f"{named[-1]} moved by 12.0 mm" in proposed.quality.warnings[-1]
@@ -274,33 +297,33 @@ def test_the_proposal_on_disk_is_the_newest_one(
 def test_a_proposal_that_cannot_be_written_is_told_of_and_the_alarm_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):  # fmt: skip
+    judged: list[int] = []
+
     class Moved(Watch):
         def observe(self, t_ns: int, sightings: object) -> bool:
             return True
 
         def judge(self) -> Judgement:
+            judged.append(1)
             (tmp_path / "rig.proposed.json").mkdir(exist_ok=True)  # after the command began
             drift = Drift("cam1", 5.0, 1.0, 0.5, self.rig.cameras[1].T_ref_cam, 1.0, np.eye(6))
             return Judgement("moved", "cam1 moved", drift)
 
     monkeypatch.setattr(watch_module, "Watch", Moved)
-    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)
-    said = watched(a_rig(2), tmp_path, 0.4)
+    said, _ = watched(a_rig(2), tmp_path, monkeypatch, lambda: len(judged) > 3)
     assert said.exit_code == 3 and "proposes" not in said.output
     assert said.output.count("rig.proposed.json cannot be written: is a directory") == 1
-    again = watched(a_rig(2), tmp_path, 0.4)
+    again, _ = watched(a_rig(2), tmp_path, monkeypatch, lambda: True)
     assert isinstance(again.exception, CommandError) and "watching" not in again.output
     assert str(again.exception) == f"{tmp_path}/rig.proposed.json cannot be written: is a directory"
 
 
 def test_cameras_that_the_rig_does_not_know_and_silent_ones_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ):  # fmt: skip
-    monkeypatch.setattr(watch_cli, "SAY_S", 0.3)
-    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)
-    said = watched(a_rig(2), tmp_path, 1.2, camera="other")
-    assert "0 of 2 cameras: cam0 not heard yet, cam1 not heard yet; not in the rig file: other" in said.output
-    assert "edge-hand run" not in said.output
+    said, _ = watched(a_rig(2), tmp_path, monkeypatch, lambda: "other" in "".join(words), lambda: no_hand("other"))
+    last = said.output.splitlines()[-1]
+    assert last == "0 of 2 cameras: cam0 not heard yet, cam1 not heard yet; not in the rig file: other"
 
 
 def test_a_watch_that_heard_nothing_does_not_end_as_if_the_rig_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -312,28 +335,12 @@ def test_a_watch_that_heard_nothing_does_not_end_as_if_the_rig_held(tmp_path: Pa
     assert done.output.endswith("cam0 not heard yet, cam1 not heard yet; is `edge-hand run` running?\n")
 
 
-def test_a_daemon_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(watch_cli, "SAY_S", 0.3)
-    monkeypatch.setattr(watch_cli, "stop_on_signal", lambda: lambda: False)  # Ctrl-C stays pytest's
-    save_rig(a_rig(2), tmp_path / "rig.json")
-    stop = threading.Event()
-    with Publisher("tcp://127.0.0.1:*") as daemon:
-
-        def publish() -> None:
-            while not stop.wait(0.02):
-                daemon.poll_subscriptions()
-                daemon.publish([b"joints.cam0", msgpack.packb({"v": 2})])
-
-        thread = threading.Thread(target=publish)
-        thread.start()
-        try:
-            said = CliRunner().invoke(
-                watch_cli.watch, [str(tmp_path / "rig.json"), "--from", daemon.address, "--seconds", "2"]
-            )
-        finally:
-            stop.set()
-            thread.join()
-    assert f"{daemon.address}: joints.cam0: wire version 2, this edge-hand reads version 1" in said.output
+def test_a_daemon_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]):
+    said, address = watched(
+        a_rig(2), tmp_path, monkeypatch, lambda: "version" in "".join(words),
+        says=lambda: [b"joints.cam0", msgpack.packb({"v": 2})],
+    )  # fmt: skip
+    assert f"{address}: joints.cam0: wire version 2, this edge-hand reads version 1" in said.output
 
 
 @pytest.mark.parametrize("option", ["--keys", "--client-key"])  # as other clients call it, and as fuse must

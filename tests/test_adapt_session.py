@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from edge_hand.trainer import parallel  # noqa: E402
 from edge_hand.trainer.adapt import run, session  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError  # noqa: E402
 from edge_hand.trainer.adapt.target import Target, save_target  # noqa: E402
+from slept_time import SleptTime  # noqa: E402
 
 
 class Steps:
@@ -37,7 +37,7 @@ class Steps:
         self.step += 1
         self.shares.append(share)
         self.group.average_([told := torch.tensor([float(stop)])])
-        time.sleep(0.02)
+        run.time.sleep(0.02)
         return {"loss": 0.0}, told.item() > 0
 
     def state(self, seen: int) -> dict[str, Any]:
@@ -47,10 +47,18 @@ class Steps:
 def the_first_prepares_longer(out: Path) -> None:
     run._Run = Steps  # type: ignore[assignment, misc]
     run.blend = lambda *_: 0.5
+    run.time = clock = SleptTime()  # type: ignore[assignment]
+    sum_ = parallel.Group.sum_
+
+    def meet(group: parallel.Group, values: Any) -> Any:
+        parallel.Group.sum_ = sum_  # type: ignore[method-assign]
+        clock.sleep(0.5 * (group.rank == 1))  # waits for the first one
+        return sum_(group, values)
+
     with parallel.join(cpu=True) as group:
-        time.sleep(0.5 * (group.rank == 0))
+        parallel.Group.sum_ = meet  # type: ignore[method-assign]
         done = run.adapt_net(
-            MODELS / "dgn-nano.pt", None, out, run.AdaptConfig(steps=900), minutes=0.4 / 60, group=group
+            MODELS / "dgn-nano.pt", None, out, run.AdaptConfig(steps=900), minutes=0.39 / 60, group=group
         )  # type: ignore[arg-type]
         torch.save((done.finished, done.seconds, Steps.last.shares), out / f"{group.rank}.pt")
 
@@ -59,8 +67,8 @@ def the_first_prepares_longer(out: Path) -> None:
 def test_the_minutes_of_several_processes_are_one_clock_s_from_when_all_are_prepared(tmp_path: Path) -> None:
     parallel.launch(2, the_first_prepares_longer, tmp_path, error=AdaptError)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
-    assert first[0] and 0.4 <= first[1] < second[1] + 0.2
-    assert first[2] == second[2] and len(first[2]) > 2  # rates follow the share: else the weights come apart
+    assert first[0] and [first[1], second[1]] == pytest.approx([0.42, 0.42])  # a step after 0.40 s are over
+    assert first[2] == second[2] and len(first[2]) == 21  # rates follow the share: else the weights come apart
 
 
 @pytest.mark.parametrize("cuda", [False, True])

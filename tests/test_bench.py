@@ -12,6 +12,7 @@ import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from edge_hand.edge.publish import Publisher
 from edge_hand.edge.swap import SwapEngine
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.frames import DepthFrame
+from slept_time import SleptTime
 
 MODE = "320x240@60"
 FLOAT = MODELS / "dgn-nano.onnx"
@@ -42,11 +44,15 @@ DEMO = str(MODELS.parent / "demo" / "hand.mcap")
 
 @pytest.fixture(scope="module")
 def result() -> dict[str, Any]:
-    """One real measurement, for all that look at one."""
-    return bench(
-        Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=1, frames=30, seconds=0.5,
-        startup=False,
-    )  # fmt: skip
+    """One real measurement, for all that look at one; where this machine was stopped in it, another."""
+    for _ in range(5):
+        found = bench(
+            Source("synthetic", None, MODE), engine="onnxruntime", model=DEFAULT_MODEL, threads=1, frames=30,
+            seconds=0.5, startup=False,
+        )  # fmt: skip
+        if found["at_rate"]["frames"] + found["at_rate"]["dropped"] >= 20:
+            break
+    return found
 
 
 # --- frames
@@ -115,18 +121,21 @@ def test_memory_and_cpu_are_this_process_s() -> None:
 
 
 @pytest.fixture
-def course_of() -> Iterator[Callable[[int], Course]]:
-    """A course over a camera that falls silent after so many frames."""
+def course_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Course]]:
+    """A course over a camera that falls silent after so many frames; only what it waits takes time."""
+    clock = SleptTime()
+    passed = SimpleNamespace(perf_counter=clock.monotonic, process_time=time.process_time)
+    monkeypatch.setattr(measure, "time", passed)
 
     class Silent(Memory):
-        until = time.monotonic() + 20
+        until = clock.monotonic() + 20
 
         def read(self, timeout_s: float = 1.0) -> DepthFrame:
+            clock.sleep(0.02)
             try:
                 return super().read(timeout_s)
             except EndOfStream:
-                assert time.monotonic() < self.until, "waited on and on"
-                time.sleep(0.02)
+                assert clock.monotonic() < self.until, "waited on and on"
                 raise FrameTimeout("front: no frame") from None
 
     with (
@@ -144,7 +153,7 @@ def test_a_camera_that_falls_silent_ends_with_the_time_and_that_is_told(
     course.warm_up()
     course.go(seconds=1.0)
     found = course.result()
-    assert found["frames"] == found["tracked"] == 4 and found["silent_s"] > 0
+    assert found["frames"] == found["tracked"] == 4 and found["silent_s"] == 0.9
     line = "the camera fell silent: no frame could be used in the last 480 s"
     assert line in table({**result, "at_rate": {**result["at_rate"], "silent_s": 480.0}})
     assert "silent" not in table(result)
@@ -159,7 +168,7 @@ def test_a_camera_that_says_nothing_at_all_is_one_line(
     course = course_of(WARM_UP)
     course.warm_up()
     course.go(seconds=0.1)
-    with pytest.raises(BenchError, match=r"^bench: no frame could be used for 0.\d+ s: front: no frame$"):
+    with pytest.raises(BenchError, match=r"^bench: no frame could be used for 0.1\d* s: front: no frame$"):
         course.result()
 
 

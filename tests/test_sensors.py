@@ -299,14 +299,18 @@ def test_unusable_images_are_refused() -> None:
 
 
 def test_a_patch_costs_less_than_its_budget() -> None:
+    """That is what this machine takes to add up some numbers, told beside it."""
     z = bar(0.5, 0.65, 30, 60, (96, 96))
     for sensor in (SR, D435, KINECT_2):
         settings, times = draw_settings(sensor, np.random.default_rng(0)), []
         for seed in range(50):
-            start = time.perf_counter()
+            begun = time.perf_counter()
+            sum(range(20_000))
+            between = time.perf_counter()
             seen(z, sensor, settings, seed)
-            times.append(time.perf_counter() - start)
-        assert min(times) < 0.0005, sensor.name  # 0.2 ms where it was measured
+            times.append((time.perf_counter() - between, between - begun))
+        patch_s, sum_s = np.min(times, axis=0)
+        assert patch_s < 2.5 * sum_s, sensor.name  # 0.8 where it was measured
 
 
 @cache

@@ -73,6 +73,17 @@ def test_the_newest_wins_for_a_slow_caller() -> None:
         assert (first.seq, second.seq, messages.skipped) == (19, 19, 38)
 
 
+def test_what_waits_for_its_turn_is_the_newest_when_it_comes() -> None:
+    with connected("joints", "mesh", wait_for="mesh.front") as (publisher, messages):
+        publisher.publish(joints(1))
+        publisher.publish(mesh(1))
+        while len(messages._waiting) < 2:
+            messages._drain()
+        assert isinstance(next(messages), JointsMessage)
+        publisher.publish(mesh(2))
+        assert messages._socket.poll(60_000) and next(messages).seq == 2 and messages.skipped == 1
+
+
 def test_a_caller_that_takes_most_of_a_second_gets_every_topic() -> None:
     with connected("joints", "mesh", wait_for="mesh.front") as (publisher, messages):
         for seq in range(200):
@@ -90,10 +101,12 @@ def test_after_a_long_absence_no_old_pose_comes_as_new() -> None:
             publisher.publish(joints(seq))
             time.sleep(0.0002)
         time.sleep(0.1)
-        live = threading.Event()
+        live, opened = threading.Event(), messages._socket
 
         def keep_publishing() -> None:
             seq = 10_000
+            while messages._socket is opened and not live.wait(0.01):
+                pass  # nothing new hides what is old
             while not live.wait(0.01):
                 publisher.publish(joints(seq))
                 publisher.poll_subscriptions()

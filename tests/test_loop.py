@@ -232,7 +232,7 @@ def test_between_the_frames_of_a_slow_recording_the_loop_listens_and_tells_how_i
     with Publisher(ANY_PORT, topology=topology()) as publisher:
         monkeypatch.setattr(publisher, "poll_subscriptions", lambda: polled.append(1))
         loop = Loop(Slow(), Tracker(engine, confirm=False), publisher, [told])  # type: ignore[arg-type]
-        while "stalled" not in told:
+        while "stalled" not in told and len(asked) < 20:
             assert loop.step()
     waited_s = np.cumsum(asked[1:])
     assert max(asked) == loop_module.STALL_S and waited_s[-1] == loop.stall_s == 3
@@ -301,7 +301,7 @@ def test_a_stalled_subscriber_does_not_hold_up_the_frames(folder: Path, engine: 
         wait_for(publisher, ["joints.front"])
         loop = Loop(camera, Tracker(engine), publisher)
         took_us = []
-        while loop.totals.frames < 70:
+        while loop.totals.frames < 70 and sum(took_us) < 60e6:
             assert loop.step()
             took_us.append(loop.publish_us)
         # 70 frames are 1.4 MB, more than all queues hold. A machine that is busy elsewhere may pause us now and then.

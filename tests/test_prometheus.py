@@ -13,13 +13,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import open_engine
-from edge_hand.edge.http_server import MOST_AT_ONCE, TIMEOUT_S, Handler, LocalServer, ServeError
+from edge_hand.edge.http_server import MOST_AT_ONCE, POLL_S, Handler, LocalServer, ServeError
 from edge_hand.edge.loop import Loop
 from edge_hand.edge.metrics import CONTENT_TYPE, Metrics
 from edge_hand.edge.publish import Publisher
@@ -133,21 +134,23 @@ def test_before_the_first_frame_there_is_something_to_read() -> None:
 
 def test_a_frame_costs_the_loop_next_to_nothing() -> None:
     with a_loop() as (_, metrics):
-        took = []
+        times = []
         for _ in range(300):
             begun = time.perf_counter()
+            sum(range(10_000))
+            between = time.perf_counter()
             metrics.frame()
-            took.append(time.perf_counter() - begun)
-    assert sorted(took)[100] < 100e-6
+            times.append((time.perf_counter() - between, between - begun))
+    frame_s, sum_s = (sorted(some)[100] for some in zip(*times, strict=True))
+    assert frame_s < sum_s / 5, "a sixtieth was measured"
 
 
-def test_a_client_that_says_nothing_keeps_nobody_waiting() -> None:
+def test_a_client_that_says_nothing_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Handler, "timeout", 90.0)  # longer than who scrapes waits
     with a_loop() as (_, metrics):
         host, port = metrics.url.removeprefix("http://").partition("/")[0].split(":")
         silent = [socket.create_connection((host, int(port))) for _ in range(4)]
-        begun = time.monotonic()
         assert "edge_hand_fps" in scraped(metrics)
-        assert time.monotonic() - begun < TIMEOUT_S / 2
         for connection in silent:
             connection.close()
 
@@ -196,10 +199,13 @@ def test_a_server_without_a_free_file_waits_for_one() -> None:
             try:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))  # those that are open stay so
                 server.start()
-                time.sleep(0.5)
+                end_s = time.monotonic() + 60
+                while len(tried) < 5 and time.monotonic() < end_s:
+                    time.sleep(0.01)
+                gaps_s = [b - a for a, b in pairwise(tried)]
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            assert len(tried) < 10 and read(server.url) == "/"
+            assert len(gaps_s) >= 4 and min(gaps_s) >= POLL_S and read(server.url) == "/"
 
 
 def test_what_is_no_address_is_refused_without_a_traceback(capfd: pytest.CaptureFixture[str]) -> None:

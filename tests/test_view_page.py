@@ -166,7 +166,7 @@ def hand_pixels(page: Any) -> dict[str, int]:
     return {"green": int(((g > 80) & (g > 1.4 * r) & (g > 1.25 * b)).sum()), "blue": int((b > r + 60).sum())}
 
 
-def until(page: Any, expression: str, seconds: float = 30.0) -> None:
+def until(page: Any, expression: str, seconds: float = 60.0) -> None:
     """Playwright's own wait evaluates inside the page, which the page's policy forbids."""
     end = time.monotonic() + seconds
     while not page.evaluate(expression):
@@ -189,7 +189,7 @@ def test_a_browser_shows_the_hand_its_numbers_and_daemons_that_leave(
         until(page, "document.querySelector('#notice').textContent.includes('waiting for ipc')")
         with daemon(engine, address):
             page.wait_for_selector(".tag.good", timeout=60_000)  # the label of a tracked hand
-            page.wait_for_selector(".stages .time", timeout=20_000)
+            page.wait_for_selector(".stages .time", timeout=60_000)
             text = page.inner_text("#cameras")
             for word in ("synthetic-0", "tracked", "fps", "latency", "dropped", "age", "engine", "refit", address):
                 assert word in text, text
@@ -198,14 +198,16 @@ def test_a_browser_shows_the_hand_its_numbers_and_daemons_that_leave(
             assert seen["green"] > 1500 and seen["blue"] > 100, seen
             for part in ("mesh", "bones", "points"):
                 page.uncheck(f"input[value={part}]")
-            page.wait_for_timeout(1000)
-            bare = hand_pixels(page)
-            assert bare["green"] < seen["green"] / 3 and bare["blue"] < seen["blue"], (seen, bare)
+            end, bare = time.monotonic() + 60, seen
+            while not (bare["green"] < seen["green"] / 3 and bare["blue"] < seen["blue"]):
+                assert time.monotonic() < end, (seen, bare)
+                page.wait_for_timeout(100)
+                bare = hand_pixels(page)
             page.check("input[value=mesh]")
-        page.wait_for_selector(".card .state.bad", timeout=20_000)
+        page.wait_for_selector(".card .state.bad", timeout=60_000)
         assert "gone" in page.inner_text("#cameras") and "synthetic-0 left" in page.inner_text("#events")
         assert hand_pixels(page)["green"] < 200, "a hand is shown that nobody sees"
         assert troubles == []
-    page.wait_for_selector("#link.bad", timeout=20_000)  # the view itself is gone too
+    page.wait_for_selector("#link.bad", timeout=60_000)  # the view itself is gone too
     assert "unknown" in page.inner_text("#cameras")
     page.close()

@@ -174,16 +174,18 @@ def test_clients_that_say_nothing_are_shown_out(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_who_waits_for_a_model_keeps_nobody_from_asking() -> None:
-    release = threading.Event()
+    asked, release = threading.Event(), threading.Event()
 
     def slow(request: Request) -> Reply:
         if request.what == "use":
+            asked.set()
             release.wait(60)
         return answer(request)
 
     with ControlSocket("front", slow) as daemon:
         waiting = threading.Thread(target=ask, args=(daemon.path, "use", Path("/net.onnx")))
         waiting.start()
+        assert asked.wait(60)
         assert ask(daemon.path, "status", timeout_s=50).ok and waiting.is_alive()
         release.set()
         waiting.join(50)

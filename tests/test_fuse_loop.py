@@ -109,7 +109,7 @@ def test_without_any_camera_it_is_stalled():
         loop.handle([], time.monotonic_ns() + 50_000_000)
         assert loop.totals.frames == 1
         loop.handle([], time.monotonic_ns() + 2_000_000_000)
-    assert said[-1].startswith("0 of 2 cameras")
+    assert said[-1].startswith("0 of 2 cameras") and loop._told is not None and loop._told[0] == "stalled"
 
 
 def test_where_nothing_was_ever_heard_it_asks_whether_a_daemon_runs():

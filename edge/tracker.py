@@ -123,8 +123,9 @@ class Tracker:
 
     def _follow(self, track: Track, frame: DepthFrame) -> Look | None:
         """The track's hand where it should be, or None."""
-        aim = track.aim(frame.t_ns)
-        return None if aim[2] < NEAR_M else self._look_for(track, frame, aim)
+        if track.foreseen_m(frame.t_ns)[2] < NEAR_M:
+            return None
+        return self._look_for(track, frame, track.aim(frame.t_ns))
 
     def _look_for(self, track: Track, frame: DepthFrame, centre_m: Array, score: float | None = None) -> Look | None:
         """The track's hand at a place (3,) m, or None; where the finder proposes it, it is believed by that score."""

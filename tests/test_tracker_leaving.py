@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("numba", reason="numba draws the clips")
 
 from edge_hand.edge.engines import open_engine
+from edge_hand.edge.finder import NEAR_M
 from edge_hand.edge.tracker import Track, Tracker
 from edge_hand.trainer.evaluate_steadiness import clip
 from numpy.typing import NDArray
@@ -61,3 +62,14 @@ def test_a_hand_in_doubt_takes_the_number_of_one_of_the_other_side_and_not_its_s
     tracker.tracks, tracker._lost = [new], [Track(at, 0, -20.0, id=1, published=True, measured=9)]
     tracker._recognise(SimpleNamespace(t_ns=66_000_000), {new: SimpleNamespace(centre_m=at)})
     assert new.id == 1 and new.right_votes == 3.0
+
+
+def test_a_hand_that_comes_to_rest_just_beyond_the_nearest_distance_is_looked_at_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracker, centre = Tracker(open_engine()), np.array([0, 0, NEAR_M + 0.003])
+    monkeypatch.setattr(tracker, "_look_for", lambda track, frame, aim: aim)
+    track = Track(centre, 0, 5.0, velocity_m_s=np.array([0, 0, -0.08]), measured=9)
+    assert tracker._follow(track, SimpleNamespace(t_ns=50_000_000)) is None  # it should be nearer than that
+    track.move(centre, 50_000_000)
+    np.testing.assert_array_equal(tracker._follow(track, SimpleNamespace(t_ns=83_000_000)), centre)

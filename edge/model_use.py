@@ -7,12 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from .control import ControlError, ask, sockets
-from .model_store import SHIPPED, StoreError, Version, in_use, model_of, rollback, undone_on_error, use
+from .model_store import SHIPPED, StoreError, Version, checked, in_use, model_of, rollback, undone_on_error, use
 
 
 def put_in_use(store: Path, number: int, say: Callable[[str], None]) -> Version | None:
     """Serve with a version from now on, SHIPPED for the network that ships; None is that one. If a daemon refuses it,
     nothing changes. say hears a line a daemon. Raises StoreError."""
+    checked(store, number)  # before it waits for another change, or makes a store
     return _serve(store, lambda: use(store, number), say)
 
 
@@ -30,7 +31,8 @@ def _serve(store: Path, change: Callable[[], Version | None], say: Callable[[str
     with undone_on_error(store, say):
         wanted = change()
         _ask_daemons(wanted, say)
-    if in_use(store) != (SHIPPED if wanted is None else wanted.number):
+        now = in_use(store)  # before the next change may begin
+    if now != (SHIPPED if wanted is None else wanted.number):
         raise StoreError(f"models: {name_of(wanted)} is not in use, a daemon left it at once; see `edge-hand status`")
     return wanted
 

@@ -106,7 +106,10 @@ class Fuser:
             if mine and sure and hand.id == 0:
                 hand.id, self._next_id = self._next_id, self._next_id + 1
             others = [_in_mirror(s.guess) for s in its if s.sighting.is_left != hand.is_left]
-            fused = self._measured(hand, t_ns, mine, others) if mine else self._predicted(hand, t_ns)
+            measured = any(s.sighting.tracked for s in mine)
+            fused = None if measured else self._predicted(hand, t_ns)  # rather than follow what cameras predict
+            if fused is None and mine:
+                fused = self._measured(hand, t_ns, mine, others)
             if fused is None:
                 self.hands.remove(hand)
                 if hand.id:

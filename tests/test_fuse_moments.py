@@ -12,7 +12,7 @@ from edge_hand.calibration.rig import Rig
 from edge_hand.calibration.sight import BRIDGE_NS, CARRY_NS, View
 from edge_hand.calibration.views import Views
 from edge_hand.hand.crop import MIRROR
-from test_fuse import SECOND, a_rig, told
+from test_fuse import FPS, SECOND, a_rig, told, truth_at
 
 FRAME_NS = 1e9 / 60  # of `told`
 
@@ -184,3 +184,19 @@ def test_a_camera_at_the_limit_is_not_left_out_and_taken_back_in_turns() -> None
             views.due(round(i * FRAME_NS))
             astray.append("cam1" in views.astray)
     assert astray[-1] and sum(a != b for a, b in itertools.pairwise(astray)) <= 1
+
+
+def test_what_cameras_only_predict_is_not_followed() -> None:
+    rig, off_mm = a_rig(), []
+    fuser, views = Fuser(rig), [View(k, camera) for k, camera in enumerate(rig.cameras)]
+    for i in range(36):
+        left_s = max(i - 30, 0) / FPS  # since when one camera alone speaks, whose prediction runs away at 0.6 m/s
+        there = views if i <= 30 else views[:1]
+        for k, view in enumerate(there):
+            view.take(told(rig, k, i, np.array([0.6 * left_s, 0, 0]), age_ms=1e3 * left_s))
+        t_ns = SECOND + round(i / FPS * 1e9)
+        for hand in fuser.step(t_ns, [s for view in there for s in view.at(t_ns)]):
+            if i > 30:
+                assert hand.pose.state == "predicted"
+                off_mm.append(1e3 * np.linalg.norm(hand.pose.joints_m - truth_at(i / FPS)[0], axis=1).mean())
+    assert len(off_mm) == 5 and max(off_mm) < 20, off_mm

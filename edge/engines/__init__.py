@@ -29,7 +29,7 @@ PREFERRED = ("tensorrt",)  # by auto, where they can run
 ANYWHERE = "onnxruntime"
 BUILT = (".plan", ".engine", ".trt", ".blob")  # what other programs call engines for one device
 SWAP_LIMIT_MM = 1.0  # mean distance of vertices between a better engine and onnxruntime on the same file
-TUNED_LIMIT_MM = 2.5  # the same between what the tuning found and the float network: an export in 8 bits may have 2
+TUNED_LIMIT_MM = 2.5  # the same between what the tuning found and the float network; an export in 8 bits may have 2
 SETTLE_S = 3.0  # before the tuning begins: the first frames come first, and what ends at once need not know
 _log = logging.getLogger(__name__)
 

@@ -38,6 +38,7 @@ REQUESTS = ("status", "reload", "use", "stop")
 MAX_REQUEST, MAX_REPLY = 4096, 64 << 10  # bytes of a line
 MAX_CLIENTS = 4  # at once; more of them wait
 PATIENCE_S = 2.0  # for a client to say what it wants
+LOOK_S = 10.0  # how often a daemon looks whether its socket is still there
 ANSWER_S = 60.0  # for a daemon to answer
 CHANGE_S = 3720.0  # to answer a change, for which it may build a plan (`engines/tensorrt/plan.py`), after another does
 CHANGES = ("reload", "use")
@@ -132,39 +133,68 @@ class ControlSocket:
         self._camera, self._answer = camera, answer
         self._folder = folder or default_folder()
         self._room = threading.BoundedSemaphore(MAX_CLIENTS)
-        self._closed = threading.Event()
+        self._closed, self._binding = threading.Event(), threading.Lock()
 
     def __enter__(self) -> ControlSocket:
-        name = socket_name(self._camera)
         try:
-            _make_private(self._folder)
-            taken = _remove_the_dead(self._folder)
-            self.path = self._folder / f"{name}.sock"
-            if self.path in taken:  # another daemon shows a camera of this name
-                self.path = self._folder / f"{name}-{os.getpid()}.sock"
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            fresh = self._folder / f".{os.getpid()}"
-            fresh.unlink(missing_ok=True)
-            self._socket.bind(str(fresh))
-            os.chmod(fresh, 0o600)
-            self._socket.listen(64)
-            os.rename(fresh, self.path)  # nobody meets it before it is private and listens
+            self._bind()
         except OSError as error:
             raise ControlError(f"control socket in {self._folder}: {refusal(error)}") from None
         threading.Thread(target=self._serve, name="control", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._closed.set()
+        with self._binding:
+            self._closed.set()
+            if self._is_there():
+                self.path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
+
+    def _bind(self) -> None:
+        name = socket_name(self._camera)
+        _make_private(self._folder)
+        taken = _remove_the_dead(self._folder)
+        path = self._folder / f"{name}.sock"
+        if path in taken:  # another daemon shows a camera of this name
+            path = self._folder / f"{name}-{os.getpid()}.sock"
+        fresh = self._folder / f".{os.getpid()}"
+        fresh.unlink(missing_ok=True)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listening.bind(str(fresh))
+            os.chmod(fresh, 0o600)
+            listening.listen(64)
+            listening.settimeout(LOOK_S)
+            self._file = os.stat(fresh)
+            os.rename(fresh, path)  # nobody meets it before it is private and listens
+        except OSError:
+            listening.close()
+            raise
+        self.path, self._socket = path, listening
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.lstat(self.path), self._file)
+        except OSError:
+            return False
+
+    def _stay(self) -> None:
+        """Be there again where the file was removed: old ones in /tmp are, and a session's when its user logs out."""
+        with self._binding, contextlib.suppress(OSError):
+            if not self._closed.is_set() and not self._is_there():
+                before = self._socket
+                self._bind()
+                before.close()
 
     def _serve(self) -> None:
         while not self._closed.is_set():
             try:
                 connection, _ = self._socket.accept()
+            except TimeoutError:
+                self._stay()
+                continue
             except OSError:
                 if self._closed.wait(0.1):  # closed; or too many files are open
                     return

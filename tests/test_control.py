@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import socket
 import stat
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,6 +102,29 @@ def test_two_cameras_of_a_name_have_two_sockets_and_a_dead_one_makes_room(folder
     with ControlSocket("front", answer) as first, ControlSocket("front", answer) as second:
         assert first.path == folder / "front.sock" and second.path == folder / f"front-{os.getpid()}.sock"
         assert set(sockets()) == {first.path, second.path}
+
+
+def test_a_socket_that_is_cleaned_away_comes_back_and_another_daemon_keeps_its_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "LOOK_S", 0.05)
+    second = f"front-{os.getpid()}.sock"
+    with ControlSocket("front", answer) as daemon:
+        shutil.rmtree(folder)  # as /tmp is cleaned of what is old, and a session's folder goes with it
+        until(lambda: sockets() == [folder / "front.sock"])
+        assert ask(daemon.path, "status").ok and stat.S_IMODE(os.stat(daemon.path).st_mode) == 0o600
+        daemon.path.unlink()
+        with ControlSocket("front", answer) as other:  # took the name, or comes second
+            until(lambda: {path.name for path in sockets()} == {"front.sock", second})
+            daemon.__exit__()
+            assert sockets() == [other.path] and ask(other.path, "status").ok
+
+
+def until(holds: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_daemons_of_a_session_and_of_none_find_each_other(

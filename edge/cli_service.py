@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -146,7 +147,8 @@ def keys_new(folder: Path) -> None:
     from .keys import make_server
 
     make_server(folder)
-    click.echo(f"made {folder}; next: edge-hand keys add {folder} NAME, and edge-hand run --keys {folder}")
+    named = quote(str(folder))
+    click.echo(f"made {folder}; next: edge-hand keys add {named} NAME, and edge-hand run --keys {named}")
 
 
 @keys.command("add")
@@ -166,7 +168,7 @@ def keys_add(folder: Path, name: str, out: Path | None, public_key: str | None) 
     if file is None:
         click.echo(f"{name} may subscribe; the daemon's public key is {load_server(folder).public.decode()}")
     else:
-        click.echo(f"{name} may subscribe; move {file} there: edge-hand watch --keys {file}")
+        click.echo(f"{name} may subscribe; move {file} there: edge-hand watch --keys {quote(str(file))}")
 
 
 @keys.command("list")

@@ -54,7 +54,7 @@ def make_server(folder: Path) -> None:
 def load_server(folder: Path) -> Keys:
     """The daemon's keys. Raises KeysError if there are none or others can get at them."""
     if not (folder / SERVER).exists():
-        raise KeysError(f"{folder} has no {SERVER}: edge-hand keys new {folder}")
+        raise KeysError(f"{folder} has no {SERVER}: edge-hand keys new {quote(str(folder))}")
     for path in (folder, folder / SERVER, folder / CLIENTS):
         _check_private(path)
     public, secret = _read(folder / SERVER, "public-key", "secret-key")
@@ -69,7 +69,8 @@ def add_client(folder: Path, name: str, out: Path | None = None, public: str | N
     server = load_server(folder)
     path = _client_path(folder, name)
     if path.exists():
-        raise KeysError(f"{name} is known already: edge-hand keys remove {folder} {name}, or take another name")
+        remove = f"edge-hand keys remove {quote(str(folder))} {name}"
+        raise KeysError(f"{name} is known already: {remove}, or take another name")
     if public is not None:
         key = _checked(public.encode(), "the public key")
         if key in (known := clients(folder)):
@@ -81,7 +82,11 @@ def add_client(folder: Path, name: str, out: Path | None = None, public: str | N
         raise KeysError(f"{out} exists already; choose another with --out")
     public_key, secret_key = zmq.curve_keypair()
     _write(out, {"public-key": public_key, "secret-key": secret_key, "server-key": server.public})
-    _write(path, {"public-key": public_key}, owner=folder)
+    try:
+        _write(path, {"public-key": public_key}, owner=folder)
+    except KeysError:
+        out.unlink()  # nobody knows it, and it would stand in the way of the next try
+        raise
     return out
 
 
@@ -108,9 +113,8 @@ def clients(folder: Path) -> dict[bytes, str]:
 def load_client(path: Path) -> Keys:
     """What `subscribe(keys=...)` needs. Raises KeysError if it is no such file or open to others."""
     if path.is_dir():
-        raise KeysError(
-            f"{path} is a folder; a client gives NAME.key_secret, the file that edge-hand keys add {path} NAME writes"
-        )
+        add = f"edge-hand keys add {quote(str(path))} NAME"
+        raise KeysError(f"{path} is a folder; a client gives NAME.key_secret, the file that {add} writes")
     if not path.is_file():
         raise KeysError(f"{path}: no such key file; the daemon's owner makes it: edge-hand keys add FOLDER NAME")
     _check_private(path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -12,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import zmq
+from click.testing import CliRunner
+from edge_hand.edge.cli import cli
 from edge_hand.edge.client import Subscription, subscribe
 from edge_hand.edge.door import LOG_S
 from edge_hand.edge.keys import KeysError, add_client, clients, load_client, load_server, make_server, remove_client
@@ -257,6 +261,31 @@ def test_what_is_there_is_not_lost(folder: Path, robot: Path) -> None:
         add_client(folder, "robot2", robot)
     assert ((folder / "server.key_secret").read_bytes(), robot.read_bytes()) == (secret, key)
     assert list(clients(folder).values()) == ["robot"]
+
+
+def test_a_client_that_cannot_be_added_leaves_no_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, to: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    out = tmp_path / "new.key_secret"
+    with monkeypatch.context() as disk, pytest.raises(KeysError, match=r"new\.key cannot be written: no space left"):
+        disk.setattr("edge_hand.edge.keys.give", full)
+        add_client(folder, "new", out)
+    assert not out.exists() and add_client(folder, "new", out) == out
+
+
+def test_what_is_to_be_typed_can_be_typed_whatever_a_folder_is_called(tmp_path: Path) -> None:
+    folder, out = tmp_path / "the keys", tmp_path / "a robot's"
+    commands = ["new", str(folder)], ["add", str(folder), "robot", "--out", str(out)]
+    said = [CliRunner().invoke(cli, ["keys", *arguments]).output for arguments in commands]
+    assert f"edge-hand keys add '{folder}' NAME, and edge-hand run --keys '{folder}'" in said[0]
+    assert shlex.split(said[1].split("edge-hand watch ")[1]) == ["--keys", str(out)]
+    with pytest.raises(KeysError, match=f"edge-hand keys remove '{folder}' robot"):
+        add_client(folder, "robot")
+    with pytest.raises(KeysError, match=f"edge-hand keys new '{folder}/x'"):
+        load_server(folder / "x")
 
 
 @pytest.mark.parametrize("name", ["", ".x", "../x", "a/b", "a b", "x" * 65, "ä"])

@@ -133,6 +133,7 @@ def run(
     from .health import watch_health
     from .log import LOG, StateLog, open_log
     from .loop import Loop, Minder, topology
+    from .metrics import Metrics
     from .notify import Notifier
     from .person import keep_shape, person_maker
     from .publish import Publisher
@@ -155,6 +156,10 @@ def run(
         RecordingWriter(record).close()  # leaves no file
     to_keep = None if person is None or person.exists() else person  # who is known stays as in the file
     publisher = context.with_resource(Publisher(bind, topology=topology(), insecure=insecure, keys=keys))
+    served_metrics = Metrics(metrics, lambda: the_loop, insecure=insecure) if metrics else None
+    if served_metrics:
+        context.call_on_close(served_metrics.close)
+        tell(f"metrics at {served_metrics.url}")
     if note := own_note(context):
         tell(note)
     tuned = tune and not deterministic
@@ -184,12 +189,8 @@ def run(
         minders: list[Minder] = [notifier]
         if log:
             minders.append(StateLog(opened.name))
-        if metrics:
-            from .metrics import Metrics
-
-            minders.append(served_metrics := Metrics(metrics, lambda: the_loop, insecure=insecure))
-            tell(f"metrics at {served_metrics.url}")
-
+        if served_metrics:
+            minders.append(served_metrics)
         the_loop = Loop(opened, tracker, publisher, minders, sink=sink, clock=clock_of(opened, deterministic))
 
         def done() -> bool:

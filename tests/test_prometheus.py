@@ -261,3 +261,19 @@ def test_run_serves_its_metrics_where_it_says() -> None:
                 time.sleep(0.1)
         finally:
             process.terminate()
+
+
+def test_a_daemon_that_waits_for_its_camera_has_its_port_or_has_said_why_not() -> None:
+    command = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--camera", "replay", "--source", "not-yet.mcap"]
+    command += ["--wait", "--no-view", "--no-tune", "--bind", "tcp://127.0.0.1:*", "--metrics"]
+    with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
+        assert first.stdout is not None
+        try:
+            url = next(line for line in first.stdout if line.startswith("metrics at ")).split()[-1]
+            assert 'edge_hand_state{state="starting"} 1' in read(url)
+            port = url.split(":")[-1].split("/")[0]
+            second = subprocess.run([*command, port], capture_output=True, text=True, timeout=60, check=False)
+            assert second.returncode == 1
+            assert second.stderr.startswith(f"edge-hand: --metrics 127.0.0.1:{port}: address already in use")
+        finally:
+            first.terminate()

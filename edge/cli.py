@@ -179,7 +179,10 @@ def run(
     if found is None:
         tell("stopped before there was a camera")
         return
-    with found as opened, recording_to(record, clock_of(opened, deterministic), complain) as sink:
+    with (
+        found as opened,
+        recording_to(record, clock_of(opened, deterministic), complain, lambda: desk.stopping) as sink,
+    ):
         # A service that finds no camera ends, and with it whatever compiles: that begins with a camera.
         arithmetic = open_arithmetic(tell) if fast and not deterministic else PLAIN
         tracker = Tracker(serving, proposer, smooth, hands, new_person=new_person, arithmetic=arithmetic)

@@ -57,7 +57,9 @@ def clock_of(camera: Camera, deterministic: bool) -> Clock:
 
 
 @contextmanager
-def recording_to(path: Path | None, clock: Clock, tell: Callable[[str], None]) -> Iterator[Recorder | None]:
+def recording_to(
+    path: Path | None, clock: Clock, tell: Callable[[str], None], stopping: Callable[[], bool]
+) -> Iterator[Recorder | None]:
     """`edge-hand run`'s recorder, with its options as settings; None without a path."""
     if path is None:
         yield None
@@ -71,7 +73,7 @@ def recording_to(path: Path | None, clock: Clock, tell: Callable[[str], None]) -
     offset_ns = clock.unix_ns() - clock.monotonic_ns()
     steady = not clock.measures
     writer = RecordingWriter(path, sensor=options["camera"], settings=settings, wall_offset_ns=offset_ns)
-    with Recorder(writer, tell, patient=steady, steady=steady) as recorder:
+    with Recorder(writer, tell, patient=lambda: steady and not stopping(), steady=steady) as recorder:
         recorder.message(topology(), clock.monotonic_ns())
         yield recorder
 
@@ -104,7 +106,9 @@ def record(
     settings = {"camera": camera, "mode": mode or "", "far_m": str(far_m or "")}
     with (
         open_camera(camera, source, mode=mode) as opened,
-        Recorder(RecordingWriter(out, sensor=camera, settings=settings), lambda _: None, patient=True) as recorder,
+        Recorder(
+            RecordingWriter(out, sensor=camera, settings=settings), lambda _: None, patient=lambda: not stopping()
+        ) as recorder,
     ):
         while not stopping() and not recorder.trouble and (frames is None or n < frames):
             try:
@@ -132,7 +136,8 @@ def record(
     if lost:
         raise CommandError(f"{lost}; {n} frames are in {out}")
     click.echo(
-        f"{n} frames in {out}" + (f"; {skipped} were lost: the disk or this machine is too slow" if skipped else "")
+        f"{recorder.writer.frames} frames in {out}"
+        + (f"; {skipped} were lost: the disk or this machine is too slow" if skipped else "")
     )
 
 

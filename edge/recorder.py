@@ -18,9 +18,9 @@ CLOSE_S = 20.0  # a disk that takes longer at the end is not waited for
 class Recorder:
     """Takes frames and messages at once, and writes them while `with` lasts.
 
-    tell gets one line when the recording gets thin or ends early, from this thread; nothing is raised. With patient
-    the caller waits for the disk instead of losing anything. With steady the file's bytes depend on what is written
-    alone, not on when.
+    tell gets one line when the recording gets thin or ends early, from this thread; nothing is raised. As long as
+    patient() holds, the caller waits for the disk instead of losing anything. With steady the file's bytes depend on
+    what is written alone, not on when.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Recorder:
         writer: RecordingWriter,
         tell: Callable[[str], None],
         *,
-        patient: bool = False,
+        patient: Callable[[], bool] = lambda: False,
         steady: bool = False,
         most_bytes: int = MOST_BYTES,
     ) -> None:
@@ -67,11 +67,11 @@ class Recorder:
 
     def _put(self, size: int, item: DepthFrame | tuple[list[bytes], int]) -> None:
         with self._changed:
-            while self._patient and self._held > self._most_bytes and not self.trouble:
-                self._changed.wait()
+            while self._held > self._most_bytes and not self.trouble and self._patient():
+                self._changed.wait(FLUSH_S)
             if self.trouble:
                 return
-            if self._held + size > self._most_bytes and not self._patient:
+            if self._held + size > self._most_bytes and not self._patient():
                 self.left_out += 1
                 return
             self._queue.append((size, item))

@@ -311,17 +311,34 @@ def test_a_patient_recorder_leaves_nothing_out(tmp_path: Path) -> None:
     writer = SlowWriter(tmp_path / "a.mcap")
     writer.wait_s = 0.01
     writer.let_go.set()
-    with Recorder(writer, print, patient=True, most_bytes=2 * frames()[0].depth.nbytes) as recorder:
+    with Recorder(writer, print, patient=lambda: True, most_bytes=2 * frames()[0].depth.nbytes) as recorder:
         for frame in frames():
             recorder.frame(frame)
     with Recording(tmp_path / "a.mcap") as recording:
         assert [frame.seq for frame in recording] == list(range(12)) and recorder.left_out == 0
 
 
+def test_a_disk_that_hangs_is_waited_for_until_it_is_to_end_and_no_longer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_hand.edge.recorder.CLOSE_S", 0.5)
+    writer, said, over = SlowWriter(tmp_path / "a.mcap"), list[str](), threading.Event()
+    threading.Timer(1.0, over.set).start()  # Ctrl-C
+    room = 2 * frames()[0].depth.nbytes
+    with Recorder(writer, said.append, patient=lambda: not over.is_set(), most_bytes=room) as recorder:
+        for frame in frames():
+            recorder.frame(frame)
+            if over.is_set():
+                break
+    assert frame.seq == 3 and recorder.left_out == 1
+    assert said == ["recording ended, tracking goes on: the disk did not take it within 0.5 s"]
+    writer.let_go.set()
+
+
 def test_a_steady_recorder_writes_the_same_bytes_however_long_it_takes(tmp_path: Path) -> None:
     for name, pause_s in (("a", 0.0), ("b", 0.2)):
         writer = RecordingWriter(tmp_path / name, wall_offset_ns=5)
-        with Recorder(writer, print, patient=True, steady=True) as recorder:
+        with Recorder(writer, print, patient=lambda: True, steady=True) as recorder:
             for frame in frames():
                 recorder.frame(frame)
                 time.sleep(pause_s if frame.seq % 4 == 0 else 0)

@@ -244,7 +244,7 @@ def test_a_recording_is_shown_with_or_without_messages_in_it(engine: Engine, tmp
     path = tmp_path / "hand.mcap"
     with SyntheticCamera(0, "424x240@30", fps=0) as camera, Publisher("tcp://127.0.0.1:*") as publisher:
         frames = [camera.frame(seq) for seq in range(12)]
-        with Recorder(RecordingWriter(path), lambda _: None, patient=True) as recorder:
+        with Recorder(RecordingWriter(path), lambda _: None, patient=lambda: True) as recorder:
             loop = Loop(camera, Tracker(engine), publisher, sink=recorder)
             for frame in frames:
                 (loop.handle if messages else recorder.frame)(frame)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..hand.frames import DepthFrame
 from ..hand.messages import JointsMessage, MeshMessage, WireError
+from ..hand.whole import refusal
 from ..hand.wire import Header, decode
 from .cameras import CameraError, open_camera
 from .cloud import Clouds
@@ -20,7 +21,7 @@ from .model_card import ModelError
 from .play import Player, topology_of
 from .publish import Publisher
 from .recording import CHUNK_NS, MAX_NS, Recording, RecordingError
-from .shell import say
+from .shell import CommandError, say
 
 
 @contextmanager
@@ -30,11 +31,14 @@ def published(
     """Publish a recording over and over, at its own rate, to this user alone; gives the address.
 
     A recording made by `edge-hand run --record` is played, any other that `--camera replay` reads is tracked with the
-    model, of which tracks is told. Raises CameraError, RecordingError and ModelError.
+    model, of which tracks is told. Raises CameraError, RecordingError, ModelError and CommandError.
     """
     over = threading.Event()
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-hand-view-"))
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edge-hand-view-"))
+        except OSError as error:  # a read-only system has no place for it
+            raise CommandError(f"a socket's folder cannot be made: {refusal(error)}; name one with TMPDIR=") from None
         address = f"ipc://{folder}/recording"
         if _has_messages(Path(source)):
             run = _played(stack, source, address)

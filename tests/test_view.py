@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -26,6 +28,7 @@ from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.model_card import DEFAULT_MODEL
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.recording import Recording, RecordingError
+from edge_hand.edge.shell import CommandError
 from edge_hand.edge.tracker import Tracker
 from edge_hand.edge.view import served
 from edge_hand.edge.view_board import FRESH_S, GONE_S, Board
@@ -369,4 +372,10 @@ def test_what_cannot_be_shown_is_one_line(
     assert left.value.code == 1 and said.startswith(says) and said.count("\n") == 1, said
 
 
-# --- in a browser
+def test_a_recording_on_a_system_without_a_temporary_folder_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(**options: str) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", read_only)
+    with pytest.raises(CommandError, match=r"no usable temporary directory found in \['/tmp'\]; name one with TMPDIR="):
+        published("hand.mcap", DEFAULT_MODEL).__enter__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,20 @@ def subscribe(
     """
     client = None if keys is None else load_client(Path(keys))
     return Subscription(address, (topics,) if isinstance(topics, str) else tuple(topics), latest, timeout_s, client)
+
+
+def forbidden(address: str) -> str:
+    """That this user may not open the socket of an ipc:// address, in one line; empty if it may or there is none."""
+    path = address.removeprefix("ipc://")
+    try:
+        os.stat(path)
+        if os.access(path, os.W_OK):
+            return ""
+    except PermissionError:
+        pass
+    except OSError:  # tcp:// too
+        return ""
+    return "not permitted for this user; take sudo, or join the socket's group (of a service: edge-hand)"
 
 
 class Subscription:
@@ -103,9 +118,9 @@ class Subscription:
                 if left_s > AGAIN_S:
                     continue
                 how = ", and does it know these keys" if self._keys else " without --keys"
+                why = forbidden(self._address) or f"is `edge-hand run` running there{how}?"
                 raise TimeoutError(
-                    f"no message on {', '.join(self._topics)} from {self._address} in {self._timeout_s:g} s; "
-                    f"is `edge-hand run` running there{how}?"
+                    f"no message on {', '.join(self._topics)} from {self._address} in {self._timeout_s:g} s; {why}"
                 )
             if not self._latest:
                 self._take(self._socket.recv_multipart())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..hand.messages import JointsMessage, Message, StatusMessage, TopologyMessage, WireError
-from .client import QUEUE, Subscription, subscribe
+from .client import QUEUE, Subscription, forbidden, subscribe
 
 LISTEN_S, GIVE_UP_S, POLL_S = 1.2, 3.0, 0.005
 WINDOW_S = 1.0  # over which medians are taken
@@ -145,10 +145,8 @@ def report(fares: Sequence[Fare], silent: Sequence[str], now_s: float, keys: Pat
     """One screen of text; keys are what was listened with."""
     to_these, or_keys = (" to these keys", "") if keys else ("", ", or --keys NAME.key_secret if it runs with --keys")
     blocks = ["\n".join(_lines(fare.as_dict(now_s))) for fare in fares]
-    blocks += [
-        f"{address}: nothing answers{to_these}; start `edge-hand run` there, or give its --address{or_keys}"
-        for address in silent
-    ]
+    nothing = f"nothing answers{to_these}; start `edge-hand run` there, or give its --address{or_keys}"
+    blocks += [f"{address}: {forbidden(address) or nothing}" for address in silent]
     return "\n\n".join(blocks)
 
 

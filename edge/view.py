@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from ..hand.messages import WireError
-from .client import Subscription
+from .client import Subscription, forbidden
 from .http_server import Handler, LocalServer, local_address
 from .keys import Keys, load_client
 from .view_board import Board
@@ -64,6 +64,8 @@ def _fed(board: Board, address: str, name: str, keys: Path | None) -> Iterator[N
     client = None if keys is None else load_client(keys)  # once: the file may go
     Subscription(address, FEW, latest=True, timeout_s=POLL_S, keys=client).close()  # what is wrong with it is said here
     board.expect(name)
+    if why := forbidden(address):
+        board.say(f"{name}: {why}")
     thread = threading.Thread(target=_feed, args=(board, address, name, client, over.is_set), name=name, daemon=True)
     thread.start()
     try:

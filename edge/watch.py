@@ -20,7 +20,7 @@ from ..hand.arrays import Array
 from ..hand.frames import DepthFrame
 from ..hand.skeleton import ANGLE_LIMITS_RAD, ANGLE_NAMES, FINGERS, IS_FLEXION
 from ..hand.wire import HandJoints, JointsMessage, StatusMessage
-from .client import subscribe
+from .client import forbidden, subscribe
 from .publish import ADDRESS
 
 Colour = tuple[int, int, int]
@@ -79,7 +79,8 @@ def watch(
                     screen.show(replace(message, hands=()), note, count=0)
                 elif now - started > HINT_S and message is None and not hinted:
                     what = f"of {camera} at {address}" if camera else f"at {address}"
-                    screen.say(f"nothing {what}{_why_silent(screen.status, others, keys)} (still waiting)")
+                    why = f": {no}" if (no := forbidden(address)) else _why_silent(screen.status, others, keys)
+                    screen.say(f"nothing {what}{why} (still waiting)")
                     hinted = True
         except KeyboardInterrupt:
             pass

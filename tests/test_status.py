@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from edge_hand.edge.cli import cli
+from edge_hand.edge.client import forbidden, subscribe
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.status import OK, STALLED, UNREACHABLE, Fare, duration, exit_code, listen, report
 from edge_hand.hand.wire import Header, decode, encode_joints, encode_status
@@ -88,6 +90,33 @@ def test_nobody_there_is_exit_code_1_and_one_line_that_says_what_to_type() -> No
     assert report([], ["ipc:///a"], 0.0, Path("robot.key_secret")) == (
         "ipc:///a: nothing answers to these keys; start `edge-hand run` there, or give its --address"
     )
+
+
+@contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """The folder is another user's: for root, who may look everywhere, this process is nobody's meanwhile."""
+    folder.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
+
+
+def test_a_socket_that_is_closed_to_this_user_is_said_to_be_so(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    address = f"ipc://{folder}/hands"
+    with Publisher(address), subscribe(address, timeout_s=0) as messages:
+        assert not any(map(forbidden, (address, f"{address}-not-there", "tcp://127.0.0.1:5555")))
+        with closed(folder):
+            why = "not permitted for this user; take sudo, or join the socket's group (of a service: edge-hand)"
+            assert report([], [address], 0.0) == f"{address}: {why}"
+            with pytest.raises(TimeoutError, match="in 0 s; not permitted for this user"):
+                next(messages)
 
 
 def test_json_has_every_camera_and_who_is_silent() -> None:

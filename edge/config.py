@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterable
@@ -90,6 +91,8 @@ def settings_of(
     tables = values.get("cameras", {})
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise ConfigError(f"{where}: cameras: expected tables such as [cameras.left]")
+    if instance is not None and instance not in tables:
+        instance = _unescaped(instance)
     top = {key: value for key, value in values.items() if key != "cameras"}
     chosen = _checked(top, command, where, also=("cameras",))
     for name, table in tables.items():
@@ -102,6 +105,12 @@ def settings_of(
     if instance is not None and "bind" not in chosen and folder:
         chosen["bind"] = f"ipc://{folder}/hands"
     return chosen
+
+
+def _unescaped(instance: str) -> str:
+    """A name as a unit has it, `front\\x20left` for `front left` (systemd.unit(5)); dashes stay dashes."""
+    plain = re.sub(rb"\\x([0-9a-f]{2})", lambda found: bytes.fromhex(found[1].decode()), os.fsencode(instance))
+    return os.fsdecode(plain)
 
 
 def load_defaults(context: click.Context, path: Path | None, instance: str | None) -> None:

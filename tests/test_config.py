@@ -122,6 +122,13 @@ def test_an_instance_without_a_table_is_a_serial_number_and_under_systemd_has_it
     assert (params["source"], params["hands"], params["bind"]) == ("0123", 1, "ipc:///run/edge-hand-0123/hands")
 
 
+def test_an_instance_with_spaces_is_found_by_the_name_that_systemd_makes_of_it(file: Path) -> None:
+    file.write_text('[cameras."front left ü"]\nsource = "1"\n[cameras.front-left]\nsource = "2"\n')
+    names = {r"front\x20left\x20\xc3\xbc": "1", "front left ü": "1", "front-left": "2", "0123": "0123"}
+    for name, source in names.items():
+        assert parsed("--config", file, "--instance", name).params["source"] == source
+
+
 def test_an_unknown_name_is_refused_with_the_nearest_known(file: Path) -> None:
     assert refusal(file, "thread = 2") == "'thread' is unknown; did you mean threads?"
     assert refusal(file, "camra = 2") == "'camra' is unknown; did you mean camera?"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.edge.engines import Engine
+from edge_hand.edge.status import duration
 from edge_hand.edge.view import PAGE, served
 from edge_hand.edge.view_packet import Packets
 from test_view import daemon
@@ -101,6 +102,23 @@ def test_the_panel_forgets_cameras_that_view_shows_no_more(tmp_path: Path) -> No
         """,
     )
     assert lines == ["front,side", "side", "front"]
+
+
+def test_the_panel_tells_weeks_as_the_status_does(tmp_path: Path) -> None:
+    seconds = (59, 61, 3599, 3661, 86399, 86400, 21 * 86400 + 7300)
+    lines = in_node(
+        tmp_path,
+        DOM
+        + f"""
+        const {{ Panel }} = await import("./panel.js");
+        for (const s of {list(seconds)}) {{
+          const card = new Element();
+          new Panel(document).fill(card, {{ ...camera("front"), engine: "cpu", model: "net", uptime_s: s + 0.9 }});
+          console.log(card.children.at(-1).textContent);
+        }}
+        """,
+    )
+    assert lines == [f"cpu, net; up {duration(s)}" for s in seconds]
 
 
 # What view.js says, line by line, while a stream comes, breaks, and comes again for ever.

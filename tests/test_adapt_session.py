@@ -130,3 +130,25 @@ def test_what_is_resumed_learns_from_the_same_recordings(tmp_path: Path, monkeyp
     assert said([b, a], rig) == said([a], rig) == said([a, b], None) == other
     save_target(made, out / "target.npz")  # as before, when nobody noted it
     assert said([a], None) == "it learns"
+
+
+def test_one_adaptation_at_a_time_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.mcap").touch()
+    out = tmp_path / "out"
+
+    def said(resume: bool = False) -> str:
+        with pytest.raises(AdaptError) as error:
+            session.adapt([tmp_path / "a.mcap"], out, gate=False, resume=resume, say=lambda _: None)
+        return str(error.value)
+
+    def meanwhile(*_: object) -> None:
+        second.append(said())
+        (out / "adapted.pt").touch()  # saved now
+        second.append(said(resume=True))
+        raise AdaptError("the first goes on")
+
+    second: list[str] = []
+    monkeypatch.setattr(session, "_target", meanwhile)
+    assert said() == "the first goes on"
+    assert second == [f"{out}: another adaptation is at work there; wait, or choose another --out"] * 2
+    assert said(resume=True) == "the first goes on"  # which has ended

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from ...edge.engines import open_engine
 from ...edge.model_card import MODELS
 from ...edge.model_store import check_store, default_store
 from ...edge.person import Person
-from ...hand.whole import write_json
+from ...hand.whole import refusal, write_json
 from .. import parallel
 from ..checkpoint import load_net
 from .agreement import usable_rig
@@ -65,7 +66,7 @@ def adapt(
     if len({path.resolve() for path in sources}) < len(sources):
         raise AdaptError(f"--source {', '.join(map(str, sources))}: one recording twice; give each once")
     out.mkdir(parents=True, exist_ok=True)
-    with parallel.join(cpu=True) as group:
+    with parallel.join(cpu=True) as group, _alone(out, group):
         tell = say if group.rank == 0 else (lambda _: None)
         mine = sources if rig or group.size == 1 else [s for i, s in enumerate(sources) if i % group.size == group.rank]
         mine = mine or [sources[group.rank % len(sources)]]
@@ -99,6 +100,24 @@ def adapt(
             _export(adapted.checkpoint, tell)
         write_json(out / "report.json", report)
         return report
+
+
+@contextmanager
+def _alone(out: Path, group: parallel.Group) -> Iterator[None]:
+    """One adaptation in a folder at a time; of several processes the first one holds it. Raises AdaptError."""
+    if group.rank:
+        yield
+        return
+    try:
+        lock = (out / ".lock").open("w")
+    except OSError as error:
+        raise AdaptError(f"{out} cannot be written: {refusal(error)}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AdaptError(f"{out}: another adaptation is at work there; wait, or choose another --out") from None
+        yield
 
 
 def _refuse_unjudged(sources: Sequence[Path], rig: Path | None, store: Path | None) -> None:

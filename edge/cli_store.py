@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from .cli_options import json_option
-from .model_store import SHIPPED, StoreError, Version, default_store, model_of
+from .model_card import behind
+from .model_store import ANEW, SHIPPED, StoreError, Version, default_store, model_of
 from .shell import CommandError, write_result
 
 store_option = click.option(
@@ -42,6 +43,8 @@ def models_list(store: Path, json_path: Path | None) -> None:
     if now not in {SHIPPED, *found}:
         version(store, now)  # raises
     click.echo(table(found, now))
+    if (used := found.get(now)) and isinstance(used, Version) and (why := behind(used.model)):
+        click.echo(f"version {now}: {why}: {ANEW}")
     entries = [_entry(each, each.number == now) for each in found.values() if isinstance(each, Version)]
     damaged = [str(each) for each in found.values() if isinstance(each, StoreError)]
     write_result({"store": str(store), "in_use": now, "versions": entries, "damaged": damaged}, json_path)

@@ -30,7 +30,7 @@ from .engines.tensorrt.plan import cache_folder
 from .finding import Finding
 from .keys import KeysError, clients, load_server
 from .metrics import check_metrics
-from .model_card import MODELS, ModelError, load_card
+from .model_card import MODELS, ModelError, behind, load_card
 from .publish import taken
 
 PACKAGES = ("numpy", "onnxruntime", "pyzmq", "msgpack", "openvino", "pyrealsense2", "tensorrt", "pycuda", "mediapipe")
@@ -53,7 +53,7 @@ def examine(setup: Setup, root: Path = ROOT, cache: Path | None = None) -> list[
     """Everything, in the order in which it is read."""
     parts: list[list[Finding]] = [
         machine(root), cameras(root), rights(root), gpu(root), clocks(root), engine_cache(cache or cache_folder()),
-        the_models(MODELS, setup.model), the_config(setup), port(setup.bind),
+        the_models(MODELS, setup.model), the_version(setup.model), the_config(setup), port(setup.bind),
         metrics_port(setup.metrics), the_keys(setup.keys, setup.config, root), arithmetic(), packages(),
     ]  # fmt: skip
     return [finding for part in parts for finding in part]
@@ -183,6 +183,13 @@ def the_models(folder: Path = MODELS, wanted: Path | None = None) -> list[Findin
     if not well and not found:
         found.append(Finding("bad", "model", f"{folder} holds none", REINSTALL))
     return [*found, *([Finding("ok", "models", ", ".join(well))] if well else [])]
+
+
+def the_version(model: Path | None) -> list[Finding]:
+    """Whether the network in use, if it was adapted here, was made from the one that ships now."""
+    if model is None or not (model.parent / "version.json").is_file() or not (why := behind(model)):
+        return []
+    return [Finding("warn", "model", f"{model}: {why}", "edge-hand adapt again, or edge-hand models use shipped")]
 
 
 def the_config(setup: Setup) -> list[Finding]:

@@ -61,6 +61,18 @@ def same_training(one: ModelCard, other: ModelCard) -> bool:
     return one.training | {"commit": ""} == other.training | {"commit": ""}
 
 
+def behind(adapted: Path) -> str:
+    """A few words if edge-hand now ships another network of this name than the one that was adapted, else none; by how
+    both were trained, which stands in their cards."""
+    try:
+        made = read_json(card_path(adapted))["training"]
+        ships = read_json(MODELS / f"{made['net']}.json")["training"]
+        same = all(made[key] == ships[key] for key in made.keys() & ships.keys() - {"command", "commit"})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # it cannot be told
+        return ""
+    return "" if same else f"edge-hand ships another {made['net']} now than this was made from"
+
+
 def card_path(model: Path) -> Path:
     return model.with_suffix(".json")
 

@@ -25,11 +25,12 @@ from typing import IO, Any, NamedTuple
 from ..hand.whole import give, read_json, refusal, write_json
 from .engines import check_engine
 from .home import home
-from .model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
+from .model_card import DEFAULT_MODEL, ModelError, behind, card_path, load_card, sha256
 
 FORMAT = 1
 FORMS = {"fp32": "", "fp16": "-tensorrt-fp16"}  # how a version's file in a precision is found, else by the precision
 SHIPPED = 0  # the number of the network that ships
+ANEW = "`edge-hand adapt` again, or `edge-hand models use shipped`"
 REMEMBERED = 50  # steps back at most
 
 
@@ -78,7 +79,8 @@ def own_model(store: Path | None = None) -> tuple[Path, str]:
         if version is None:
             return DEFAULT_MODEL, ""
         check(version)
-        return version.model, f"model: version {version.number} of this device, from {version.made_from}"
+        said = f"model: version {version.number} of this device, from {version.made_from}"
+        return version.model, f"{said}; {why}: {ANEW}" if (why := behind(version.model)) else said
     except StoreError as error:
         return DEFAULT_MODEL, f"model: {DEFAULT_MODEL.stem} as shipped, since {error}"
 

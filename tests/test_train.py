@@ -257,6 +257,20 @@ def test_the_average_moves_weights_and_statistics_and_copies_counters() -> None:
         torch.testing.assert_close(value, expected)
 
 
+@pytest.mark.parametrize("samples", [8, 4])
+def test_a_run_that_has_seen_its_samples_says_so_and_its_checkpoint_stays(
+    tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str], samples: int
+) -> None:
+    run(replace(TINY, samples=8), tmp_path)
+    path = tmp_path / "last.pt"
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    capsys.readouterr()
+    run(replace(TINY, samples=samples), tmp_path, resume=True, validate_every=4)
+    said = f"{path} has seen 8 samples, --samples is {samples}: nothing is left to do; give more to go on\n"
+    assert capsys.readouterr().out == said
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+
+
 def test_a_resumed_run_keeps_its_own_options_and_only_samples_may_change(tmp_path: Path) -> None:
     config = TrainConfig(width=8, samples=8, batch=4, warmup=4, coarse=4, bf16=False)
     run(config, tmp_path)

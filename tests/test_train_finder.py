@@ -237,6 +237,16 @@ def test_a_run_goes_on_where_it_stopped_and_is_exported(cache: Path, tmp_path: P
         assert open_finder(out)(scene(0).frame) == [] or THRESHOLD > 0
 
 
+def test_a_run_that_has_seen_its_samples_says_so_and_waits_for_no_scenes(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = train(replace(TINY, samples=8), tmp_path, cache, validate_every=0)
+    before = path.stat().st_mtime_ns
+    train(replace(TINY, samples=4), tmp_path, tmp_path / "none", resume=True)
+    said = f"{path} has seen 8 samples, --samples is 4: nothing is left to do; give more to go on\n"
+    assert capsys.readouterr().out == said and path.stat().st_mtime_ns == before
+
+
 def test_a_run_that_goes_on_keeps_its_length(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(replace(TINY, samples=560_000), tmp_path, cache, minutes=0, validate_every=0)
     asked: list[int] = []

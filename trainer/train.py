@@ -89,6 +89,9 @@ def train(
             raise TrainError(f"--workers {workers}: each of several processes renders its own samples")
         workers = int(group.size == 1) if workers is None else workers
         run = begin(config, state, path, group)
+        if state and run.seen >= config.samples:
+            log.say(nothing_left(path, run.seen, config.samples))
+            return path
         room_count(config, group)  # before the work
         real = open_real(config, group, log.say)
         if real:
@@ -348,6 +351,10 @@ def not_finite(values: dict[str, float], which: str) -> str:
     """The line for a loss that is no number; which says of which samples."""
     bad = ", ".join(f"{name} {value}" for name, value in values.items() if not math.isfinite(value))
     return f"{which} gives {bad}: stopped before it reached the weights; last.pt is as it was"
+
+
+def nothing_left(path: Path, seen: int, samples: int) -> str:
+    return f"{path} has seen {seen:,} samples, --samples is {samples:,}: nothing is left to do; give more to go on"
 
 
 def unsaved(path: Path, problem: OSError) -> str:

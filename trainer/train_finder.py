@@ -30,7 +30,7 @@ from .nets.finder import Criterion, FinderNet, targets
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
 from .synth.pictures import SHARD, Hands, depth_m, hands_of, open_shards, render_shards, vary
-from .train import Log, not_finite, progress, unsaved, update_average
+from .train import Log, not_finite, nothing_left, progress, unsaved, update_average
 
 SAY_S, SAVE_S, RESCAN_S = 10, 120, 30
 MATCH_M = 0.08  # a proposal this near to a hand's centre has found it
@@ -76,6 +76,9 @@ def train(
         for optimizer, its in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(its)
     criterion, log = Criterion(), Log(out, Group(), False)
+    if state and seen >= config.samples:
+        log.say(nothing_left(path, seen, config.samples))
+        return path
     begun = said = saved = time.monotonic()
     begun_seen, steps = seen, 0
     totals: dict[str, float] = {}

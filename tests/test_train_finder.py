@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,6 +248,33 @@ def test_a_run_that_has_seen_its_samples_says_so_and_waits_for_no_scenes(
     train(replace(TINY, samples=4), tmp_path, tmp_path / "none", resume=True)
     said = f"{path} has seen 8 samples, --samples is 4: nothing is left to do; give more to go on\n"
     assert capsys.readouterr().out == said and path.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_ends_the_run_cleanly(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int
+) -> None:
+    steps = list[str]()
+
+    def interrupted(*given: Any) -> Any:
+        steps.append(given[-1])
+        if len(steps) == 2:
+            os.kill(os.getpid(), number)
+        return step(*given)
+
+    monkeypatch.setattr(train_finder, "step", interrupted)
+    before = signal.getsignal(number)
+    path = train(replace(TINY, samples=80), tmp_path, cache)
+    assert load_finder(path)[2] == 16 and signal.getsignal(number) is before
+    assert capsys.readouterr().out == "stopped and saved after 16 of 80 samples; --resume goes on\n"
+
+
+def test_ctrl_c_is_not_for_the_process_that_renders(tmp_path: Path) -> None:
+    with train_finder.rendering(tmp_path, 24, 0):
+        (child,) = multiprocessing.active_children()
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        assert int(status.partition("SigIgn:")[2].split()[0], 16) >> signal.SIGINT - 1 & 1
+    assert not child.is_alive() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_run_that_goes_on_keeps_its_length(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

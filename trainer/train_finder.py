@@ -9,11 +9,14 @@ from __future__ import annotations
 import copy
 import math
 import multiprocessing as mp
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,12 @@ from torch import Tensor, nn
 from ..edge.finder import Maps, network_input, proposals
 from ..hand.arrays import Array
 from ..hand.frames import HandRoi
+from . import parallel
 from .checkpoint import CHECKPOINT_VERSION, TrainConfig, TrainError, config_of, load_checkpoint, load_weights, save
 from .nets.finder import Criterion, FinderNet, targets
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
+from .processes import when_parent_ends
 from .synth.pictures import SHARD, Hands, depth_m, hands_of, open_shards, render_shards, vary
 from .train import Log, not_finite, nothing_left, progress, unsaved, update_average
 
@@ -52,7 +57,8 @@ def train(
     validation: int = 500,
     rendered: Callable[[], bool] = lambda: False,
 ) -> Path:
-    """Learn from the shards in cache, those that appear meanwhile too, until config.samples are seen; last.pt's path.
+    """Learn from the shards in cache, those that appear meanwhile too, until config.samples are seen, so many minutes
+    are over, or SIGTERM or SIGINT; last.pt's path.
 
     first_shard: earlier ones are left out. validation: scenes of the stream "val" that are looked at. rendered: whether
     more shards are on their way; the first is waited for.
@@ -82,39 +88,45 @@ def train(
     begun = said = saved = time.monotonic()
     begun_seen, steps = seen, 0
     totals: dict[str, float] = {}
-    for z, hands in batches(cache, config, seen, first_shard, rendered):
-        finished = seen >= config.samples or (minutes is not None and time.monotonic() - begun > 60 * minutes)
-        if validate_every and seen > begun_seen and (finished or seen % validate_every < config.batch):
-            scores = evaluate(averaged, cache, validation)
-            log.say(f"{seen:>9,} samples: {told(scores)}")
-            log.write({"seen": seen, **scores})
-        now = time.monotonic()
-        if now - saved > SAVE_S or finished:
-            weights = {"net": net.state_dict(), "averaged": averaged.state_dict()}
-            kept = {"config": asdict(config), "seen": seen, "optimizers": [o.state_dict() for o in optimizers]}
-            try:
-                save({"version": CHECKPOINT_VERSION, **kept, **weights}, path)
-            except OSError as problem:
-                if finished:
-                    raise TrainError(unsaved(path, problem)) from None
-                log.say(f"{unsaved(path, problem)}; training goes on")
-            saved = now
-        if finished:
-            break
-        for optimizer in optimizers:
-            for settings in optimizer.param_groups:
-                settings["lr"] = settings["peak"] * schedule(config, seen)
-        which = f"the batch after {seen} samples of seed {config.seed}"
-        terms = step(net, criterion, optimizers, z, hands, config.bf16, which)
-        done = seen / config.batch
-        update_average(averaged, net, min(config.ema ** (config.batch / 64), (1 + done) / (10 + done)))
-        seen, steps = seen + config.batch, steps + 1
-        totals = {name: totals.get(name, 0.0) + value for name, value in terms.items()}
-        if now - said > SAY_S:
-            means = {name: round(total / steps, 4) for name, total in totals.items()}
-            log.say(progress(seen, config.samples, (seen - begun_seen) / (now - begun), means))
-            log.write({"seen": seen, **means})
-            totals, steps, said = {}, 0, now
+    source = batches(cache, config, seen, first_shard, rendered)
+    first = next(source)  # which may be waited for; until then a signal ends it
+    with parallel.stop_signals() as signals:
+        for z, hands in chain([first], source):
+            finished = seen >= config.samples or (minutes is not None and time.monotonic() - begun > 60 * minutes)
+            over = finished or bool(signals)
+            if validate_every and seen > begun_seen and (finished or seen % validate_every < config.batch):
+                scores = evaluate(averaged, cache, validation)
+                log.say(f"{seen:>9,} samples: {told(scores)}")
+                log.write({"seen": seen, **scores})
+            now = time.monotonic()
+            if now - saved > SAVE_S or over:
+                weights = {"net": net.state_dict(), "averaged": averaged.state_dict()}
+                kept = {"config": asdict(config), "seen": seen, "optimizers": [o.state_dict() for o in optimizers]}
+                try:
+                    save({"version": CHECKPOINT_VERSION, **kept, **weights}, path)
+                except OSError as problem:
+                    if over:
+                        raise TrainError(unsaved(path, problem)) from None
+                    log.say(f"{unsaved(path, problem)}; training goes on")
+                saved = now
+            if over:
+                if seen < config.samples:
+                    log.say(f"stopped and saved after {seen:,} of {config.samples:,} samples; --resume goes on")
+                break
+            for optimizer in optimizers:
+                for settings in optimizer.param_groups:
+                    settings["lr"] = settings["peak"] * schedule(config, seen)
+            which = f"the batch after {seen} samples of seed {config.seed}"
+            terms = step(net, criterion, optimizers, z, hands, config.bf16, which)
+            done = seen / config.batch
+            update_average(averaged, net, min(config.ema ** (config.batch / 64), (1 + done) / (10 + done)))
+            seen, steps = seen + config.batch, steps + 1
+            totals = {name: totals.get(name, 0.0) + value for name, value in terms.items()}
+            if now - said > SAY_S:
+                means = {name: round(total / steps, 4) for name, total in totals.items()}
+                log.say(progress(seen, config.samples, (seen - begun_seen) / (now - begun), means))
+                log.write({"seen": seen, **means})
+                totals, steps, said = {}, 0, now
     return path
 
 
@@ -269,6 +281,7 @@ def scenes_of(stream: str) -> Callable[[int], Any]:
 
 
 def _render(cache: Path, numbers: range, validation: range) -> None:
+    when_parent_ends(lambda: os._exit(1))
     render_shards(cache, "val", validation, scenes_of("val"))
     render_shards(cache, "train", numbers, scenes_of("train"))
 
@@ -278,7 +291,11 @@ def rendering(cache: Path, scenes: int, first_shard: int) -> Iterator[Callable[[
     """Render in a process of its own, for as long as the caller works; gives whether it still does."""
     numbers = range(first_shard, first_shard + math.ceil(scenes / SHARD))
     process = mp.get_context("spawn").Process(target=_render, args=(cache, numbers, range(4)), daemon=True)
-    process.start()
+    ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process keeps it: Ctrl-C is for the one that learns
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, ours)
     try:
         yield process.is_alive
     finally:

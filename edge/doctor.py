@@ -23,7 +23,7 @@ from ..hand.whole import refusal
 from .board import ROOT, has_nvidia, is_jetson, read
 from .compiling import standing
 from .doctor_machine import cameras, clocks, machine, rights
-from .engines.tensorrt import BELOW, LEAST
+from .engines.tensorrt import BELOW, LEAST, import_tensorrt
 from .engines.tensorrt.driver import CudaError, Gpu, probe
 from .engines.tensorrt.memory import GET_PYCUDA, LEAST_PYCUDA, no_pycuda
 from .engines.tensorrt.plan import cache_folder
@@ -78,6 +78,11 @@ def gpu(root: Path = ROOT, ask: Callable[[], Gpu] = probe) -> list[Finding]:
     if trt is None and getattr(importlib.util.find_spec("tensorrt"), "origin", None) is None:  # or only a folder
         return [*found, _no_tensorrt(root)]
     found += tensorrt_fits(installed(trt or "tensorrt"), cuda_of_tensorrt(), seen, is_jetson(root))
+    if found[-1].level == "ok":
+        try:
+            import_tensorrt()
+        except ModelError as error:
+            return [*found[:-1], _no_tensorrt(root, str(error).removeprefix("tensorrt: "))]
     return found if found[-1].level == "warn" else [*found, _pycuda(installed("pycuda"))]
 
 
@@ -92,18 +97,18 @@ def _pycuda(version: str) -> Finding:
     return Finding("ok", "PyCUDA", version)
 
 
-def _no_tensorrt(root: Path) -> Finding:
+def _no_tensorrt(root: Path, said: str = "it is not installed") -> Finding:
     """On a Jetson it is the system's, which a virtual environment may not see."""
     settings = read(Path(sys.prefix, "pyvenv.cfg"))
     if not is_jetson(root):
-        said, mend = "it is not installed", to_get("jetson")
+        mend = to_get("jetson")
     elif sys.prefix != sys.base_prefix and not re.search(r"(?im)^include-system-site-packages *= *true", settings):
         said = f"{sys.prefix} does not see the system's, which JetPack installs"
         python = Path(sys.base_prefix, "bin", "python{}.{}".format(*sys.version_info))
         mend = f"{python} -m venv --system-site-packages --upgrade {sys.prefix}"
         mend = mend if os.access(sys.prefix, os.W_OK) else f"sudo {mend}"
     else:
-        said, mend = "it is not installed", "sudo apt install tensorrt python3-libnvinfer"
+        mend = "sudo apt install tensorrt python3-libnvinfer"
     return Finding("warn", "TensorRT", f"{said}: the CPU serves instead of the GPU", mend)
 
 

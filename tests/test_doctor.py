@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -20,7 +22,7 @@ from edge_hand.edge import doctor
 from edge_hand.edge.cli import cli
 from edge_hand.edge.cli_doctor import setup_of
 from edge_hand.edge.doctor import Setup, examine
-from edge_hand.edge.engines import tensorrt
+from edge_hand.edge.engines import choose, open_engine, tensorrt
 from edge_hand.edge.engines.tensorrt.driver import CudaError, Gpu
 from edge_hand.edge.engines.tensorrt.memory import CudaMemory
 from edge_hand.edge.finding import Finding, lines
@@ -132,12 +134,45 @@ def test_tensorrt_must_fit_us_and_the_driver(version: str, cuda: int | None, lev
     assert found.level == level and said in found.said and bool(found.mend) == (level == "bad")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("tensorrt", None, "is not installed ({} is only a folder)"),
+        ("tensorrt.py", "x = 1", "is not installed ({} is something else of that name)"),
+        ("tensorrt/__init__.py", "__version__ = '10.3.0'", "is not installed ({} is something else of that name)"),
+        ("tensorrt.py", "import no_such_thing", "is not installed (No module named 'no_such_thing')"),
+        ("tensorrt.py", "raise OSError('no libnvinfer')", "cannot be imported (no libnvinfer)"),
+        ("tensorrt.py", "import sys; sys.exit()", "cannot be imported (SystemExit)"),
+    ],
+)
+def test_what_is_only_called_tensorrt_is_told_by_the_doctor_and_passed_over_by_auto(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, content: str | None, said: str
+) -> None:
+    if content is None and importlib.util.find_spec("tensorrt"):
+        pytest.skip("the real one is installed, and comes before a folder")
+    path = tmp_path / file
+    path.mkdir() if content is None else put(tmp_path, {file: content})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(tensorrt, "probe", lambda: ORIN)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    del sys.modules["tensorrt"]  # it is what it was after the test
+    told = f"it {said.format(path)}"
+    chosen = choose(DEFAULT_MODEL)
+    assert (chosen.kind, chosen.passed_over) == ("onnxruntime", (f"tensorrt: {told}",))
+    with pytest.raises(ModelError, match=rf"^tensorrt: {re.escape(told)}$"):
+        open_engine("tensorrt", MODELS / "dgn-nano.onnx")
+    sys.modules.pop("tensorrt", None)
+    found = one(doctor.gpu(tmp_path, lambda: ORIN), "TensorRT")
+    told = told if content else "it is not installed"
+    assert (found.level, found.said) == ("warn", f"{told}: the CPU serves instead of the GPU") and found.mend
+
+
 @pytest.fixture
 def fresh_pycuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """A TensorRT that will do, and PyCUDA not imported, before and after."""
     names = ("pycuda", "pycuda.driver")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    trt = SimpleNamespace(__name__="tensorrt", __version__="10.3.0")
+    trt = SimpleNamespace(__name__="tensorrt", __version__="10.3.0", Runtime=None)
     monkeypatch.setitem(sys.modules, "tensorrt", trt)  # type: ignore[misc]
     yield monkeypatch
     monkeypatch.undo()

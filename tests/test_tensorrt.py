@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib.util
 import json
 import shutil
 import sys
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from edge_hand.edge import doctor
 from edge_hand.edge.engines import open_engine, tensorrt
 from edge_hand.edge.engines.tensorrt import CudaError, TensorRtEngine, artefact, check, plan_key, refitted, suited
 from edge_hand.edge.engines.tensorrt import driver as cuda
@@ -288,7 +286,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("EDGE_HAND_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tensorrt, "crops", lambda size: crops(size)[:3])
     monkeypatch.setattr(tensorrt, "probe", lambda: GPU)
-    monkeypatch.setattr(tensorrt, "_import", lambda: machine.trt)
+    monkeypatch.setattr(tensorrt, "import_tensorrt", lambda: machine.trt)
     monkeypatch.setattr(tensorrt, "CudaMemory", HostMemory)
     monkeypatch.setattr(tensorrt.plan, "run_build", build)
     return machine
@@ -381,17 +379,4 @@ def test_without_a_driver_it_is_one_line_and_tensorrt_is_not_touched() -> None:
 def test_a_version_outside_the_range_is_one_line(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", stand_in(version))
     with pytest.raises(ModelError, match=f"^tensorrt: version {version}; this edge-hand needs 10.3 or newer"):
-        tensorrt._import()
-
-
-def test_a_folder_called_tensorrt_is_not_tensorrt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if importlib.util.find_spec("tensorrt"):
-        pytest.skip("the real one is installed, and comes first")
-    folder = tmp_path / "tensorrt"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModelError, match=rf"^tensorrt: it is not installed \({folder} is only a folder\)$"):
-        tensorrt._import()
-    del sys.modules["tensorrt"]
-    found = doctor.gpu(ask=lambda: GPU)[-1]
-    assert found.level == "warn" and found.said.startswith("it is not installed")
+        tensorrt.import_tensorrt()

@@ -48,7 +48,7 @@ def unavailable() -> str:
     """Why this machine cannot run TensorRT, in a few words; empty if it can."""
     try:
         probe()
-        _import()
+        import_tensorrt()
         import pycuda.driver  # noqa: F401
     except (CudaError, ModelError) as error:
         return str(error).removeprefix("tensorrt: ")
@@ -68,7 +68,7 @@ def open_engine(
         gpu = probe()
     except CudaError as error:
         raise ModelError(f"tensorrt: {error}") from None
-    trt = _import()
+    trt = import_tensorrt()
     if refit and (version(trt) == WRONG_REFIT or card.precision == "int8"):
         refit = False
     job = Job(precision=card.precision, refit=refit)
@@ -106,7 +106,7 @@ def refitted(engine: TensorRtEngine, model: Path) -> TensorRtEngine | None:
             raise ModelError("the plan was not built for other weights")
         if structure(data) != engine.structure:
             raise ModelError(f"{file.name} differs in more than float weights")
-        made = TensorRtEngine(_import(), engine.plan, card, CudaMemory(probe().unified), "refitted", data)
+        made = TensorRtEngine(import_tensorrt(), engine.plan, card, CudaMemory(probe().unified), "refitted", data)
         made.structure = engine.structure
         check(made, file, card, 1)
         return made
@@ -138,13 +138,18 @@ def plan_key(trt: Any, gpu: Gpu, card: ModelCard, job: Job) -> PlanKey:
     return PlanKey(trt.__version__, gpu.name, gpu.capability, gpu.driver, card.sha256, card.precision, flags)
 
 
-def _import() -> Any:
+def import_tensorrt() -> Any:
+    """The module. Raises ModelError."""
     try:
         trt = importlib.import_module("tensorrt")
-    except ImportError as error:
-        raise ModelError(f"tensorrt: it is not installed ({str(error).splitlines()[0][:120]})") from None
-    if not hasattr(trt, "__version__"):  # what a half removed one left, or a folder of that name
-        raise ModelError(f"tensorrt: it is not installed ({trt.__path__[0]} is only a folder)")
+    except (Exception, SystemExit) as error:  # a script of that name may do anything
+        how = "is not installed" if isinstance(error, ImportError) else "cannot be imported"
+        said = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ModelError(f"tensorrt: it {how} ({said})") from None
+    if not (hasattr(trt, "__version__") and hasattr(trt, "Runtime")):  # what a half removed one left, or another's
+        file = getattr(trt, "__file__", None)
+        what = f"{file} is something else of that name" if file else f"{trt.__path__[0]} is only a folder"
+        raise ModelError(f"tensorrt: it is not installed ({what})")
     if not LEAST <= version(trt) < BELOW:
         raise ModelError(f"tensorrt: version {trt.__version__}; this edge-hand needs 10.3 or newer, below 12")
     return trt

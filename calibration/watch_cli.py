@@ -32,7 +32,7 @@ def watch(
     """Compare the hands that running cameras see and say when one of the cameras has moved.
 
     It needs hands that move in view of two cameras, of three to name the one that moved. Exit code 3 if one did, 4
-    if not one second of frames was heard in --seconds.
+    if --seconds passed and no two cameras saw a hand for long enough to tell.
 
     \b
     edge-hand calibrate watch rig.json --from tcp://127.0.0.1:5555 --from tcp://127.0.0.1:5556
@@ -51,7 +51,7 @@ def watch(
     views, watcher = Views(known), Watch(known)
     begun = time.monotonic()
     said, asked = begun - SAY_S, begun
-    state, moved, proposed_mm, proposed_of, refused = "", False, 0.0, "", ""
+    state, words, compared, moved, proposed_mm, proposed_of, refused = "", "", False, False, 0.0, "", ""
     with Listener(addresses, ("joints",), keys) as listener:
         click.echo(f"{known.name}: watching {', '.join(camera.serial for camera in known.cameras)}")
         while not stopping() and (seconds is None or time.monotonic() - begun < seconds):
@@ -69,7 +69,8 @@ def watch(
             if found.state != state or time.monotonic() - said > SAY_S:
                 click.echo(found.words)
                 said = time.monotonic()
-            state, moved = found.state, moved or found.state == "moved"
+            state, moved, words = found.state, moved or found.state == "moved", found.words
+            compared |= state != "watching"
             if found.state == "moved" and found.drift is not None:  # known better every second
                 utc = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
                 try:
@@ -88,8 +89,9 @@ def watch(
                     )
             elif found.state == "holds":
                 proposed_of = ""
-        if seconds is not None and not state:
-            click.echo(_words(views, listener.trouble(), time.monotonic_ns()), err=True)
+        if seconds is not None and not compared:
+            cameras = _words(views, listener.trouble(), time.monotonic_ns())
+            click.echo(f"nothing can be said of the rig: {words}" if state else cameras, err=True)
             context.exit(4)
     if moved:
         context.exit(3)

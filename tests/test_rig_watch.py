@@ -232,6 +232,7 @@ def watched(
     monkeypatch: pytest.MonkeyPatch,
     until: Callable[[], bool],
     says: Callable[[], list[bytes]] = lambda: no_hand("cam0"),
+    *more: str,
 ) -> tuple[Result, str]:
     """`calibrate watch` beside a daemon, stopped once so much was seen; and the daemon's address."""
     save_rig(rig, folder / "rig.json")
@@ -247,7 +248,7 @@ def watched(
         thread = threading.Thread(target=publish)
         thread.start()
         try:
-            options = [str(folder / "rig.json"), "--from", daemon.address]
+            options = [str(folder / "rig.json"), "--from", daemon.address, *more]
             return CliRunner().invoke(watch_cli.watch, options), daemon.address
         finally:
             stop.set()
@@ -333,6 +334,26 @@ def test_a_watch_that_heard_nothing_does_not_end_as_if_the_rig_held(tmp_path: Pa
     done = CliRunner().invoke(watch_cli.watch, command)
     assert done.exit_code == 4
     assert done.output.endswith("cam0 not heard yet, cam1 not heard yet; is `edge-hand run` running?\n")
+
+
+@pytest.mark.parametrize(("states", "code"), [(["watching"] * 3, 4), (["watching", "holds", "watching"], 0)])
+def test_a_watch_that_compared_no_hands_does_not_end_as_if_the_rig_held(
+    states: list[str], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = list(states)
+
+    class Told(Watch):
+        def observe(self, t_ns: int, sightings: object) -> bool:
+            return bool(left)
+
+        def judge(self) -> Judgement:
+            return Judgement(left.pop(0), "two cameras must see a moving hand for longer (0 s so far)", None)
+
+    monkeypatch.setattr(watch_module, "Watch", Told)
+    until = ["--seconds", "60"]
+    done, _ = watched(a_rig(2), tmp_path, monkeypatch, lambda: not left, lambda: no_hand("cam0"), *until)
+    told = "nothing can be said of the rig: two cameras must see a moving hand for longer (0 s so far)\n"
+    assert (done.exit_code, done.output.endswith(told)) == (code, code == 4)
 
 
 def test_a_daemon_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]):

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C ends it without a traceback even while it is being loaded."""
     try:
-        from .edge.cli import main as run
+        from .edge.cli.main import main as run
 
         run()
     except KeyboardInterrupt:

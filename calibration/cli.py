@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..edge.shell import CommandError, must_write, say
+from ..edge.cli.shell import CommandError, must_write, say
 from ..hand.fields import printable
 from ..hand.whole import write_whole
 from .cli_hand import hand, mistake, verify

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..edge.shell import CommandError, must_write, say
+from ..edge.cli.shell import CommandError, must_write, say
 from ..hand.fields import printable
 from ..hand.whole import refusal, write_json
 

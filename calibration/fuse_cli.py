@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ..edge.shell import CommandError, stop_on_signal
+from ..edge.cli.shell import CommandError, stop_on_signal
 
 BIND = "tcp://127.0.0.1:5600"
 

@@ -12,7 +12,7 @@ from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTime
 from ..edge.clock import HOST, Clock
 from ..edge.engines import open_engine
 from ..edge.librealsense import LIBREALSENSE
-from ..edge.recording import Recording
+from ..edge.recordings.recording import Recording
 from .gather import Looker
 from .observe import Sight, different
 from .sight import clock_offsets_ns

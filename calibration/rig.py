@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from ..edge.shell import CommandError
+from ..edge.cli.shell import CommandError
 from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.extras import installed

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..edge.cameras import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, open_camera
 from ..edge.librealsense import LIBREALSENSE
-from ..edge.recording import decode_depth_png
+from ..edge.recordings.recording import decode_depth_png
 from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.fields import printable

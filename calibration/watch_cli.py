@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..edge.shell import CommandError, must_write, stop_on_signal
+from ..edge.cli.shell import CommandError, must_write, stop_on_signal
 
 if TYPE_CHECKING:
     from .views import Views

@@ -1,4 +1,4 @@
-"""What a tracker computes a frame with: plain numpy, or the same compiled (`compiling.py`)."""
+"""What a tracker computes a frame with: plain numpy, or the same compiled (`compiled/`)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ..hand.arrays import Array
 from ..hand.camera import Intrinsics
 from ..hand.frames import DepthFrame, HandRoi, Side
 from .engines import ANYWHERE, Engine, open_engine
-from .model_card import ModelError, find_model
+from .networks.card import ModelError, find_model
 from .surfaces import CUBE_M, NEAR_M, find_hands, surfaces
 
 __all__ = [
@@ -107,7 +107,7 @@ def open_finder(
         if say:
             say(line.replace("engine:", "finder:", 1))
 
-    from .swap import SwapEngine
+    from .networks.swap import SwapEngine
 
     file, threads = find_model(str(model)), max(1, threads)
     engine = open_engine("auto" if tune else ANYWHERE, file, threads, net="finder", say=told, tune=tune)

@@ -15,8 +15,8 @@ from ..hand.wire import Header, encode_joints, encode_mesh, encode_status, encod
 from .cameras import BadFrame, Camera, EndOfStream, FrameTimeout
 from .clock import HOST, Clock
 from .cloud import Clouds
+from .networks.swap import EngineDown
 from .publish import Publisher
-from .swap import EngineDown
 from .tracker import Tracker
 
 HEARTBEAT_NS = 1_000_000_000

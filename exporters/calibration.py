@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..edge.engines import open_engine
-from ..edge.model_card import ModelCard
+from ..edge.networks.card import ModelCard
 from ..hand.crop import CROP_SIZE
 from ..trainer.synth.samples import Generator
 from ..trainer.tracked import tracked_crops

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.finder import CUBE_M, INPUT, OUTPUTS, PICTURE, THRESHOLD, Maps, network_input, proposals
-from ..edge.model_card import ModelCard, sha256
+from ..edge.networks.card import ModelCard, sha256
 from ..hand.arrays import Array
 from ..hand.frames import HandRoi
 from ..trainer.checkpoint import TrainConfig, TrainError

@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from ..edge.engines import open_engine
-from ..edge.model_card import ModelCard, card_path, sha256
+from ..edge.networks.card import ModelCard, card_path, sha256
 from ..hand.whole import refusal
 from ..trainer.checkpoint import TrainConfig, load_net, prior, share_without, without_folders
 from ..trainer.losses import metres

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..edge.model_card import ModelCard
+from ..edge.networks.card import ModelCard
 from . import ExportError
 from .calibration import images_for
 from .onnx import LIMITS_MM

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..edge.engines import open_engine
-from ..edge.model_card import ModelCard, ModelError, load_card, sha256
+from ..edge.networks.card import ModelCard, ModelError, load_card, sha256
 from ..trainer.synth.samples import Generator, Sample
 from . import ExportError
 from .onnx import PROBES, vertices_m

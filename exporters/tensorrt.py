@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from ..edge.engines.tensorrt import artefact
-from ..edge.model_card import ModelCard
+from ..edge.networks.card import ModelCard
 from . import ExportError, FormError
 from .calibration import images_for
 from .fp16 import check_range, to_half

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from edge_hand.edge import control
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.log import LOG
+from edge_hand.edge.service import control
 
 os.environ.setdefault("EDGE_HAND_TUNE", "0")  # daemons that tests start do not try out engines
 os.environ.setdefault("EDGE_HAND_FAST", "0")  # nor compile

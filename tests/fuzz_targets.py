@@ -18,11 +18,11 @@ import zstandard
 from depth_png import format_1
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, RigError, RigPair, load_rig, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.cli import cli
-from edge_hand.edge.config import ConfigError, read_config, settings_of
-from edge_hand.edge.model_card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
-from edge_hand.edge.recording import METADATA, Recording, RecordingError, RecordingWriter
-from edge_hand.edge.service import SOURCE
+from edge_hand.edge.cli.config import ConfigError, read_config, settings_of
+from edge_hand.edge.cli.main import cli
+from edge_hand.edge.networks.card import DEFAULT_MODEL, ModelError, card_path, load_card, sha256
+from edge_hand.edge.recordings.recording import METADATA, Recording, RecordingError, RecordingWriter
+from edge_hand.edge.service.units import SOURCE
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.wire import WireError, decode
 from mcap.writer import CompressionType, Writer

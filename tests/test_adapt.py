@@ -20,9 +20,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 pytest.importorskip("onnx")
 
-from edge_hand.edge.model_card import MODELS  # noqa: E402
-from edge_hand.edge.model_store import StoreError  # noqa: E402
-from edge_hand.edge.recording import RecordingWriter  # noqa: E402
+from edge_hand.edge.networks.card import MODELS  # noqa: E402
+from edge_hand.edge.networks.store import StoreError  # noqa: E402
+from edge_hand.edge.recordings.recording import RecordingWriter  # noqa: E402
 from edge_hand.trainer.adapt import frames, held_out, run, session, target  # noqa: E402
 from edge_hand.trainer.adapt.augment import Estimate, UserHands  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError, View  # noqa: E402

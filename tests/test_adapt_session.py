@@ -13,8 +13,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("numba")
 pytest.importorskip("onnx")
 
-from edge_hand.edge.cli import cli  # noqa: E402
-from edge_hand.edge.model_card import MODELS  # noqa: E402
+from edge_hand.edge.cli.main import cli  # noqa: E402
+from edge_hand.edge.networks.card import MODELS  # noqa: E402
 from edge_hand.trainer import parallel  # noqa: E402
 from edge_hand.trainer.adapt import run, session  # noqa: E402
 from edge_hand.trainer.adapt.frames import AdaptError  # noqa: E402

@@ -27,12 +27,12 @@ from edge_hand.edge.bench.report import BEGIN, END, merge, merge_into, table
 from edge_hand.edge.bench.usage import Usage, memory_mb
 from edge_hand.edge.cameras import EndOfStream, FrameTimeout
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.cli import cli
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.loop import Loop, topology
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError
+from edge_hand.edge.networks.swap import SwapEngine
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.swap import SwapEngine
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.frames import DepthFrame
 from slept_time import SleptTime
@@ -313,7 +313,7 @@ def test_mistakes_on_the_command_line_are_told_before_the_work() -> None:
 
 @pytest.mark.slow
 def test_a_new_user_s_bench_writes_all_there_is(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edge_hand.edge.cli", "bench", "--mode", MODE, "--frames", "40", "--engine",
+    command = [sys.executable, "-m", "edge_hand.edge.cli.main", "bench", "--mode", MODE, "--frames", "40", "--engine",
                "onnxruntime", "--json", "b.json", "--plot", "b.svg"]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done

@@ -13,7 +13,7 @@ from edge_hand.edge.bench.compare import MediaPipe, judge
 from edge_hand.edge.bench.measure import Source, bench
 from edge_hand.edge.bench.picture import colour_hand
 from edge_hand.edge.bench.report import table
-from edge_hand.edge.model_card import DEFAULT_MODEL
+from edge_hand.edge.networks.card import DEFAULT_MODEL
 
 MODE = "320x240@60"
 

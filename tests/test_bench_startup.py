@@ -10,7 +10,7 @@ from edge_hand.edge.bench import BenchError, measure
 from edge_hand.edge.bench.measure import Source, bench
 from edge_hand.edge.bench.report import table
 from edge_hand.edge.bench.startup import startup_s
-from edge_hand.edge.model_card import DEFAULT_MODEL
+from edge_hand.edge.networks.card import DEFAULT_MODEL
 
 MODE = "320x240@60"
 

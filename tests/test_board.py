@@ -22,7 +22,7 @@ from edge_hand.calibration.sources import SourceError, open_source
 from edge_hand.calibration.square import board_scale
 from edge_hand.calibration.target import TARGETS, Target, TargetError, find_target, print_pdf
 from edge_hand.calibration.uncertainty import pose_difference
-from edge_hand.edge.shell import CommandError
+from edge_hand.edge.cli.shell import CommandError
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform

@@ -27,7 +27,7 @@ from edge_hand.calibration.start import moments_of, shared_moments
 from edge_hand.calibration.target import TARGETS
 from edge_hand.calibration.uncertainty import pose_difference
 from edge_hand.edge.cameras import BadFrame, CameraError, FrameTimeout
-from edge_hand.edge.shell import CommandError
+from edge_hand.edge.cli.shell import CommandError
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.se3 import apply, inverse, so3_exp, transform

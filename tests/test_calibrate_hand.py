@@ -28,7 +28,7 @@ from edge_hand.calibration.uncertainty import pose_difference, volume_sigma_mm
 from edge_hand.calibration.verify import Check, as_json, in_order, verify
 from edge_hand.calibration.verify import report as verify_report
 from edge_hand.edge.cameras import CameraError
-from edge_hand.edge.shell import CommandError
+from edge_hand.edge.cli.shell import CommandError
 from edge_hand.hand.se3 import inverse, so3_exp, transform
 from edge_hand.hand.template import template
 from edge_hand.trainer.synth.rig_views import Bump, RigClip, rig_clip

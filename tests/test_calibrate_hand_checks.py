@@ -20,7 +20,7 @@ from edge_hand.calibration.observe import ObserveError
 from edge_hand.calibration.rig import RigPair, load_rig
 from edge_hand.calibration.uncertainty import NO_HALVES, Difference, point_sigma_mm, pose_difference
 from edge_hand.calibration.verify import in_order
-from edge_hand.edge.shell import CommandError
+from edge_hand.edge.cli.shell import CommandError
 from test_calibrate_hand import astray, result, scene
 
 Array = Any

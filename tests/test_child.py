@@ -13,7 +13,7 @@ from edge_hand.edge.child import module_command
 def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path) -> None:
     for name in ("difflib", "runpy"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('a stranger was run')")
-    done = subprocess.run(module_command("edge_hand.edge.config"), cwd=tmp_path, capture_output=True, check=False)
+    done = subprocess.run(module_command("edge_hand.edge.cli.config"), cwd=tmp_path, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 

@@ -16,20 +16,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import edge_hand.edge.cli as commands
+import edge_hand.edge.cli.main as commands
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from depth_png import encode_depth_png
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.cli import cli
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.client import subscribe
-from edge_hand.edge.model_card import DEFAULT_MODEL, sha256
-from edge_hand.edge.recording import Recording, RecordingWriter
+from edge_hand.edge.networks.card import DEFAULT_MODEL, sha256
+from edge_hand.edge.recordings.recording import Recording, RecordingWriter
 from edge_hand.hand.wire import JointsMessage
 
 TIMEOUT_S = 60
-COMMAND = [sys.executable, "-m", "edge_hand.edge.cli"]
+COMMAND = [sys.executable, "-m", "edge_hand.edge.cli.main"]
 CAMERA = {"width": 64, "height": 48, "fx": 50.0, "fy": 50.0, "cx": 31.5, "cy": 23.5, "depth_scale_m": 0.001}
 DEPTH = np.random.default_rng(0).integers(0, 2000, (48, 64)).astype(np.uint16)
 SUMMARY = r"\d+ frames in \d+\.\d s \(\d+\.\d a second\), a hand in \d+; dropped \d+, unusable \d+"

@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import compiling
 from edge_hand.edge.arithmetic import PLAIN, Arithmetic
 from edge_hand.edge.cameras import CameraError
-from edge_hand.edge.cli import cli
-from edge_hand.edge.compiling import NotCompiled, open_arithmetic
-from edge_hand.edge.doctor import arithmetic as arithmetic_finding
+from edge_hand.edge.cli.main import cli
+from edge_hand.edge.compiled import compiling
+from edge_hand.edge.compiled.compiling import NotCompiled, open_arithmetic
+from edge_hand.edge.machine.doctor import arithmetic as arithmetic_finding
 from edge_hand.edge.refit import Refit
 from edge_hand.hand.kinematics import Shape
 
 TOGETHER = PLAIN._replace(name="compiled")
-DEMO = Path(compiling.__file__).parent / "demo" / "hand.mcap"
+DEMO = Path(compiling.__file__).parents[1] / "demo" / "hand.mcap"
 
 
 @pytest.fixture
@@ -214,16 +214,16 @@ KERNELS = 8  # those that are called from outside
 FOLLOW = """
 import sys
 from edge_hand.edge.cameras import EndOfStream, open_camera
-from edge_hand.edge.compiling import open_arithmetic
+from edge_hand.edge.compiled.compiling import open_arithmetic
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.tracker import Tracker
 arithmetic = open_arithmetic(lambda line: print(line, file=sys.stderr))
 tracker = Tracker(open_engine("onnxruntime"), arithmetic=arithmetic)
 hits = misses = 0
 if arithmetic.name == "compiled":
-    from edge_hand.edge import kernels_depth, kernels_hand, kernels_look, kernels_smooth, kernels_solve
-    kernels = [kernels_depth.crop, kernels_depth.visible, kernels_depth.fit_mm, kernels_hand.pose, kernels_look.read]
-    kernels += [kernels_look.confidence, kernels_smooth.step, kernels_solve.solve]
+    from edge_hand.edge.compiled import depth, hand, look, smooth, solve
+    kernels = [depth.crop, depth.visible, depth.fit_mm, hand.pose, look.read]
+    kernels += [look.confidence, smooth.step, solve.solve]
     hits = sum(sum(kernel.stats.cache_hits.values()) for kernel in kernels)
     misses = sum(sum(kernel.stats.cache_misses.values()) for kernel in kernels)
 print(arithmetic.name, hits, misses)

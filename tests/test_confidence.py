@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from edge_hand.edge.confidence import RADIUS_M, Calibration, calibration_of, joint_confidence
-from edge_hand.edge.model_card import MODELS, load_card
+from edge_hand.edge.networks.card import MODELS, load_card
 from edge_hand.exporters.onnx import export
 from edge_hand.hand.arrays import Array
 from edge_hand.trainer import reliability

@@ -11,9 +11,9 @@ import click
 import pytest
 from click.testing import CliRunner
 from edge_hand.calibration.fuse_cli import fuse
-from edge_hand.edge import config
-from edge_hand.edge.cli import cli
-from edge_hand.edge.config import MAX_BYTES, ConfigError, default_path, read_config, shown
+from edge_hand.edge.cli import config
+from edge_hand.edge.cli.config import MAX_BYTES, ConfigError, default_path, read_config, shown
+from edge_hand.edge.cli.main import cli
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -234,7 +234,7 @@ def test_what_is_shown_is_itself_a_configuration(file: Path, tmp_path: Path) -> 
 
 def test_the_commands_use_it(file: Path) -> None:
     def edge_hand(*arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "edge_hand.edge.cli", *map(str, arguments)]
+        command = [sys.executable, "-m", "edge_hand.edge.cli.main", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     done = edge_hand("config", "--show", "--config", file, "--instance", "left", "--threads", 2)

@@ -17,9 +17,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import cli_control, control
-from edge_hand.edge.cli import cli
-from edge_hand.edge.control import (
+from edge_hand.edge.cli import control as cli_control
+from edge_hand.edge.cli.main import cli
+from edge_hand.edge.engines.tensorrt.plan import BUILD_LIMIT_S
+from edge_hand.edge.service import control
+from edge_hand.edge.service.control import (
     MAX_REQUEST,
     ControlError,
     ControlSocket,
@@ -31,7 +33,6 @@ from edge_hand.edge.control import (
     encode_reply,
     sockets,
 )  # fmt: skip
-from edge_hand.edge.engines.tensorrt.plan import BUILD_LIMIT_S
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

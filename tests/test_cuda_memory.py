@@ -13,8 +13,8 @@ from edge_hand.edge.engines.tensorrt import TensorRtEngine
 from edge_hand.edge.engines.tensorrt import memory as gpu
 from edge_hand.edge.engines.tensorrt.driver import Graph
 from edge_hand.edge.engines.tensorrt.memory import CudaMemory
-from edge_hand.edge.model_card import ModelError, load_card
-from edge_hand.edge.probe import crops
+from edge_hand.edge.networks.card import ModelError, load_card
+from edge_hand.edge.networks.probe import crops
 from test_tensorrt import FLOAT, plan_of, stand_in
 
 

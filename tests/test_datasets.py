@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from depth_png import encode_depth_png
-from edge_hand.edge.model_card import DEFAULT_MODEL
-from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.networks.card import DEFAULT_MODEL
+from edge_hand.edge.recordings.recording import RecordingWriter
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from edge_hand.edge.cameras import CameraError, open_camera
-from edge_hand.edge.recording import Recording
+from edge_hand.edge.recordings.recording import Recording
 from edge_hand.hand.wire import JointsMessage, MeshMessage, StatusMessage, decode
 
 DEMO = Path(__file__).parents[1] / "edge" / "demo" / "hand.mcap"
@@ -20,7 +20,8 @@ import random, sys, time
 now, unix, sleep = time.monotonic_ns, time.time_ns, time.sleep
 time.monotonic_ns = lambda: now() + 10**14
 time.time_ns = lambda: unix() - 10**16
-from edge_hand.edge import engines, cli, tracker
+from edge_hand.edge import tracker
+from edge_hand.edge.cli import main as cli
 process = tracker.Tracker.process
 def slow(self, frame):
     sleep(random.random() * 0.02)
@@ -33,7 +34,7 @@ cli.main()
 # A machine with a GPU, whose engine takes a while to build.
 WITH_GPU = """
 import sys, time
-from edge_hand.edge import cli
+from edge_hand.edge.cli import main as cli
 from edge_hand.edge.engines import onnxruntime, tensorrt
 def open_engine(model, card, threads, **_):
     time.sleep(0.2)
@@ -47,7 +48,7 @@ cli.main()
 
 
 def replayed(out: Path, frames: int, *, elsewhen: bool = False) -> bytes:
-    start = ["-c", ELSEWHEN] if elsewhen else ["-m", "edge_hand.edge.cli"]
+    start = ["-c", ELSEWHEN] if elsewhen else ["-m", "edge_hand.edge.cli.main"]
     run = ["run", "--camera", "replay", "--source", DEMO, "--loop", "--frames", frames, "--deterministic"]
     done = subprocess.run(
         [sys.executable, *start, *map(str, run), "--record", str(out), "--bind", f"ipc://{out}.socket", "--no-view"],
@@ -110,7 +111,7 @@ def test_a_replay_of_what_was_recorded_gives_it_again(tmp_path: Path) -> None:
         "--no-view",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "edge_hand.edge.cli", *map(str, run), "--no-view", "--bind", f"ipc://{tmp_path}/s"],
+        [sys.executable, "-m", "edge_hand.edge.cli.main", *map(str, run), "--no-view", "--bind", f"ipc://{tmp_path}/s"],
         capture_output=True, text=True, timeout=TIMEOUT_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

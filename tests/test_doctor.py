@@ -18,16 +18,16 @@ from types import SimpleNamespace
 
 import click
 import pytest
-from edge_hand.edge import doctor
-from edge_hand.edge.cli import cli
-from edge_hand.edge.cli_doctor import setup_of
-from edge_hand.edge.doctor import Setup, examine
+from edge_hand.edge.cli.doctor import setup_of
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.engines import choose, open_engine, tensorrt
 from edge_hand.edge.engines.tensorrt.driver import CudaError, Gpu
 from edge_hand.edge.engines.tensorrt.memory import CudaMemory
-from edge_hand.edge.finding import Finding, lines
 from edge_hand.edge.keys import add_client, make_server
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError
+from edge_hand.edge.machine import doctor
+from edge_hand.edge.machine.doctor import Setup, examine
+from edge_hand.edge.machine.finding import Finding, lines
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError
 from edge_hand.hand.extras import installed
 
 ORIN = Gpu("Orin", "8.7", "CUDA 12.6, # R36 (release)", True)
@@ -337,7 +337,7 @@ def test_every_ailment_comes_with_what_mends_it(tmp_path: Path) -> None:
 def test_the_command_ends_with_1_if_something_is_bad(tmp_path: Path) -> None:
     wrong = tmp_path / "c.toml"
     wrong.write_text("hnds = 1\n")
-    command = [sys.executable, "-m", "edge_hand.edge.cli", "doctor", "--json", str(tmp_path / "d.json")]
+    command = [sys.executable, "-m", "edge_hand.edge.cli.main", "doctor", "--json", str(tmp_path / "d.json")]
     well = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (well.returncode, well.stderr) == (0, "") and "models: dgn-nano" in well.stdout
     ill = subprocess.run([*command, "--config", str(wrong)], capture_output=True, text=True, timeout=60, check=False)

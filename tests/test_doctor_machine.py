@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edge_hand.edge import board, doctor, doctor_machine
 from edge_hand.edge.cameras import CameraError, realsense
-from edge_hand.edge.finding import Finding
-from edge_hand.edge.service import SOURCE
-from edge_hand.edge.usb import usb_cameras
+from edge_hand.edge.machine import board, doctor, doctor_machine
+from edge_hand.edge.machine.finding import Finding
+from edge_hand.edge.machine.usb import usb_cameras
+from edge_hand.edge.service.units import SOURCE
 from test_doctor import of, one, plug_in, put
 
 # --- what a board is and takes

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.edge.engines import engine_kinds, onnxruntime, open_engine
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.reading import POINTS, predict
 from edge_hand.hand.frames import HandCrop
 from edge_hand.hand.template import template

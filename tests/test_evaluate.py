@@ -14,7 +14,7 @@ from depth_png import encode_depth_png
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.evaluate import ARM_M, evaluate_recording, hand_points, recording_table, surface_distance_mm
 from edge_hand.edge.finder import CUBE_M
-from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.recordings.recording import RecordingWriter
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.frames import DepthFrame

@@ -13,7 +13,7 @@ from edge_hand.hand.frames import DepthFrame
 pytest.importorskip("torch")
 pytest.importorskip("numba")
 
-from edge_hand.edge.recording import Recording
+from edge_hand.edge.recordings.recording import Recording
 from edge_hand.trainer.evaluate_adapt import record
 
 

@@ -17,7 +17,7 @@ from edge_hand.hand.arrays import Array
 
 pytest.importorskip("numba", reason="numba renders the samples")
 
-from edge_hand.edge.model_card import DEFAULT_MODEL, sha256
+from edge_hand.edge.networks.card import DEFAULT_MODEL, sha256
 from edge_hand.hand.crop import uvd_from_points
 from edge_hand.hand.kinematics import pose_hand
 from edge_hand.hand.poses import POSES

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("numba", reason="the trainer's pictures need numba")
 
-from edge_hand.edge.model_card import MODELS, load_card
+from edge_hand.edge.networks.card import MODELS, load_card
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.template import template

@@ -12,11 +12,11 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from edge_hand.edge.cli import cli
+from edge_hand.edge.cli.main import cli
+from edge_hand.edge.cli.shell import CommandError
 from edge_hand.edge.engines import open_engine
-from edge_hand.edge.model_card import ModelCard, load_card, sha256
+from edge_hand.edge.networks.card import ModelCard, load_card, sha256
 from edge_hand.edge.reading import predict
-from edge_hand.edge.shell import CommandError
 from edge_hand.exporters import ExportError, calibration
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters.onnx import LIMITS_MM, Deployed, export

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.edge.arithmetic import PLAIN, Arithmetic
-from edge_hand.edge.compiling import kept, take
+from edge_hand.edge.compiled.compiling import kept, take
 from edge_hand.edge.confidence import Calibration
 from edge_hand.edge.engines.tensorrt.plan import cache_folder
 from edge_hand.edge.refit import Fit, Refit, Start

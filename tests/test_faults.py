@@ -23,13 +23,13 @@ import zmq
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.client import subscribe
 from edge_hand.edge.clock import Clock
-from edge_hand.edge.control import ask, sockets
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.finder import open_finder
 from edge_hand.edge.loop import Loop, topology
-from edge_hand.edge.model_card import MODELS, ModelError
+from edge_hand.edge.networks.card import MODELS, ModelError
+from edge_hand.edge.networks.swap import SwapEngine
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.swap import SwapEngine
+from edge_hand.edge.service.control import ask, sockets
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.wire import JointsMessage, Message, StatusMessage
 from slept_time import slept_time
@@ -37,8 +37,13 @@ from test_reload import Failing
 
 TIMEOUT_S = 60
 DEMO = MODELS.parent / "demo" / "hand.mcap"
-EDGE_HAND = [sys.executable, "-m", "edge_hand.edge.cli"]
-ALONE = "from edge_hand.edge import cli, control; control.USERS = (); cli.main()"  # asks no other daemon of this user
+EDGE_HAND = [sys.executable, "-m", "edge_hand.edge.cli.main"]
+ALONE = """
+from edge_hand.edge.cli import main as cli
+from edge_hand.edge.service import control
+control.USERS = ()  # asks no other daemon of this user
+cli.main()
+"""
 RELOAD = [sys.executable, "-c", ALONE, "reload"]
 QUICK = ["--finder", "geometry", "--engine", "onnxruntime"]
 MODE = ["--mode", "424x240@30"]
@@ -291,7 +296,7 @@ def test_a_set_wall_clock_is_followed_at_once_and_told(monkeypatch: pytest.Monke
 
 
 def test_an_engine_that_is_down_is_told_and_its_frames_give_no_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_hand.edge.swap.FIRST_DELAY_S", 0.05)
+    monkeypatch.setattr("edge_hand.edge.networks.swap.FIRST_DELAY_S", 0.05)
     gone = [2]  # so many attempts fail
 
     def again() -> Any:

@@ -24,7 +24,7 @@ from edge_hand.edge.finder import (
     resample,
     side_of,
 )
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, find_model, load_card
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, find_model, load_card
 from edge_hand.edge.surfaces import find_hands
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics

@@ -18,8 +18,8 @@ from edge_hand.edge.engines.tensorrt import artefact, suited
 from edge_hand.edge.engines.tensorrt.build import Job
 from edge_hand.edge.engines.tensorrt.plan import run_build
 from edge_hand.edge.engines.tensorrt.structure import structure
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
-from edge_hand.edge.probe import compare, crops
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card
+from edge_hand.edge.networks.probe import compare, crops
 from edge_hand.exporters import ExportError, FormError, calibration, fp16, parity
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import tensorrt as target

@@ -22,10 +22,10 @@ from edge_hand.calibration.fuse_cli import BIND, fuse
 from edge_hand.calibration.fuse_loop import FuseLoop
 from edge_hand.calibration.listen import Heard, Listener
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, save_rig
+from edge_hand.edge.cli.shell import CommandError
 from edge_hand.edge.client import SubscribeError, Subscription, subscribe
 from edge_hand.edge.loop import topology
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.shell import CommandError
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import HandPose
@@ -306,7 +306,7 @@ def test_frames_that_come_too_late_are_counted_on_the_wire():
 
 def command(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "edge_hand.edge.cli", *arguments], text=True, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "edge_hand.edge.cli.main", *arguments], text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
 

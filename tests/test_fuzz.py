@@ -7,7 +7,7 @@ from pathlib import Path
 import fuzz
 import fuzz_targets
 import pytest
-from edge_hand.edge.config import ConfigError
+from edge_hand.edge.cli.config import ConfigError
 from edge_hand.edge.keys import KeysError, add_client, load_client, make_server
 from edge_hand.hand.wire import WireError
 

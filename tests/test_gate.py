@@ -18,9 +18,9 @@ pytest.importorskip("numba", reason="the gate needs the trainer's packages")
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import open_engine, tensorrt
-from edge_hand.edge.model_card import MODELS
-from edge_hand.edge.model_store import add, in_use, use, versions
-from edge_hand.edge.recording import Recording, RecordingWriter
+from edge_hand.edge.networks.card import MODELS
+from edge_hand.edge.networks.store import add, in_use, use, versions
+from edge_hand.edge.recordings.recording import Recording, RecordingWriter
 from edge_hand.exporters import onnx as exporter
 from edge_hand.exporters import parity
 from edge_hand.exporters.onnx import export

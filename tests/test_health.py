@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from edge_hand.edge import health
 from edge_hand.edge.cameras import open_camera
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.finder import open_finder
-from edge_hand.edge.health import Health, baseline_of, fallen, watch_health
 from edge_hand.edge.loop import Loop, topology
-from edge_hand.edge.model_card import MODELS, ModelCard, load_card, sha256
-from edge_hand.edge.model_store import SHIPPED, add, in_use, is_proven, prove, use
+from edge_hand.edge.networks import health
+from edge_hand.edge.networks.card import MODELS, ModelCard, load_card, sha256
+from edge_hand.edge.networks.health import Health, baseline_of, fallen, watch_health
+from edge_hand.edge.networks.reload import Reloader
+from edge_hand.edge.networks.store import SHIPPED, add, in_use, is_proven, prove, use
+from edge_hand.edge.networks.swap import SwapEngine
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.recording import Recording, RecordingWriter
-from edge_hand.edge.reload import Reloader
-from edge_hand.edge.swap import SwapEngine
+from edge_hand.edge.recordings.recording import Recording, RecordingWriter
 from edge_hand.edge.tracker import Tracker
 from onnx import numpy_helper
 

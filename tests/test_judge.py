@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.finder import open_finder
 from edge_hand.edge.look import Eye, belief, evidence
-from edge_hand.edge.model_card import MODELS, load_card
+from edge_hand.edge.networks.card import MODELS, load_card
 from edge_hand.edge.tracker import Tracker
 from edge_hand.trainer import evaluate_rig, evaluate_steadiness, judge
 from edge_hand.trainer.evaluate_steadiness import bone_std_mm, clip, follow, jitter_mm, still, swing

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zmq
 from click.testing import CliRunner
-from edge_hand.edge.cli import cli
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.client import Subscription, subscribe
 from edge_hand.edge.door import LOG_S
 from edge_hand.edge.keys import KeysError, add_client, clients, load_client, load_server, make_server, remove_client
@@ -324,7 +324,7 @@ def test_the_files_are_zmqs_own_certificates(folder: Path, robot: Path) -> None:
 
 @pytest.mark.slow
 def test_a_stranger_does_not_disturb_a_running_daemon_and_its_client_sees_the_hands(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edge_hand.edge.cli"]
+    command = [sys.executable, "-m", "edge_hand.edge.cli.main"]
 
     def edge_hand(*arguments: object) -> str:
         done = subprocess.run(

@@ -10,7 +10,7 @@ import sys
 import pytest
 from edge_hand.edge.log import LOG, StateLog
 
-COMMAND = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--camera", "synthetic", "--mode", "424x240@30"]
+COMMAND = [sys.executable, "-m", "edge_hand.edge.cli.main", "run", "--camera", "synthetic", "--mode", "424x240@30"]
 LOGGING = """
 import sys
 from edge_hand.edge.log import LOG, StateLog, open_log

@@ -13,8 +13,8 @@ from edge_hand.calibration.cli import calibrate
 from edge_hand.calibration.observe import ObserveError, Sight
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras import BadFrame, CameraError, EndOfStream, FrameTimeout
-from edge_hand.edge.recording import RecordingWriter
-from edge_hand.edge.shell import CommandError
+from edge_hand.edge.cli.shell import CommandError
+from edge_hand.edge.recordings.recording import RecordingWriter
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 

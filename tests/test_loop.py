@@ -22,7 +22,7 @@ from edge_hand.edge.clock import HOST, Clock
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.loop import Loop, topology
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.recordings.recording import RecordingWriter
 from edge_hand.edge.tracker import STAGES, Tracker
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.template import template

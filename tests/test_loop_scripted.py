@@ -11,8 +11,8 @@ from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.clock import Clock
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.loop import Loop, Totals
+from edge_hand.edge.networks.swap import EngineDown
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.swap import EngineDown
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.messages import JointsMessage, MeshMessage, Message, StatusMessage, WireHand

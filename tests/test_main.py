@@ -8,12 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-import edge_hand.edge.cli as commands
+import edge_hand.edge.cli.main as commands
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge.cli import cli
-from edge_hand.edge.control import ask, sockets
-from edge_hand.edge.model_card import find_model
+from edge_hand.edge.cli.main import cli
+from edge_hand.edge.networks.card import find_model
+from edge_hand.edge.service.control import ask, sockets
 from test_cli import COMMAND, TIMEOUT_S, running
 
 
@@ -52,7 +52,7 @@ def test_a_daemon_whose_outputs_were_closed_goes_on_and_can_be_changed(
 def test_whoever_lacks_a_package_that_a_command_needs_is_told_what_to_install(
     package: str, arguments: str, tmp_path: Path
 ) -> None:
-    code = f"import sys; sys.modules['{package}'] = None; from edge_hand.edge.cli import main; main()"
+    code = f"import sys; sys.modules['{package}'] = None; from edge_hand.edge.cli.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments.split()],
         capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=tmp_path,
@@ -66,7 +66,7 @@ def test_ctrl_c_is_exit_code_130_and_no_word(monkeypatch: pytest.MonkeyPatch) ->
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edge_hand.edge.status.listen", interrupted)
+    monkeypatch.setattr("edge_hand.edge.view.status.listen", interrupted)
     done = CliRunner().invoke(cli, ["status"])
     assert (done.exit_code, done.output) == (130, "")
 
@@ -81,7 +81,7 @@ def test_ctrl_c_while_the_program_is_being_loaded_is_the_same() -> None:
         "from {} import {} as main\n"
         "main()\n"
     )
-    (program,) = (Path(commands.__file__).parents[1] / "pyproject.toml").read_text().split("[project.scripts]\n")[1:]
+    (program,) = (Path(commands.__file__).parents[2] / "pyproject.toml").read_text().split("[project.scripts]\n")[1:]
     module, function = re.match(r'edge-hand = "(.+):(.+)"', program).groups()  # type: ignore[union-attr]
     done = subprocess.run(
         [sys.executable, "-c", code.format(module, function)],

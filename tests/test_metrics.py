@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge.model_card import DEFAULT_MODEL, find_model
+from edge_hand.edge.networks.card import DEFAULT_MODEL, find_model
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.se3 import so3_exp
 from edge_hand.hand.skeleton import JOINT_NAMES

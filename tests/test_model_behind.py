@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import doctor
-from edge_hand.edge.cli import cli
-from edge_hand.edge.finding import Finding
-from edge_hand.edge.model_card import MODELS, behind
-from edge_hand.edge.model_store import add, own_model, use
+from edge_hand.edge.cli.main import cli
+from edge_hand.edge.machine import doctor
+from edge_hand.edge.machine.finding import Finding
+from edge_hand.edge.networks.card import MODELS, behind
+from edge_hand.edge.networks.store import add, own_model, use
 
 WHY = "edge-hand ships another dgn-nano now than this was made from"
 MEND = "`edge-hand adapt` again, or `edge-hand models use shipped`"

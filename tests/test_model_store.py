@@ -16,14 +16,15 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import home, model_store
-from edge_hand.edge.cli import cli
-from edge_hand.edge.config import default_path
-from edge_hand.edge.control import ControlError, ControlSocket, Reply, Request, ask
+from edge_hand.edge import home
+from edge_hand.edge.cli.config import default_path
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.engines.tensorrt.plan import cache_folder
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
-from edge_hand.edge.model_store import (
+from edge_hand.edge.networks import store as model_store
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.edge.networks.probe import crops
+from edge_hand.edge.networks.store import (
     SHIPPED,
     StoreError,
     add,
@@ -37,8 +38,8 @@ from edge_hand.edge.model_store import (
     use,
     versions,
 )
-from edge_hand.edge.model_use import put_in_use
-from edge_hand.edge.probe import crops
+from edge_hand.edge.networks.use import put_in_use
+from edge_hand.edge.service.control import ControlError, ControlSocket, Reply, Request, ask
 
 FLOAT = MODELS / "dgn-nano.onnx"
 BOTH = [DEFAULT_MODEL, FLOAT]
@@ -235,7 +236,7 @@ def test_running_daemons_are_asked_and_a_refusal_changes_nothing(store: Path, mo
             raise ControlError("it has ended meanwhile")
         return ask(path, *words, **options)
 
-    monkeypatch.setattr("edge_hand.edge.model_use.ask", asked)
+    monkeypatch.setattr("edge_hand.edge.networks.use.ask", asked)
     said: list[str] = []
     refused = pytest.raises(StoreError, match="version 1 is not put in use, a daemon refused it: it makes no hand")
     with daemon("ahead", False), daemon("left", False), daemon("right", True), refused:
@@ -290,7 +291,7 @@ def test_a_daemon_that_takes_its_time_to_change_is_waited_for_and_that_is_said(
         told.set()
 
     in_vain = SimpleNamespace(select=lambda *given: waited(*given[:-1], 0.05))
-    monkeypatch.setattr("edge_hand.edge.control.select", in_vain)
+    monkeypatch.setattr("edge_hand.edge.service.control.select", in_vain)
 
     def answer(request: Request) -> Reply:
         return Reply(request.what == "status" or told.wait(60), "left", "serves from the next frame on")
@@ -307,7 +308,7 @@ def test_run_serves_with_the_accepted_network_and_says_so(store: Path, tmp_path:
     use(store, 1)
 
     def run(*words: str) -> str:
-        command = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--camera", "replay", "--source", str(DEMO)]
+        command = [sys.executable, "-m", "edge_hand.edge.cli.main", "run", "--camera", "replay", "--source", str(DEMO)]
         command += ["--bind", f"ipc://{tmp_path}/s", "--engine", "onnxruntime", "--frames", "3", "--no-view", *words]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=dict(os.environ), check=True)
         return done.stdout

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import model_store
-from edge_hand.edge.cli import cli
-from edge_hand.edge.health import BLOCK, EARLY, Health
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, load_card, sha256
-from edge_hand.edge.model_store import StoreError, add, check, check_store, current, number_of, own_model, use
+from edge_hand.edge.cli.main import cli
+from edge_hand.edge.networks import store as model_store
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, load_card, sha256
+from edge_hand.edge.networks.health import BLOCK, EARLY, Health
+from edge_hand.edge.networks.store import StoreError, add, check, check_store, current, number_of, own_model, use
 
 FLOAT = MODELS / "dgn-nano.onnx"
 

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from edge_hand.edge import model_use
-from edge_hand.edge.control import ControlSocket, Reply, Request
-from edge_hand.edge.model_card import MODELS
-from edge_hand.edge.model_store import StoreError, add, in_use, undone_on_error, use
-from edge_hand.edge.model_use import put_in_use
+from edge_hand.edge.networks import use as model_use
+from edge_hand.edge.networks.card import MODELS
+from edge_hand.edge.networks.store import StoreError, add, in_use, undone_on_error, use
+from edge_hand.edge.networks.use import put_in_use
+from edge_hand.edge.service.control import ControlSocket, Reply, Request
 
 FLOAT = MODELS / "dgn-nano.onnx"
 

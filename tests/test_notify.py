@@ -18,17 +18,26 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import notify
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.cli import cli
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.engines.tensorrt import plan
 from edge_hand.edge.engines.tensorrt.build import Job
-from edge_hand.edge.model_card import ModelError
-from edge_hand.edge.notify import Notifier
-from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.networks.card import ModelError
+from edge_hand.edge.recordings.recording import RecordingWriter
+from edge_hand.edge.service import notify
+from edge_hand.edge.service.notify import Notifier
 from slept_time import slept_time
 
-COMMAND = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--finder", "geometry", "--bind", "tcp://127.0.0.1:*"]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "edge_hand.edge.cli.main",
+    "run",
+    "--finder",
+    "geometry",
+    "--bind",
+    "tcp://127.0.0.1:*",
+]
 
 
 @contextlib.contextmanager
@@ -115,11 +124,11 @@ def test_a_plan_that_is_built_puts_readiness_off_and_nothing_else_does(
     monkeypatch.setattr(notify, "LOOK_S", 0.01)
     monkeypatch.setattr(plan, "run_build", wait)
     desk = SimpleNamespace(at_once=contextlib.nullcontext)
-    monkeypatch.setattr("edge_hand.edge.desk.Desk", lambda *_: desk)  # the signals stay pytest's
+    monkeypatch.setattr("edge_hand.edge.service.desk.Desk", lambda *_: desk)  # the signals stay pytest's
     monkeypatch.setenv("NOTIFY_SOCKET", address)
     with manager(address) as listening:
         for opening, expected in ((wait, []), (builds, ["EXTEND_TIMEOUT_USEC=60000000"])):
-            monkeypatch.setattr("edge_hand.edge.reload.open_lasting_engine", opening)
+            monkeypatch.setattr("edge_hand.edge.networks.reload.open_lasting_engine", opening)
             done = CliRunner().invoke(cli, ["run", "--camera", "synthetic", "--model", "dgn-nano", "--no-view"])
             assert str(done.exception) == "it came to nothing" and told == expected
     assert not [thread for thread in threading.enumerate() if thread.name == "alive"]

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from edge_hand.edge import tune
 from edge_hand.edge.engines import Engine, engine_kinds, open_engine, openvino
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
-from edge_hand.edge.probe import compare, crops
+from edge_hand.edge.networks import tune
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.edge.networks.probe import compare, crops
 
 FLOAT = MODELS / "dgn-nano.onnx"
 installed = importlib.util.find_spec("openvino") is not None

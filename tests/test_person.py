@@ -14,10 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 from edge_hand.edge import person as person_file
 from edge_hand.edge.cameras import CameraError
-from edge_hand.edge.cli import cli
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.loop import Loop, Totals
-from edge_hand.edge.model_card import MODELS
+from edge_hand.edge.networks.card import MODELS
 from edge_hand.edge.person import Person, PersonError, keep_shape, person_maker, shape_evidence
 from edge_hand.edge.reading import predict
 from edge_hand.edge.refit import Fit, Refit

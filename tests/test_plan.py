@@ -21,7 +21,7 @@ import pytest
 from edge_hand.edge.engines.tensorrt import plan as plans
 from edge_hand.edge.engines.tensorrt.build import Job
 from edge_hand.edge.engines.tensorrt.plan import Plan, PlanKey, cache_folder, get_plan, prune, read, run_build, write
-from edge_hand.edge.model_card import MODELS, ModelError
+from edge_hand.edge.networks.card import MODELS, ModelError
 
 KEY = PlanKey("10.3.0", "Orin", "8.7", "CUDA 12.6", "a" * 64, "fp16", "level=3")
 BUILDER = Job("pretend_trt", "fp16", refit=True)
@@ -148,7 +148,7 @@ def test_a_daemon_that_waits_for_another_s_plan_ends_when_it_is_asked_to(tmp_pat
     script = """if True:
         import sys
         from pathlib import Path
-        from edge_hand.edge.desk import Desk
+        from edge_hand.edge.service.desk import Desk
         from edge_hand.edge.engines.tensorrt.plan import _alone
 
         say = lambda line: print(line, flush=True)

@@ -15,13 +15,13 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from edge_hand.edge import play
 from edge_hand.edge.client import subscribe
 from edge_hand.edge.loop import topology
-from edge_hand.edge.mcap_file import Contents
-from edge_hand.edge.play import NOTE, Player, topology_of
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.recording import Recording, RecordingError, RecordingWriter
+from edge_hand.edge.recordings import play
+from edge_hand.edge.recordings.mcap_file import Contents
+from edge_hand.edge.recordings.play import NOTE, Player, topology_of
+from edge_hand.edge.recordings.recording import Recording, RecordingError, RecordingWriter
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 from edge_hand.hand.wire import (
@@ -242,7 +242,16 @@ def test_where_no_triangles_were_recorded_they_are_this_version_s(tmp_path: Path
 
 
 def test_the_command_plays_and_says_what(path: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edge_hand.edge.cli", "play", str(path), "--bind", f"ipc://{tmp_path}/s", "--loop"]
+    command = [
+        sys.executable,
+        "-m",
+        "edge_hand.edge.cli.main",
+        "play",
+        str(path),
+        "--bind",
+        f"ipc://{tmp_path}/s",
+        "--loop",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -20,11 +20,11 @@ from typing import Any
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import open_engine
-from edge_hand.edge.http_server import MOST_AT_ONCE, POLL_S, Handler, LocalServer, ServeError
 from edge_hand.edge.loop import Loop
-from edge_hand.edge.metrics import CONTENT_TYPE, Metrics
 from edge_hand.edge.publish import Publisher
 from edge_hand.edge.tracker import STAGES, Tracker
+from edge_hand.edge.view.http_server import MOST_AT_ONCE, POLL_S, Handler, LocalServer, ServeError
+from edge_hand.edge.view.metrics import CONTENT_TYPE, Metrics
 
 FRAMES = 5
 
@@ -248,7 +248,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 
 @pytest.mark.slow
 def test_run_serves_its_metrics_where_it_says() -> None:
-    command = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--camera", "synthetic", "--mode", "424x240@30"]
+    command = [sys.executable, "-m", "edge_hand.edge.cli.main", "run", "--camera", "synthetic", "--mode", "424x240@30"]
     command += ["--no-view", "--bind", "tcp://127.0.0.1:*", "--metrics", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
@@ -264,7 +264,7 @@ def test_run_serves_its_metrics_where_it_says() -> None:
 
 
 def test_a_daemon_that_waits_for_its_camera_has_its_port_or_has_said_why_not() -> None:
-    command = [sys.executable, "-m", "edge_hand.edge.cli", "run", "--camera", "replay", "--source", "not-yet.mcap"]
+    command = [sys.executable, "-m", "edge_hand.edge.cli.main", "run", "--camera", "replay", "--source", "not-yet.mcap"]
     command += ["--wait", "--no-view", "--no-tune", "--bind", "tcp://127.0.0.1:*", "--metrics"]
     with subprocess.Popen([*command, "0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as first:
         assert first.stdout is not None

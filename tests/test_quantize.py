@@ -14,12 +14,12 @@ from click.testing import CliRunner, Result
 pytest.importorskip("onnx", reason="onnx is not installed (pip install '.[train]')")
 pytest.importorskip("torch", reason="torch is not installed (pip install '.[train]')")
 
-from edge_hand.edge.cli import cli
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.engines import open_engine
 from edge_hand.edge.engines.tensorrt import artefact
-from edge_hand.edge.model_card import MODELS, load_card
-from edge_hand.edge.probe import compare, crops
-from edge_hand.edge.recording import Recording, RecordingWriter
+from edge_hand.edge.networks.card import MODELS, load_card
+from edge_hand.edge.networks.probe import compare, crops
+from edge_hand.edge.recordings.recording import Recording, RecordingWriter
 from edge_hand.exporters import ExportError, calibration, parity, tensorrt
 from edge_hand.exporters.onnx import LIMITS_MM
 from edge_hand.exporters.quantize import quantize_where

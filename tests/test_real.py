@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from depth_png import encode_depth_png
-from edge_hand.edge.model_card import MODELS
-from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.networks.card import MODELS
+from edge_hand.edge.recordings.recording import RecordingWriter
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.crop import crop_depth, points_from_uvd

@@ -18,22 +18,23 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge import cameras, cli_record
-from edge_hand.edge import recorder as recorder_module
+from edge_hand.edge import cameras
 from edge_hand.edge.cameras import BadFrame, open_camera
 from edge_hand.edge.cameras.replay import ReplayCamera
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.cli import cli
-from edge_hand.edge.mcap_file import Contents
-from edge_hand.edge.recorder import Recorder
-from edge_hand.edge.recording import Recording, RecordingError, RecordingWriter
+from edge_hand.edge.cli import record as cli_record
+from edge_hand.edge.cli.main import cli
+from edge_hand.edge.recordings import recorder as recorder_module
+from edge_hand.edge.recordings.mcap_file import Contents
+from edge_hand.edge.recordings.recorder import Recorder
+from edge_hand.edge.recordings.recording import Recording, RecordingError, RecordingWriter
 from edge_hand.hand.frames import DepthFrame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from slept_time import slept_time
 from test_replay import read_all
 
-EDGE_HAND = [sys.executable, "-m", "edge_hand.edge.cli"]
+EDGE_HAND = [sys.executable, "-m", "edge_hand.edge.cli.main"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HOME": "/nonexistent"}
 TIMEOUT_S = 60.0
 
@@ -321,7 +322,7 @@ def test_a_patient_recorder_leaves_nothing_out(tmp_path: Path) -> None:
 def test_a_disk_that_hangs_is_waited_for_until_it_is_to_end_and_no_longer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("edge_hand.edge.recorder.CLOSE_S", 0.5)
+    monkeypatch.setattr("edge_hand.edge.recordings.recorder.CLOSE_S", 0.5)
     writer, said, over = SlowWriter(tmp_path / "a.mcap"), list[str](), threading.Event()
     threading.Timer(1.0, over.set).start()  # Ctrl-C
     room = 2 * frames()[0].depth.nbytes

@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import zstandard
 from depth_png import encode_depth_png, format_1
-from edge_hand.edge import foxglove
-from edge_hand.edge.recording import (
+from edge_hand.edge.recordings import foxglove
+from edge_hand.edge.recordings.recording import (
     METADATA,
     Recording,
     RecordingError,
@@ -384,5 +384,8 @@ def test_a_depth_png_keeps_every_count() -> None:
 
 
 def test_recording_imports_nothing_heavy_before_it_is_needed() -> None:
-    program = "import sys, edge_hand.edge.recording; print({'mcap', 'PIL', 'torch', 'zstandard'} & set(sys.modules))"
+    program = (
+        "import sys, edge_hand.edge.recordings.recording; "
+        "print({'mcap', 'PIL', 'torch', 'zstandard'} & set(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

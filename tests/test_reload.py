@@ -13,13 +13,13 @@ import click
 import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.config import ConfigError
+from edge_hand.edge.cli.config import ConfigError
 from edge_hand.edge.engines import open_engine, tensorrt
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
-from edge_hand.edge.plausible import implausible
-from edge_hand.edge.probe import crops
-from edge_hand.edge.reload import Reloader, ReloadError, open_lasting_engine
-from edge_hand.edge.swap import MOST_FAILURES, EngineDown, SwapEngine
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.edge.networks.plausible import implausible
+from edge_hand.edge.networks.probe import crops
+from edge_hand.edge.networks.reload import Reloader, ReloadError, open_lasting_engine
+from edge_hand.edge.networks.swap import MOST_FAILURES, EngineDown, SwapEngine
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.frames import DepthFrame
 
@@ -312,7 +312,7 @@ def test_a_network_given_by_file_that_was_taken_back_does_not_return_with_the_ne
 
 
 def test_an_engine_that_stays_broken_is_told_and_ends_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edge_hand.edge.swap.FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr("edge_hand.edge.networks.swap.FIRST_DELAY_S", 0.0)
 
     def no_gpu() -> Any:
         raise OSError("the GPU is gone")
@@ -333,7 +333,9 @@ def test_a_reload_that_is_refused_leaves_no_finder_open(tmp_path: Path) -> None:
     before = daemon.tracker.finder
     daemon.new = daemon.new | {"finder": "finder", "model": tmp_path / "none.onnx"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("edge_hand.edge.reload.open_finder", lambda *a, **k: opened.append(Closing()) or opened[-1])
+        patch.setattr(
+            "edge_hand.edge.networks.reload.open_finder", lambda *a, **k: opened.append(Closing()) or opened[-1]
+        )
         with pytest.raises(ReloadError, match=r"^nothing was changed: "):
             daemon.reloader.reload()
     assert [finder.engine.closed for finder in opened] == [True] and daemon.tracker.finder is before
@@ -343,7 +345,9 @@ def test_a_finder_that_another_reload_replaces_before_it_was_in_place_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     daemon, opened = Daemon(), list[Any]()
-    monkeypatch.setattr("edge_hand.edge.reload.open_finder", lambda *a, **k: opened.append(Closing()) or opened[-1])
+    monkeypatch.setattr(
+        "edge_hand.edge.networks.reload.open_finder", lambda *a, **k: opened.append(Closing()) or opened[-1]
+    )
     for name in ("finder", "geometry"):
         daemon.reload(finder=name)
     daemon.reload(hands=1)

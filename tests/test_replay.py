@@ -22,7 +22,7 @@ from edge_hand.edge.cameras import (
     replay,
 )
 from edge_hand.edge.cameras.replay import PngFolder, ReplayCamera
-from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.recordings.recording import RecordingWriter
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame
 from PIL import Image

@@ -23,7 +23,7 @@ pytest.importorskip("numba", reason="the trainer's pictures need numba")
 
 from edge_hand.calibration.listen import Listener
 from edge_hand.calibration.rig import Rig, TimeOffset, save_rig
-from edge_hand.edge.recording import RecordingWriter
+from edge_hand.edge.recordings.recording import RecordingWriter
 from edge_hand.hand.messages import JointsMessage, Message, StatusMessage
 from edge_hand.trainer.evaluate_fusion import rig_of
 from edge_hand.trainer.synth.rig_views import RigClip, rig_clip
@@ -50,8 +50,8 @@ def record(clip: RigClip, folder: Path) -> list[Path]:
 def command(log: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     with log.open("w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "edge_hand.edge.cli", *arguments], text=True, stdout=out, stderr=subprocess.STDOUT,
-            env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-m", "edge_hand.edge.cli.main", *arguments], text=True, stdout=out,
+            stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         try:
             yield process

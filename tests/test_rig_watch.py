@@ -20,9 +20,9 @@ from edge_hand.calibration.rig import Quality, Rig, RigCamera, TimeOffset, load_
 from edge_hand.calibration.sight import Sighting
 from edge_hand.calibration.uncertainty import volume_sigma_mm
 from edge_hand.calibration.watch import Drift, Judgement, Watch
+from edge_hand.edge.cli.shell import CommandError
 from edge_hand.edge.keys import KeysError
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.shell import CommandError
 from edge_hand.hand import se3
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.kinematics import AVERAGE

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from edge_hand.edge import service
-from edge_hand.edge.service import (
+from edge_hand.edge.service import units as service
+from edge_hand.edge.service.units import (
     FILES,
     SOURCE,
     ServiceError,
@@ -179,7 +179,7 @@ def test_this_program_is_refused_if_what_it_needs_is_out_of_the_service_s_sight(
 
 
 def test_the_command_prints_and_writes_them(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "edge_hand.edge.cli", "service"]
+    command = [sys.executable, "-m", "edge_hand.edge.cli.main", "service"]
     done = subprocess.run(
         [*command, "print", "edge-hand.service", "--program", "/opt/x/edge-hand"],
         capture_output=True, text=True, timeout=60, check=True,

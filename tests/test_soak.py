@@ -10,9 +10,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from edge_hand.edge.bench.soak import CAMERA, FIRST, PROCESS, START_S, plan
+from edge_hand.edge.bench.soak_judge import Pose, Said, memory_growth, stale_poses, unexplained
 from edge_hand.edge.cameras.faulty import Fault
-from edge_hand.edge.soak import CAMERA, FIRST, PROCESS, START_S, plan
-from edge_hand.edge.soak_judge import Pose, Said, memory_growth, stale_poses, unexplained
 
 
 def poses(*times: float, tracked: bool = True) -> list[Pose]:
@@ -65,7 +65,7 @@ def test_memory_is_watched_after_the_restart() -> None:
 def test_a_daemon_goes_through_faults_and_tells_the_truth(tmp_path: Path) -> None:
     """The time to come back is generous: the machine that tests may be busy."""
     done = subprocess.run(
-        [sys.executable, "-m", "edge_hand.edge.soak", "--minutes", "0.5", "--fps", "30", "--every", "2.5",
+        [sys.executable, "-m", "edge_hand.edge.bench.soak", "--minutes", "0.5", "--fps", "30", "--every", "2.5",
          "--recovery", "3", "--json", str(tmp_path / "soak.json")],
         capture_output=True, text=True, timeout=180, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip

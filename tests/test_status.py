@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from edge_hand.edge.cli import cli
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.client import forbidden, subscribe
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.status import OK, STALLED, UNREACHABLE, Fare, duration, exit_code, listen, report
+from edge_hand.edge.view.status import OK, STALLED, UNREACHABLE, Fare, duration, exit_code, listen, report
 from edge_hand.hand.wire import Header, decode, encode_joints, encode_status
 from test_wire import a_hand
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from edge_hand.edge import swap
 from edge_hand.edge.engines import Choice, choose, open_engine
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
-from edge_hand.edge.probe import compare, crops
-from edge_hand.edge.swap import PROBATION, SwapEngine
+from edge_hand.edge.networks import swap
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
+from edge_hand.edge.networks.probe import compare, crops
+from edge_hand.edge.networks.swap import PROBATION, SwapEngine
 from onnx import numpy_helper
 
 FLOAT = MODELS / "dgn-nano.onnx"
@@ -106,9 +106,9 @@ def test_frames_go_on_while_a_candidate_is_made() -> None:
 ENDS = """
 import threading, time
 from edge_hand.edge.engines import onnxruntime, open_engine, tensorrt
-from edge_hand.edge.model_card import DEFAULT_MODEL, load_card
-from edge_hand.edge.probe import crops
-from edge_hand.edge.swap import SwapEngine
+from edge_hand.edge.networks.card import DEFAULT_MODEL, load_card
+from edge_hand.edge.networks.probe import crops
+from edge_hand.edge.networks.swap import SwapEngine
 began = threading.Event()
 def proven(model, card, threads, **_):
     engine, image = onnxruntime.OnnxRuntimeEngine(model, card, 1), crops(64, 1)[0]
@@ -140,8 +140,8 @@ def test_a_process_that_ends_waits_for_a_candidate_that_is_being_proven(begin: s
 
 LETS_GO = """
 import threading, time
-from edge_hand.edge.model_card import DEFAULT_MODEL, ModelError, load_card
-from edge_hand.edge.swap import SwapEngine
+from edge_hand.edge.networks.card import DEFAULT_MODEL, ModelError, load_card
+from edge_hand.edge.networks.swap import SwapEngine
 class Slow:
     name, card = "slow", load_card(DEFAULT_MODEL)
     def __del__(self):

@@ -21,9 +21,9 @@ from edge_hand.edge.engines.tensorrt import driver as cuda
 from edge_hand.edge.engines.tensorrt.build import Job
 from edge_hand.edge.engines.tensorrt.driver import Gpu, Graph
 from edge_hand.edge.engines.tensorrt.memory import Buffer
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
-from edge_hand.edge.probe import crops
-from edge_hand.edge.reload import Reloader, open_lasting_engine
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card
+from edge_hand.edge.networks.probe import crops
+from edge_hand.edge.networks.reload import Reloader, open_lasting_engine
 from test_swap import with_weights
 
 FLOAT = MODELS / "dgn-nano.onnx"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import edge_hand
 import pytest
 from edge_hand.edge.engines.tensorrt.structure import structure
-from edge_hand.edge.model_card import MODELS
+from edge_hand.edge.networks.card import MODELS
 from test_swap import with_weights
 
 ROOT = Path(edge_hand.__file__).parent

@@ -301,8 +301,8 @@ def test_a_short_run_reaches_its_rates_and_one_from_trained_weights_refits_at_on
 
 
 def test_the_command_on_a_card_is_one_that_the_command_line_takes(tmp_path: Path) -> None:
-    from edge_hand.edge.cli_models import train as train_command
-    from edge_hand.edge.model_card import MODELS, load_card
+    from edge_hand.edge.cli.models import train as train_command
+    from edge_hand.edge.networks.card import MODELS, load_card
     from edge_hand.exporters.onnx import command
 
     def config_of_line(line: str) -> TrainConfig:

@@ -155,7 +155,7 @@ def test_the_failure_of_one_ends_all_in_one_line(how: str, text: str, monkeypatc
 def test_an_interrupt_stops_both_and_the_run_goes_on_from_there_alone(tmp_path: Path) -> None:
     options = f"--out {tmp_path} --width 8 --batch 8 --processes 2 --validate-every 8 --samples 100000"
     process = subprocess.Popen(
-        [sys.executable, "-m", "edge_hand.edge.cli", "train", *options.split()],
+        [sys.executable, "-m", "edge_hand.edge.cli.main", "train", *options.split()],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None and "samples" in process.stdout.readline()

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge import probe, tune
 from edge_hand.edge.engines import ANYWHERE, open_engine
 from edge_hand.edge.finder import INPUT, NetworkFinder, open_finder, retire
-from edge_hand.edge.model_card import DEFAULT_MODEL, MODELS, ModelError, load_card
-from edge_hand.edge.reload import open_lasting_engine
-from edge_hand.edge.swap import SwapEngine
-from edge_hand.edge.tune import Setting, Taken, Tuned
+from edge_hand.edge.networks import probe, tune
+from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card
+from edge_hand.edge.networks.reload import open_lasting_engine
+from edge_hand.edge.networks.swap import SwapEngine
+from edge_hand.edge.networks.tune import Setting, Taken, Tuned
 
 FLOAT = MODELS.resolve() / "dgn-nano.onnx"
 SMALL = FLOAT.with_name(DEFAULT_MODEL.name)

@@ -21,19 +21,19 @@ import numpy as np
 import pytest
 from edge_hand.calibration.rig import Quality, Rig, RigCamera, save_rig
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
-from edge_hand.edge.cli import main
+from edge_hand.edge.cli.main import main
+from edge_hand.edge.cli.shell import CommandError
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.keys import add_client, make_server
 from edge_hand.edge.loop import Loop, topology
-from edge_hand.edge.model_card import DEFAULT_MODEL
+from edge_hand.edge.networks.card import DEFAULT_MODEL
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.recording import Recording, RecordingError
-from edge_hand.edge.shell import CommandError
+from edge_hand.edge.recordings.recording import Recording, RecordingError
 from edge_hand.edge.tracker import Tracker
-from edge_hand.edge.view import served
-from edge_hand.edge.view_board import FRESH_S, GONE_S, Board
-from edge_hand.edge.view_packet import POINT_M, Packets
-from edge_hand.edge.view_source import _WithClouds, published
+from edge_hand.edge.view.board import FRESH_S, GONE_S, Board
+from edge_hand.edge.view.live import served
+from edge_hand.edge.view.packet import POINT_M, Packets
+from edge_hand.edge.view.source import _WithClouds, published
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.wire import (
@@ -241,8 +241,8 @@ def test_a_key_file_that_is_gone_stops_no_page_that_opens_later(tmp_path: Path) 
 
 @pytest.mark.parametrize("messages", [False, True])
 def test_a_recording_is_shown_with_or_without_messages_in_it(engine: Engine, tmp_path: Path, messages: bool) -> None:
-    from edge_hand.edge.recorder import Recorder
-    from edge_hand.edge.recording import RecordingWriter
+    from edge_hand.edge.recordings.recorder import Recorder
+    from edge_hand.edge.recordings.recording import RecordingWriter
 
     path = tmp_path / "hand.mcap"
     with SyntheticCamera(0, "424x240@30", fps=0) as camera, Publisher("tcp://127.0.0.1:*") as publisher:
@@ -324,7 +324,7 @@ def test_only_pages_of_this_machine_may_read_it() -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:
-    import edge_hand.edge.view as view
+    import edge_hand.edge.view.live as view
 
     assert {"view.html", "view.css", "view.js", "draw.js", "stream.js"} <= view.FILES
     for name in view.FILES:
@@ -336,7 +336,16 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
 def test_the_command_serves_the_page_until_it_is_told_to_stop(tmp_path: Path) -> None:
     rig = Rig("cell", "2026-01-01T00:00:00Z", "test", (a_camera("front"), a_camera("side")), (), Quality("board"))
     save_rig(rig, tmp_path / "rig.json")
-    command = [sys.executable, "-m", "edge_hand.edge.cli", "view", "--port", "0", "--address", f"ipc://{tmp_path}/d"]
+    command = [
+        sys.executable,
+        "-m",
+        "edge_hand.edge.cli.main",
+        "view",
+        "--port",
+        "0",
+        "--address",
+        f"ipc://{tmp_path}/d",
+    ]
     with subprocess.Popen([*command, "--rig", str(tmp_path / "rig.json")], stdout=subprocess.PIPE, text=True) as ran:
         assert ran.stdout is not None
         url, _, said = ran.stdout.readline().partition(" ")

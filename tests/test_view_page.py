@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.edge.engines import Engine
-from edge_hand.edge.status import duration
-from edge_hand.edge.view import PAGE, served
-from edge_hand.edge.view_packet import Packets
+from edge_hand.edge.view.live import PAGE, served
+from edge_hand.edge.view.packet import Packets
+from edge_hand.edge.view.status import duration
 from test_view import daemon
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from edge_hand.edge import watch as watch_module
 from edge_hand.edge.publish import Publisher
-from edge_hand.edge.viewer import Viewer
-from edge_hand.edge.watch import BACK, FINGER_COLOURS, Screen, draw, summary, watch
+from edge_hand.edge.view import watch as watch_module
+from edge_hand.edge.view.terminal import Viewer
+from edge_hand.edge.view.watch import BACK, FINGER_COLOURS, Screen, draw, summary, watch
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandPose
 from edge_hand.hand.wire import Header, JointsMessage, Motion, WireHand, decode, encode_joints, encode_status
@@ -307,7 +307,7 @@ def test_watch_shows_a_running_daemon_and_ends_after_its_frames(capsys: pytest.C
 
 
 def test_a_name_that_the_encoding_lacks_is_written_as_an_escape() -> None:
-    command = [sys.executable, "-m", "edge_hand.edge.cli", "watch", "--frames", "1", "--address"]
+    command = [sys.executable, "-m", "edge_hand.edge.cli.main", "watch", "--frames", "1", "--address"]
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
     with Broadcast(joints_of("h\u00e4nde", flat_hand())) as daemon:
         done = subprocess.run([*command, daemon.address], env=ascii_only, capture_output=True, timeout=60, check=False)

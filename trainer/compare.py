@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from ..edge.cli.shell import CommandError, make_room, write_result
 from ..edge.draw import save_png
 from ..edge.engines import Engine, open_engine
-from ..edge.model_card import ModelError, find_model, load_card
-from ..edge.shell import CommandError, make_room, write_result
+from ..edge.networks.card import ModelError, find_model, load_card
 from .metrics import success_picture
 
 ROUNDS = 200

@@ -24,14 +24,14 @@ import torch
 from torch import nn
 
 from ..calibration.rig import RigCamera, TimeOffset
+from ..edge.cli.shell import write_result
 from ..edge.engines import Engine, open_engine
 from ..edge.look import trust
-from ..edge.model_card import MODELS, sha256
+from ..edge.networks.card import MODELS, sha256
 from ..edge.person import Person, person_maker
 from ..edge.reading import predict
-from ..edge.recording import RecordingWriter
+from ..edge.recordings.recording import RecordingWriter
 from ..edge.refit import Refit
-from ..edge.shell import write_result
 from ..edge.tracker import Tracker
 from ..hand.arrays import Array
 from ..hand.crop import CROP_SIZE, crop_depth

@@ -30,7 +30,7 @@ from ..calibration.sources import Picture, SourceError
 from ..calibration.square import board_scale
 from ..calibration.target import PAPER_MM, Target, black_rectangles_mm, find_target, import_opencv
 from ..calibration.uncertainty import Volume, pose_difference
-from ..edge.shell import CommandError, make_room
+from ..edge.cli.shell import CommandError, make_room
 from ..hand import se3
 from ..hand.arrays import Array
 from ..hand.camera import Intrinsics

@@ -21,9 +21,9 @@ import numpy as np
 from ..calibration.fuse import Fuser
 from ..calibration.rig import Quality, Rig, RigCamera, TimeOffset
 from ..calibration.views import Views
+from ..edge.cli.shell import CommandError, make_room
 from ..edge.cloud import Clouds
 from ..edge.engines import open_engine
-from ..edge.shell import CommandError, make_room
 from ..edge.tracker import Tracker
 from ..hand import se3
 from ..hand.arrays import Array

@@ -22,8 +22,8 @@ from ..calibration.hand import HandResult, calibrate
 from ..calibration.observe import Cloud, ObserveError, Sight
 from ..calibration.uncertainty import Volume, pose_difference
 from ..calibration.verify import Check, verify
-from ..edge.model_card import DEFAULT_MODEL, sha256
-from ..edge.shell import CommandError, make_room
+from ..edge.cli.shell import CommandError, make_room
+from ..edge.networks.card import DEFAULT_MODEL, sha256
 from ..hand.whole import write_json
 from .kept import claim
 from .synth.rig_views import Bump, RigClip, RigError, rig_clip

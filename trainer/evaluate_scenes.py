@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..edge.cli.shell import CommandError, make_folders, make_room, write_result
 from ..edge.draw import Picture, contact_sheet, depth_picture, draw_joints, save_png, view_of
-from ..edge.model_card import DEFAULT_MODEL, ModelError, find_model
-from ..edge.shell import CommandError, make_folders, make_room, write_result
+from ..edge.networks.card import DEFAULT_MODEL, ModelError, find_model
 from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandPose
 from .synth.rooms import Scene, SceneHand, sequence

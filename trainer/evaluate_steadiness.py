@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
+from ..edge.cli.shell import CommandError, make_room, write_result
 from ..edge.engines import open_engine
 from ..edge.finder import open_finder
-from ..edge.model_card import DEFAULT_MODEL, ModelError, find_model
+from ..edge.networks.card import DEFAULT_MODEL, ModelError, find_model
 from ..edge.person import Person
-from ..edge.shell import CommandError, make_room, write_result
 from ..edge.tracker import Tracker
 from ..hand.arrays import Array
 from ..hand.body import hand_with_arm

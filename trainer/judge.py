@@ -19,7 +19,7 @@ import numpy as np
 from ..edge.engines import open_engine
 from ..edge.finder import open_finder
 from ..edge.look import Eye, Look, evidence
-from ..edge.model_card import ModelError, find_model
+from ..edge.networks.card import ModelError, find_model
 from ..hand.arrays import Array
 from .logistic import fit
 from .synth.room_crops import SEEN, away

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..edge.model_card import ModelCard, sha256
+from ..edge.networks.card import ModelCard, sha256
 from ..edge.reading import read
 from ..edge.refit import Refit
 from ..hand.arrays import Array

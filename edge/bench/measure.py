@@ -15,13 +15,13 @@ import zmq
 
 from ...hand.extras import installed
 from ..arithmetic import PLAIN, Arithmetic
-from ..board import device
 from ..cameras import Camera, open_camera
 from ..engines import Engine, onnxruntime, open_engine
 from ..finder import open_finder
 from ..loop import Loop, topology
+from ..machine.board import device
+from ..networks.swap import PROBATION
 from ..publish import Publisher
-from ..swap import PROBATION
 from ..tracker import STAGES, Tracker
 from . import BenchError
 from .compare import Peer, judge

@@ -22,7 +22,7 @@ def startup_s(arguments: list[str], limit_s: float = LIMIT_S) -> float:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
-    command = module_command("edge_hand.edge.cli", "run", *arguments, "--no-view", "--bind", address)
+    command = module_command("edge_hand.edge.cli.main", "run", *arguments, "--no-view", "--bind", address)
     command += ["--config", os.devnull]
     plain = {name: value for name, value in os.environ.items() if name in FOLDERS or not name.startswith("EDGE_HAND_")}
     with zmq.Context() as context, context.socket(zmq.SUB) as subscriber:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..board import ROOT, power, read
+from ..machine.board import ROOT, power, read
 
 EVERY_S = 1.0
 

@@ -22,7 +22,7 @@ from ...hand.frames import DepthFrame
 from ..clock import HOST, Clock
 from ..librealsense import LIBREALSENSE
 from ..pace import SLOWEST_HZ, Pacer
-from ..recording import Recording, RecordingError, decode_depth_png
+from ..recordings.recording import Recording, RecordingError, decode_depth_png
 from . import BadFrame, Camera, CameraError, EndOfStream, FrameTimeout, NotThere
 
 FORMS = "a folder of 16-bit PNGs with camera.json, a recording .mcap, or a librealsense .bag or .db3"

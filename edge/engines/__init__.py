@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from ...hand.arrays import Array
 from ...hand.template import template
-from ..model_card import DEFAULT_MODEL, ModelCard, ModelError, load_card
+from ..networks.card import DEFAULT_MODEL, ModelCard, ModelError, load_card
 
 PREFERRED = ("tensorrt",)  # by auto, where they can run
 ANYWHERE = "onnxruntime"
@@ -107,7 +107,7 @@ def open_engine(
     say(f"engine: {chosen.explain(first.name)}")
     if chosen.kind == ANYWHERE:
         return first
-    from ..swap import SwapEngine
+    from ..networks.swap import SwapEngine
 
     serving = SwapEngine(first, say)
     file = chosen.model
@@ -150,8 +150,8 @@ def _check_hand(card: ModelCard, model: Path) -> None:
 
 def _tuned(chosen: Choice, threads: int, first: Engine, say: Callable[[str], None]) -> Engine:
     """The best engine on a CPU: what an earlier tuning found, else first, while the tuning goes on behind it."""
-    from .. import tune
-    from ..swap import SwapEngine
+    from ..networks import tune
+    from ..networks.swap import SwapEngine
 
     model = chosen.model
     kept, start = tune.kept(model, threads), tune.first(model, threads)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...hand.extras import installed, to_get
-from ..model_card import ModelCard, ModelError
+from ..networks.card import ModelCard, ModelError
 
 
 class OpenVinoEngine:

@@ -27,10 +27,10 @@ from ...calibration.rig import Rig, load_rig
 from ...edge.engines import Engine, open_engine
 from ...edge.engines.tensorrt import suited
 from ...edge.finder import open_finder
-from ...edge.health import Health
-from ...edge.model_card import ModelError, load_card
-from ...edge.model_store import SHIPPED, Version, add, current, default_store, in_use, number_of
-from ...edge.model_use import put_in_use
+from ...edge.networks.card import ModelError, load_card
+from ...edge.networks.health import Health
+from ...edge.networks.store import SHIPPED, Version, add, current, default_store, in_use, number_of
+from ...edge.networks.use import put_in_use
 from ...edge.refit import Refit
 from ...hand.arrays import Array
 from ...hand.frames import DepthFrame
@@ -92,7 +92,8 @@ class Compared:
 @dataclass(frozen=True)
 class GateReport:
     """Whether the new network may serve, and why not; measures by name, `synthetic_mm` among them. baseline holds the
-    old network's health on these frames (`edge/health.py`), frames how many were looked at, seconds by how long."""
+    old network's health on these frames (`edge/networks/health.py`), frames how many were looked at, seconds by how
+    long."""
 
     accepted: bool
     reasons: tuple[str, ...]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ...edge.cameras import CameraError
 from ...edge.cameras.replay import PngFolder
-from ...edge.recording import Recording, RecordingError
+from ...edge.recordings.recording import Recording, RecordingError
 from . import frames
 from .suspicion import loose
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...edge.engines import open_engine
-from ...edge.model_card import MODELS
-from ...edge.model_store import check_store, default_store
+from ...edge.networks.card import MODELS
+from ...edge.networks.store import check_store, default_store
 from ...edge.person import Person
 from ...hand.whole import refusal, write_json
 from .. import parallel

@@ -18,8 +18,8 @@ import numpy as np
 
 from ...edge.cameras import BadFrame, CameraError
 from ...edge.engines import Engine, open_engine
-from ...edge.model_card import DEFAULT_MODEL
-from ...edge.recording import Recording, RecordingError
+from ...edge.networks.card import DEFAULT_MODEL
+from ...edge.recordings.recording import Recording, RecordingError
 from ...edge.tracker import Tracker
 from ...hand.arrays import Array
 from ...hand.frames import DepthFrame

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...edge.recording import decode_depth_png
+from ...edge.recordings.recording import decode_depth_png
 from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
 from ...hand.skeleton import FINGERS

@@ -1,4 +1,4 @@
-"""Our own recordings with labels: `hand.mcap` (`edge/recording.py`) and `hand.labels.jsonl` beside it.
+"""Our own recordings with labels: `hand.mcap` (`edge/recordings/recording.py`) and `hand.labels.jsonl` beside it.
 
 The label file has one JSON object a line, for as many of the frames as are labelled:
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...edge.recording import Recording, RecordingError
+from ...edge.recordings.recording import Recording, RecordingError
 from ...hand.frames import DepthFrame
 from ...hand.skeleton import JOINT_NAMES, JOINT_PARENTS
 from ...hand.whole import write_whole

@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from ...model_card import ModelCard, ModelError, load_card, same_training
-from ...probe import compare, crops
+from ...networks.card import ModelCard, ModelError, load_card, same_training
+from ...networks.probe import compare, crops
 from ..onnxruntime import OnnxRuntimeEngine
 from .build import Job, version
 from .driver import CudaError, Gpu, probe

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ....hand.arrays import Array
-from ...model_card import ModelCard, ModelError
+from ...networks.card import ModelCard, ModelError
 from .build import make_logger
 from .driver import Graph
 from .memory import Buffer, Memory

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
-from ...model_card import ModelError
+from ...networks.card import ModelError
 from .driver import CudaError, Graph, capture
 
 LEAST_PYCUDA = (2025, 1, 2)

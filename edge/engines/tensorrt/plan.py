@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 from ....hand.whole import write_whole
 from ...child import module_command
 from ...home import home
-from ...model_card import ModelError
+from ...networks.card import ModelError
 from .build import Job
 
 FORMAT = 1  # one more when `build.py` makes another plan of the same key

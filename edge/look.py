@@ -12,6 +12,7 @@ import numpy as np
 from ..hand.arrays import Array
 from ..hand.crop import camera_from_crop, crop_depth
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
+from .calm import Calm
 from .engines import Engine
 from .reading import read
 
@@ -67,11 +68,16 @@ class Eye:
     ) -> None:
         self.engine, self.stages_us, self._crop, self._read = engine, stages_us, crop, read
 
-    def look(self, frame: DepthFrame, centre_m: Array, mirrored: bool, size: float = 1.0) -> Look:
-        """Look at a place (3,) m; size is the hand's, 1 on average, so that the network sees one of average size."""
+    def look(
+        self, frame: DepthFrame, centre_m: Array, mirrored: bool, size: float = 1.0, calm: Calm | None = None
+    ) -> Look:
+        """Look at a place (3,) m; size is the hand's, 1 on average, so that the network sees one of average size. With
+        calm the crop has less noise if it is of the same place as that one's last."""
         begun = time.perf_counter()
         card = self.engine.card
         crop = self._crop(frame, HandRoi("unknown", centre_m, card.cube_m * size, 1.0), card.crop_size, mirrored)
+        if calm is not None:
+            crop = calm(frame, crop)
         cropped = time.perf_counter()
         prediction = self._read(crop, self.engine.run(crop.image[None, None]))
         self.stages_us["crop"] += (cropped - begun) * 1e6

@@ -13,6 +13,7 @@ from ..hand.frames import DepthFrame, HandPose, Side
 from ..hand.kinematics import Shape
 from ..hand.messages import WireHand
 from .arithmetic import PLAIN, Arithmetic
+from .calm import Calm
 from .confidence import Calibration
 from .look import Look, trust
 from .person import Person
@@ -40,6 +41,7 @@ class Track:
     begun_ns: int = 0  # when it was first seen
     velocity_m_s: Array = field(default_factory=lambda: np.zeros(3))
     aim_m: Array | None = None  # where it was looked at last
+    calm: Calm = field(default_factory=Calm)
     person: Person = field(default_factory=Person)
     smoother: Smoother = field(default_factory=Smoother)
     measured: int = 0  # frames in which it was

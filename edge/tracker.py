@@ -18,6 +18,7 @@ from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandRoi
 from ..hand.messages import WireHand
 from .arithmetic import PLAIN, Arithmetic
+from .calm import Calm
 from .confidence import calibration_of
 from .engines import Engine
 from .finder import NEAR_M, Finder, open_finder
@@ -125,11 +126,13 @@ class Tracker:
         """The track's hand where it should be, or None."""
         if track.foreseen_m(frame.t_ns)[2] < NEAR_M:
             return None
-        return self._look_for(track, frame, track.aim(frame.t_ns))
+        return self._look_for(track, frame, track.aim(frame.t_ns), calm=track.calm)
 
-    def _look_for(self, track: Track, frame: DepthFrame, centre_m: Array, score: float | None = None) -> Look | None:
+    def _look_for(
+        self, track: Track, frame: DepthFrame, centre_m: Array, score: float | None = None, calm: Calm | None = None
+    ) -> Look | None:
         """The track's hand at a place (3,) m, or None; where the finder proposes it, it is believed by that score."""
-        look = self.eye.look(frame, centre_m, track.is_left, track.size)
+        look = self.eye.look(frame, centre_m, track.is_left, track.size, calm)
         if not look.is_hand or look.centre_m[2] < NEAR_M:
             return None
         if np.linalg.norm(look.centre_m - centre_m) > FAR_OFF_M:  # it moved faster than foreseen: look there

@@ -68,7 +68,7 @@ def test_a_hand_that_comes_to_rest_just_beyond_the_nearest_distance_is_looked_at
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tracker, centre = Tracker(open_engine()), np.array([0, 0, NEAR_M + 0.003])
-    monkeypatch.setattr(tracker, "_look_for", lambda track, frame, aim: aim)
+    monkeypatch.setattr(tracker, "_look_for", lambda track, frame, aim, **_: aim)
     track = Track(centre, 0, 5.0, velocity_m_s=np.array([0, 0, -0.08]), measured=9)
     assert tracker._follow(track, SimpleNamespace(t_ns=50_000_000)) is None  # it should be nearer than that
     track.move(centre, 50_000_000)

@@ -201,9 +201,9 @@ class Fuser:
     def _measured(self, hand: FusedHand, t_ns: int, mine: list[Seen], others: list[Guess]) -> WireHand:
         """others are the guesses of cameras that take it for the other side's: their depth points are its own all the
         same."""
-        guesses = [s.guess for s in mine]
-        weights = self._weights(hand, t_ns, mine)
-        target = agree(guesses, weights)
+        guesses, foreseen = [s.guess for s in mine], _foreseen(hand, t_ns)
+        weights = self._weights(hand, t_ns, mine, foreseen)
+        target = agree(guesses, weights, foreseen)
         alpha = np.mean([s.sighting.alpha for s in mine], 0)
         if hand.shape is None:
             hand.shape = FusedShape(self.surface, alpha)
@@ -247,13 +247,9 @@ class Fuser:
             _motion_in_mirror(motion) if hand.is_left else motion,
         )
 
-    def _weights(self, hand: FusedHand, t_ns: int, mine: list[Seen]) -> Array:
+    def _weights(self, hand: FusedHand, t_ns: int, mine: list[Seen], foreseen: tuple[Array, float] | None) -> Array:
         """(C, 21), 1 together: robust, and a camera's may only rise slowly."""
         joints = np.stack([s.guess.joints_m for s in mine])
-        foreseen = None
-        if hand.pose is not None and t_ns - hand.t_ns < PREDICTED_NS:
-            was = hand.pose.joints_m + hand.velocity_m_s * (t_ns - hand.t_ns) * 1e-9
-            foreseen = (was * MIRROR if hand.is_left else was, FORESEEN_M)
         weights = robust_weights(joints, np.stack([s.guess.sigma_m for s in mine]), foreseen)
         if hand.weights:
             gain = min(max((t_ns - hand.t_ns) * 1e-9 / GAIN_S, 0.0), 1.0)
@@ -337,6 +333,15 @@ def sigma_m(sighting: Sighting, camera: RigCamera, joints_m: Array) -> Array:
     speed = float(np.linalg.norm(sighting.velocity_m_s))
     clock = (speed * camera.time.sigma_s) ** 2 + (0.5 * speed * sighting.carried_s) ** 2
     return np.asarray(np.sqrt(np.clip(expected, 0.002, 0.06) ** 2 + placed + clock))
+
+
+def _foreseen(hand: FusedHand, t_ns: int) -> tuple[Array, float] | None:
+    """Where its joints (21, 3) m should be by now, mirrored for a left hand, and how far off that may be; None if it
+    was not seen for too long."""
+    if hand.pose is None or t_ns - hand.t_ns >= PREDICTED_NS:
+        return None
+    was = hand.pose.joints_m + hand.velocity_m_s * (t_ns - hand.t_ns) * 1e-9
+    return (was * MIRROR if hand.is_left else was), FORESEEN_M
 
 
 def _in_mirror(guess: Guess) -> Guess:

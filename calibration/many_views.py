@@ -153,13 +153,18 @@ def robust_weights(joints_m: Array, sigma_m: Array, foreseen: tuple[Array, float
     return weights[:n] / weights[:n].sum(0)
 
 
-def agree(guesses: list[Guess], weights: Array) -> Target:
-    """The weighted mean of guesses; weights (C, 21) as of `robust_weights`."""
+def agree(guesses: list[Guess], weights: Array, foreseen: tuple[Array, float] | None = None) -> Target:
+    """The weighted mean of guesses; weights (C, 21) as of `robust_weights`.
+
+    foreseen are joints (21, 3) and their sigma: the less sure the cameras are, the nearer to these the joints stay.
+    """
     joints, sigma = np.stack([g.joints_m for g in guesses]), np.stack([g.sigma_m for g in guesses])
     mean = np.einsum("cj,cjk->jk", weights, joints)
     spread = (weights * ((joints - mean) ** 2).sum(2)).sum(0) / 3
     # Cameras share what the network always gets wrong: half of the variance is not averaged away.
     variance = 0.5 * (weights * sigma**2).sum(0) + 0.5 * (weights**2 * sigma**2).sum(0) + spread
+    if foreseen is not None:
+        mean = mean + (variance / (variance + foreseen[1] ** 2))[:, None] * (foreseen[0] - mean)
     u, _, vt = np.linalg.svd(np.einsum("c,cij->ij", weights[:, ROOTS].mean(1), np.stack([g.R for g in guesses])))
     R = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt  # the chordal mean
     far = weights[:, _ANGLE_JOINTS]

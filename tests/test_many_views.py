@@ -68,6 +68,17 @@ def test_cameras_that_see_the_wrist_turned_all_ways_still_give_a_turn_and_no_mir
     assert np.linalg.det(agree(guesses, np.full((3, 21), 1 / 3)).R) == pytest.approx(1)
 
 
+def test_the_less_sure_cameras_are_the_nearer_joints_stay_to_where_they_should_be() -> None:
+    def off_m(sigma_m: float) -> float:
+        guess = Guess(POSE.R, POSE.at_m, POSE.angles, JOINTS, np.full(21, sigma_m), np.zeros((0, 3)), np.zeros(3))
+        foreseen = JOINTS + [0.01, 0.0, 0.0]
+        return float((agree([guess], np.ones((1, 21)), (foreseen, 0.02)).joints_m - JOINTS)[:, 0].mean())
+
+    assert off_m(0.002) == pytest.approx(0.0001, rel=0.02)
+    assert off_m(0.02) == pytest.approx(0.005)
+    assert off_m(0.06) == pytest.approx(0.009)
+
+
 def test_each_angle_is_that_of_the_camera_that_is_believed_in_the_joint_it_moves() -> None:
     """The second camera is believed in the forefinger beyond its knuckle, the first in all else."""
     weights = np.ones((2, 21))

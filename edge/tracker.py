@@ -126,7 +126,10 @@ class Tracker:
         """The track's hand where it should be, or None."""
         if track.foreseen_m(frame.t_ns)[2] < NEAR_M:
             return None
-        return self._look_for(track, frame, track.aim(frame.t_ns), calm=track.calm)
+        look = self._look_for(track, frame, track.aim(frame.t_ns), calm=track.calm)
+        if look is None:
+            track.aim_m = None  # it may not rest there: the next look is where it should be
+        return look
 
     def _look_for(
         self, track: Track, frame: DepthFrame, centre_m: Array, score: float | None = None, calm: Calm | None = None

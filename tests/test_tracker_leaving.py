@@ -73,3 +73,17 @@ def test_a_hand_that_comes_to_rest_just_beyond_the_nearest_distance_is_looked_at
     assert tracker._follow(track, SimpleNamespace(t_ns=50_000_000)) is None  # it should be nearer than that
     track.move(centre, 50_000_000)
     np.testing.assert_array_equal(tracker._follow(track, SimpleNamespace(t_ns=83_000_000)), centre)
+
+
+def test_a_hand_that_was_not_seen_where_it_rested_is_looked_for_where_it_should_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tracker, centre = Tracker(open_engine()), np.array([0.004, 0, 0.4])
+    seen, looked = iter([True, False, True]), []
+    monkeypatch.setattr(
+        tracker, "_look_for", lambda track, frame, aim, **_: looked.append(aim) or (aim if next(seen) else None)
+    )
+    track = Track(centre, 0, 5.0, aim_m=np.array([0, 0, 0.4]), measured=9)
+    for k in range(3):
+        tracker._follow(track, SimpleNamespace(t_ns=33_000_000 * (k + 1)))
+    np.testing.assert_array_equal(looked, [[0, 0, 0.4], [0, 0, 0.4], centre])

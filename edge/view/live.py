@@ -43,7 +43,7 @@ def served(
     """Show what is published at the addresses on a page, its `url`, while the context is open; port 0 takes any.
 
     poses: T_ref_cam (4, 4) of cameras by name; those are shown together in the reference's frame, the others apart.
-    recordings: what to call the addresses of `view_source.published`, which has no keys.
+    recordings: what to call the addresses of `source.published`, which has no keys.
     Raises ServeError, SubscribeError and KeysError.
     """
     board, ours = Board(poses), recordings or {}

@@ -337,8 +337,8 @@ def sigma_m(sighting: Sighting, camera: RigCamera, joints_m: Array) -> Array:
 
 def _foreseen(hand: FusedHand, t_ns: int) -> tuple[Array, float] | None:
     """Where its joints (21, 3) m should be by now, mirrored for a left hand, and how far off that may be; None if it
-    was not seen for too long."""
-    if hand.pose is None or t_ns - hand.t_ns >= PREDICTED_NS:
+    was not seen for too long, or the clock was set back."""
+    if hand.pose is None or not 0 <= t_ns - hand.t_ns < PREDICTED_NS:
         return None
     was = hand.pose.joints_m + hand.velocity_m_s * (t_ns - hand.t_ns) * 1e-9
     return (was * MIRROR if hand.is_left else was), FORESEEN_M

@@ -200,3 +200,15 @@ def test_what_cameras_only_predict_is_not_followed() -> None:
                 assert hand.pose.state == "predicted"
                 off_mm.append(1e3 * np.linalg.norm(hand.pose.joints_m - truth_at(i / FPS)[0], axis=1).mean())
     assert len(off_mm) == 5 and max(off_mm) < 20, off_mm
+
+
+def test_a_hand_stays_where_cameras_see_it_when_the_clock_is_set_back():
+    rig = a_rig()
+    fuser, views, off_mm = Fuser(rig), [View(k, camera) for k, camera in enumerate(rig.cameras)], []
+    for i in range(16):
+        for k in range(3):
+            views[k].take(told(rig, k, i))
+        t_ns = SECOND + round(i / FPS * 1e9)
+        hands = fuser.step(t_ns + (60 * SECOND if i < 8 else 0), [s for view in views for s in view.at(t_ns)])
+        off_mm += [1e3 * np.abs(hand.pose.joints_m - truth_at(i / FPS)[0]).max() for hand in hands]
+    assert len(off_mm) == 16 and max(off_mm) < 5, off_mm

@@ -32,11 +32,11 @@ class Calm:
         if was is None or not 0 < frame.t_ns - was[1] < YOUNG_NS or not _same_place(was[0], crop):
             return crop
         before, image = was[0].image, crop.image
+        read = before < BACKGROUND
         change = image - before
-        change *= np.abs(change) < NOISE_M / (crop.cube_m / 2)
+        change *= (np.abs(change) < NOISE_M / (crop.cube_m / 2)) & read & (image < BACKGROUND)
         image = image - (1 - SHARE) * change
         self._was = replace(crop, image=image), frame.t_ns
-        read = before < BACKGROUND
         gone = np.flatnonzero((image == BACKGROUND) & read)
         gaps = gone[_unread(frame, crop, gone)]
         if len(gaps) < MOST_FILLED * np.count_nonzero(read):  # else the sensor hardly sees what is there

@@ -56,9 +56,10 @@ def test_a_gap_of_one_frame_is_filled_and_of_a_second_one_not() -> None:
     np.testing.assert_array_equal(calm(frame(2, gap), crop(frame(2, gap))).image == BACKGROUND, open_)
 
 
-def test_what_a_sensor_that_sees_nothing_saw_before_is_not_made_up() -> None:
+@pytest.mark.parametrize("mm", [500, 622])  # in the middle of the cube, or at its back, next to the background
+def test_what_a_sensor_that_sees_nothing_saw_before_is_not_made_up(mm: float) -> None:
     calm, blind = Calm(), frame(1, wall(0))
-    calm(frame(0, wall()), crop(frame(0, wall())))
+    assert (calm(frame(0, wall(mm)), crop(frame(0, wall(mm)))).image < BACKGROUND).any()
     assert (calm(blind, crop(blind)).image == BACKGROUND).all()
 
 

@@ -86,7 +86,7 @@ class FusedHand:
 
 
 class Fuser:
-    """step() one moment at a time. Without smooth the poses are those of each moment alone."""
+    """step() one moment at a time. Without smooth what is published is the refit of each moment, before smoothing."""
 
     def __init__(self, rig: Rig, smooth: bool = True) -> None:
         self.rig, self.smooth = rig, smooth

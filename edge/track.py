@@ -29,6 +29,7 @@ MOST_M_S = 3.0  # hands keep below this, or so
 # A hand slower than this that should be as near as this to where it was looked at last is looked at there again: crops
 # that follow each answer's noise move the next answer.
 REST_M_S, REST_M = 0.1, 0.008
+STILL_M_S = 0.03  # slower, and its crops are averaged
 
 
 @dataclass(eq=False)
@@ -54,6 +55,10 @@ class Track:
     @property
     def is_left(self) -> bool:
         return self.right_votes < 0
+
+    @property
+    def is_still(self) -> bool:
+        return math.hypot(*self.velocity_m_s.tolist()) < STILL_M_S
 
     @property
     def size(self) -> float:

@@ -126,7 +126,7 @@ class Tracker:
         """The track's hand where it should be, or None."""
         if track.foreseen_m(frame.t_ns)[2] < NEAR_M:
             return None
-        look = self._look_for(track, frame, track.aim(frame.t_ns), calm=track.calm)
+        look = self._look_for(track, frame, track.aim(frame.t_ns), calm=track.calm if track.is_still else None)
         if look is None:
             track.aim_m = None  # it may not rest there: the next look is where it should be
         return look

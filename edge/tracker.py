@@ -40,7 +40,7 @@ FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at ag
 CROP_VOTES, FINDER_VOTES, PAIR_VOTES = 4.0, 2.5, 1.5
 SIDE_VOTES = {"right": FINDER_VOTES, "left": -FINDER_VOTES, "unknown": 0.0}
 # Log-odds that what is followed is a hand: to look at it for some frames, to publish it then or at once, to go on.
-MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.0
+MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.5
 BELIEF_KEPT = 0.7  # of the belief, from search to search
 ON_TRIAL, ON_TRIAL_NS = 5, 150_000_000  # frames and time after which a hand that is not believed in is given up
 UNSEEN = 0.02  # the finder's score of a place it does not propose

@@ -380,5 +380,7 @@ def test_weights_alone_are_small_start_a_run_and_are_no_run_themselves(tmp_path:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
     assert (config, seen) == (TINY, 24)
     run(replace(TINY, init=str(alone)), tmp_path / "c")
+    save_weights(tmp_path / "c" / "last.pt", tmp_path / "d.pt")
+    assert load_net(tmp_path / "d.pt")[1] == replace(TINY, init="last.pt")  # not where it lay on this disk
     with pytest.raises(TrainError, match=r"b/last\.pt: holds weights alone; start from them with --init$"):
         run(TINY, alone.parent, resume=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +101,8 @@ def save_weights(checkpoint: Path, out: Path) -> None:
     """Write a run's averaged weights alone, in 16 bits: what `--init`, `--teacher` and `edge-hand eval` need of it."""
     state = load_checkpoint(checkpoint)
     half = {name: w.half() if w.is_floating_point() else w for name, w in state["averaged"].items()}
-    save({"version": CHECKPOINT_VERSION, "config": state["config"], "seen": state["seen"], "averaged": half}, out)
+    config = asdict(without_folders(TrainConfig(**state["config"])))
+    save({"version": CHECKPOINT_VERSION, "config": config, "seen": state["seen"], "averaged": half}, out)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Stage:
         self.tracker = Tracker(engine, self, **given)
         self.tracker.eye = self  # type: ignore[assignment]
 
-    def look(self, frame: DepthFrame, centre_m: Array, mirrored: bool, size: float = 1.0) -> Look:
+    def look(self, frame: DepthFrame, centre_m: Array, mirrored: bool, size: float = 1.0, calm: object = None) -> Look:
         self.looked.append((centre_m, mirrored))
         near = min(self.hands, key=lambda h: float(np.linalg.norm(middle(*h) - centre_m)), default=None)
         if near is None or np.linalg.norm(middle(*near) - centre_m) > SEEN_M:

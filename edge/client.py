@@ -143,7 +143,6 @@ class Subscription:
         try:
             self._socket = zmq.Context.instance().socket(zmq.SUB)
             self._changes = self._socket.get_monitor_socket(CHANGES)
-            self._changes.setsockopt(zmq.RCVHWM, 0)  # full, it would stop every socket of the process
             self._socket.setsockopt(zmq.RCVHWM, QUEUE)
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
             self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,8 @@ from .keys import Keys, load_client, unlock
 
 KINDS = ("joints", "mesh", "cloud", "status", "topology")
 QUEUE = 1024  # messages kept while the caller is busy: half of it is nearly two seconds of one camera's topics at 90 Hz
-CHANGES = (
-    zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
-)
-AGAIN_S = 1.0  # of silence, after which a publisher that is not connected is asked again
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+AGAIN_S = 1.0  # after which a publisher that refused us is asked again
 CONNECT_MS = 3000  # then it is tried again; the kernel would ask a host that is off but once a minute
 
 
@@ -94,7 +91,7 @@ class Subscription:
         self._kinds = {topic.encode() for topic in topics if "." not in topic}
         self._waiting: dict[bytes, list[bytes]] = {}  # newest of each topic, the longest waiting topic first
         self._socket: zmq.Socket[bytes] | None = None
-        self._changes: zmq.Socket[bytes] | None = None
+        self._refused: zmq.Socket[bytes] | None = None
         self._open()
 
     def __enter__(self) -> Subscription:
@@ -131,18 +128,18 @@ class Subscription:
     def close(self) -> None:
         """Close the socket; iterating ends."""
         if self._socket is not None:
-            if self._changes is not None:
+            if self._refused is not None:
                 self._socket.disable_monitor()
-                self._changes.close(linger=0)
+                self._refused.close(linger=0)
             self._socket.close(linger=0)
-            self._socket = self._changes = None
+            self._socket = self._refused = None
         self._waiting.clear()
 
     def _open(self) -> None:
         self._opened_s = time.monotonic()
         try:
             self._socket = zmq.Context.instance().socket(zmq.SUB)
-            self._changes = self._socket.get_monitor_socket(CHANGES)
+            self._refused = self._socket.get_monitor_socket(REFUSED)
             self._socket.setsockopt(zmq.RCVHWM, QUEUE)
             self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_BYTES)
             self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
@@ -167,15 +164,9 @@ class Subscription:
             ) from None
 
     def _ask_again(self) -> None:
-        """libzmq asks no more where it was refused, for other keys or for none, nor after a message over MAX_BYTES; the
-        daemon may know better by now."""
-        assert self._changes is not None
-        if time.monotonic() - self._opened_s <= AGAIN_S:
-            return
-        last = int(zmq.EVENT_CONNECTED)
-        while int(self._changes.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-            last = int.from_bytes(self._changes.recv_multipart()[0][:2], sys.byteorder)
-        if last != zmq.EVENT_CONNECTED:
+        """libzmq asks no more where it was refused, for other keys or for none; the daemon may know better by now."""
+        refused = self._refused is not None and int(self._refused.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        if refused and time.monotonic() - self._opened_s > AGAIN_S:
             self.close()
             self._open()
 

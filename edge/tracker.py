@@ -7,12 +7,11 @@ side it is. A new hand is published when a second frame shows it too, or at once
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-
-import numpy as np
 
 from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandRoi
@@ -138,12 +137,12 @@ class Tracker:
         look = self.eye.look(frame, centre_m, track.is_left, track.size, calm)
         if not look.is_hand or look.centre_m[2] < NEAR_M:
             return None
-        if np.linalg.norm(look.centre_m - centre_m) > FAR_OFF_M:  # it moved faster than foreseen: look there
+        if math.dist(look.centre_m, centre_m) > FAR_OFF_M:  # it moved faster than foreseen: look there
             look = self.eye.look(frame, look.centre_m, track.is_left, track.size)
             if not look.is_hand:
                 return None
         age_s = max(0.0, (frame.t_ns - track.t_ns) * 1e-9)
-        if np.linalg.norm(look.centre_m - track.centre_m) > 2 * FAR_OFF_M + MOST_M_S * age_s:
+        if math.dist(look.centre_m, track.centre_m) > 2 * FAR_OFF_M + MOST_M_S * age_s:
             return None  # no hand is that fast: another one
         if score is not None and belief(look, score) <= PUBLISH:
             return None
@@ -162,10 +161,9 @@ class Tracker:
         """Of two tracks that see one hand, the one it was foreseen for keeps it."""
         for a in self.tracks:
             for b in self.tracks:
-                if a is not b and a in looks and b in looks:
-                    gap = looks[a].centre_m - looks[b].centre_m
-                    if np.linalg.norm(gap) < RIVAL_M:
-                        del looks[max(a, b, key=lambda t: _surprise(t, frame, looks[t]))]
+                both = a is not b and a in looks and b in looks
+                if both and math.dist(looks[a].centre_m, looks[b].centre_m) < RIVAL_M:
+                    del looks[max(a, b, key=lambda t: _surprise(t, frame, looks[t]))]
 
     def _tell_sides_apart(self, looks: dict[Track, Look]) -> None:
         """Two hands are most often one person's left and right: of two alike the less certain one is doubted."""
@@ -323,11 +321,11 @@ class Tracker:
 
 def _is_seen(look: Look, looks: dict[Track, Look]) -> bool:
     """Whether it shows a hand that another look shows already."""
-    return any(np.linalg.norm(look.centre_m - other.centre_m) < RIVAL_M for other in looks.values())
+    return any(math.dist(look.centre_m, other.centre_m) < RIVAL_M for other in looks.values())
 
 
 def _distance(centre_m: Array, roi: HandRoi) -> float:
-    return float(np.linalg.norm(centre_m - roi.centre_m))
+    return math.dist(centre_m, roi.centre_m)
 
 
 def _near(centre_m: Array, roi: HandRoi, reach_m: float) -> bool:
@@ -346,7 +344,7 @@ def _may_be_one(a: Track, b: Track) -> bool:
 
 def _difference(track: Track, centre_m: Array, other: Track) -> float:
     """How far a track was from where another is seen, and on the other side of the body."""
-    gap = float(np.linalg.norm(other.centre_m - centre_m))
+    gap = math.dist(other.centre_m, centre_m)
     return gap + OTHER_SIDE_M * (other.is_left != track.is_left)
 
 
@@ -356,4 +354,4 @@ def _best_known(*persons: Person | None) -> Person | None:
 
 
 def _surprise(track: Track, frame: DepthFrame, look: Look) -> float:
-    return float(np.linalg.norm(track.foreseen_m(frame.t_ns) - look.centre_m))
+    return math.dist(track.foreseen_m(frame.t_ns), look.centre_m)

@@ -21,7 +21,7 @@ from edge_hand.hand.arrays import Array
 from edge_hand.hand.camera import Intrinsics
 from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.trainer import train_finder
-from edge_hand.trainer.checkpoint import TrainConfig, TrainError
+from edge_hand.trainer.checkpoint import TrainConfig, TrainError, load_checkpoint, save
 from edge_hand.trainer.nets.finder import Criterion, FinderNet, Output, Targets, targets
 from edge_hand.trainer.optimizers import build_optimizers
 from edge_hand.trainer.synth import pictures
@@ -338,6 +338,14 @@ def test_a_full_disk_costs_no_checkpoint_and_no_training_time(
     assert last == f"{path} cannot be written: file too large; the checkpoint before it is intact"
     assert said[0] == f"{last}; training goes on" and " 24 / 24 samples " in said[1]
     assert path.read_bytes() == before
+
+
+def test_weights_alone_cannot_go_on(cache: Path, tmp_path: Path) -> None:
+    path = train(TINY, tmp_path, cache, validate_every=0)
+    save({name: value for name, value in load_checkpoint(path).items() if name not in ("net", "optimizers")}, path)
+    assert load_finder(path)[2] == TINY.samples
+    last = refusal(replace(TINY, samples=24), tmp_path, cache, resume=True)
+    assert last == f"{path}: holds weights alone, which cannot go on"
 
 
 def test_a_loss_that_is_no_number_names_its_batch(cache: Path, tmp_path: Path) -> None:

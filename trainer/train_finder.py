@@ -68,6 +68,8 @@ def train(
     if path.exists() and not resume:
         raise TrainError(f"{path} exists: go on with --resume, or choose another --out")
     state = load_checkpoint(path) if resume else None
+    if state and not {"net", "optimizers"} <= state.keys():
+        raise TrainError(f"{path}: holds weights alone, which cannot go on")
     if state:
         config = replace(TrainConfig(**state["config"]), samples=config.samples)
     torch.manual_seed(config.seed)

@@ -50,7 +50,7 @@ class OpenVinoEngine:
 
     def run(self, image: NDArray[np.float32]) -> list[NDArray[Any]]:
         np.copyto(self._image, image)
-        self._request.infer()
+        self._request.infer(share_outputs=True)  # else it copies them, and so do we
         return [array.copy() for array in self._outputs]
 
 

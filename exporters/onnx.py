@@ -32,6 +32,7 @@ from ..trainer.synth.samples import CUBE_M, Generator, Sample
 from . import ExportError
 from .calibration import rendered
 from .quantize import quantize
+from .strided import strided
 
 OPSET = 17
 PROBES = 64  # crops of the validation stream
@@ -44,7 +45,7 @@ class Deployed(nn.Module):
 
     def __init__(self, net: nn.Module, config: TrainConfig) -> None:
         super().__init__()
-        self.net = net
+        self.net = strided(net)
         self.config = config
         self.names: tuple[str, ...] = net_module(config.net).OUTPUTS
         self.priors = {"right_logit": prior(config.left_share), "presence_logit": prior(share_without(config))}

@@ -150,6 +150,23 @@ def test_the_original_timing_is_kept_and_speed_divides_it(path: Path, monkeypatc
         np.testing.assert_allclose(spans_ms[:7], [50 / speed] * 7, atol=1e-3)
 
 
+def test_the_first_frame_of_a_lap_comes_a_frame_s_time_after_the_last_of_the_one_before(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0)
+    with RecordingWriter(tmp_path / "one.mcap") as writer:  # as --deterministic --frames 1 records: no time passes
+        writer.write(DepthFrame("front", 0, BEGUN_NS, np.ones((32, 48), np.uint16), 0.001, lens))
+        writer.message(message("joints", 0), BEGUN_NS)
+    clock = slept_time(monkeypatch, play)
+    for file, count, speed, step_ms in ((path, COUNT, 2.0, 25), (tmp_path / "one.mcap", 1, 0.5, 2000 / 30)):
+        times: list[int] = []
+        with Recording(file) as recording, publisher() as opened:
+            monkeypatch.setattr(opened, "publish", lambda parts, times=times: times.append(clock.now_ns))
+            player = Player(recording, opened, speed=speed)
+            player.run(lambda player=player: player.laps == 3, loop=True)
+        np.testing.assert_allclose(np.diff(sorted(set(times))) * 1e-6, [step_ms] * (3 * count - 1), atol=1e-3)
+
+
 def test_status_says_that_it_is_played_and_ends_with_stopping(path: Path) -> None:
     status = [m for _, m in of(played(path, speed=10.0), StatusMessage)]
     assert [(m.state, m.message) for m in status] == [("tracked", NOTE), ("stopping", NOTE)]

@@ -33,8 +33,8 @@ class Player:
 
     Messages are published at their recorded distances, divided by speed. Unless keep_stamps, their times are moved so
     that t_publish_ns is when they are due; what lies between capture and publication stays, so that the age a
-    subscriber sees is that of the original. Numbers of frames go on from lap to lap. Status messages say that they are
-    played.
+    subscriber sees is that of the original. Numbers of frames go on from lap to lap, one frame's time apart. Status
+    messages say that they are played.
     """
 
     def __init__(
@@ -60,14 +60,13 @@ class Player:
             self._stopping()
 
     def _run(self, stop: Callable[[], bool], loop: bool) -> None:
+        begun_ns = due_ns = time.monotonic_ns()
         while True:
-            begun_ns: int | None = None
+            first_ns: int | None = None
             for message in self._recording.published():
                 if message.parts[0] == b"topology":
                     continue  # the publisher has it for whoever subscribes
-                now_ns = time.monotonic_ns()
-                if begun_ns is None:
-                    begun_ns, first_ns = now_ns, message.t_ns
+                first_ns = message.t_ns if first_ns is None else first_ns
                 due_ns = begun_ns + round((message.t_ns - first_ns) / self._speed)
                 if not self._wait(due_ns, stop):
                     return
@@ -77,6 +76,7 @@ class Player:
             if not loop:
                 return
             self._seq_offset += max(0, self._last_seq - self._first_seq) + 1  # the camera may have counted anew
+            begun_ns = max(time.monotonic_ns(), due_ns + round(1e9 / self._recording.fps / self._speed))
 
     def _is_between_laps(self, message: Published) -> bool:
         """Whether it is a status of the daemon's end, or of its beginning in a later lap: what is played goes on."""

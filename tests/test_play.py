@@ -167,6 +167,23 @@ def test_the_first_frame_of_a_lap_comes_a_frame_s_time_after_the_last_of_the_one
         np.testing.assert_allclose(np.diff(sorted(set(times))) * 1e-6, [step_ms] * (3 * count - 1), atol=1e-3)
 
 
+def test_faster_than_it_was_no_frame_is_captured_before_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lens, sent = Intrinsics(48, 32, 40.0, 40.0, 24.0, 16.0), list[Message]()
+    with RecordingWriter(tmp_path / "a.mcap") as writer:
+        writer.write(DepthFrame("front", 0, BEGUN_NS, np.ones((32, 48), np.uint16), 0.001, lens))
+        for seq, late_ns in enumerate((7_000_000, 40_000_000, 7_000_000, 7_000_000)):  # one was late
+            at_ns = BEGUN_NS + seq * STEP_NS + late_ns
+            writer.message(message("joints", seq, t_publish_ns=at_ns), at_ns)
+    slept_time(monkeypatch, play)
+    taker: Any = SimpleNamespace(poll_subscriptions=lambda: None, publish=lambda parts: sent.append(decode(parts)))
+    with Recording(tmp_path / "a.mcap") as recording:
+        Player(recording, taker, speed=10.0).run(lambda: False)
+    captured_ns = [m.t_capture_ns for m in sent if isinstance(m, JointsMessage)]
+    np.testing.assert_allclose(np.diff(captured_ns), STEP_NS / 10, atol=2)
+
+
 def test_status_says_that_it_is_played_and_ends_with_stopping(path: Path) -> None:
     status = [m for _, m in of(played(path, speed=10.0), StatusMessage)]
     assert [(m.state, m.message) for m in status] == [("tracked", NOTE), ("stopping", NOTE)]

@@ -33,8 +33,8 @@ class Player:
 
     Messages are published at their recorded distances, divided by speed. Unless keep_stamps, their times are moved so
     that t_publish_ns is when they are due; what lies between capture and publication stays, so that the age a
-    subscriber sees is that of the original. Numbers of frames go on from lap to lap, one frame's time apart. Status
-    messages say that they are played.
+    subscriber sees is that of the original, and is divided by a speed above 1, so that frames keep their order. Numbers
+    of frames go on from lap to lap, one frame's time apart. Status messages say that they are played.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class Player:
 
     def _moved(self, body: dict[str, Any], now_ns: int) -> dict[str, int]:
         """A message's times as if it were published then; those of one frame stay the same."""
-        captured_ns = max(0, now_ns - (body["t_publish_ns"] - body["t_capture_ns"]))  # 0: before this machine started
+        age_ns = round((body["t_publish_ns"] - body["t_capture_ns"]) / max(1.0, self._speed))
+        captured_ns = max(0, now_ns - age_ns)  # 0: before this machine started
         unix_ns = captured_ns + self._wall_offset_ns
         return {"t_capture_ns": captured_ns, "t_capture_unix_ns": unix_ns, "t_publish_ns": now_ns}

@@ -21,6 +21,7 @@ A connection is one request and one answer, each a line of JSON:
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -36,6 +37,7 @@ from ...hand.whole import refusal
 
 REQUESTS = ("status", "reload", "use", "stop")
 MAX_REQUEST, MAX_REPLY = 4096, 64 << 10  # bytes of a line
+MAX_PATH = 107  # bytes of a Unix socket's path
 MAX_CLIENTS = 4  # at once; more of them wait
 PATIENCE_S = 2.0  # for a client to say what it wants
 LOOK_S = 10.0  # how often a daemon looks whether its socket is still there
@@ -159,6 +161,8 @@ class ControlSocket:
         path = self._folder / f"{name}.sock"
         if path in taken:  # another daemon shows a camera of this name
             path = self._folder / f"{name}-{os.getpid()}.sock"
+        if len(os.fsencode(path)) > MAX_PATH:  # a shorter one can be renamed to it, but nobody connects to it
+            raise OSError(errno.ENAMETOOLONG, f"a socket's path has at most {MAX_PATH} bytes")
         fresh = self._folder / f".{os.getpid()}"
         fresh.unlink(missing_ok=True)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -79,7 +79,8 @@ class Subscription:
     ) -> None:
         for topic in topics or ("",):
             kind, dot, camera = topic.partition(".")
-            if kind not in KINDS or (dot and (not camera or kind == "topology")):
+            no_name = not camera or not camera.isprintable() or " " in camera
+            if kind not in KINDS or (dot and (no_name or kind == "topology")):
                 raise SubscribeError(
                     f"topic {topic!r}: expected {', '.join(KINDS)}, or one camera's, like joints.front"
                 )
@@ -156,7 +157,7 @@ class Subscription:
             if not _can_be(self._address):  # libzmq would wait there for ever
                 raise zmq.ZMQError(zmq.EINVAL)
             self._socket.connect(self._address)
-        except zmq.ZMQError as error:
+        except (zmq.ZMQError, UnicodeEncodeError) as error:
             self.close()
             why = str(error).lower()
             raise SubscribeError(

@@ -189,7 +189,9 @@ def test_one_topic_may_be_a_plain_string() -> None:
         next(subscribe("tcp://127.0.0.1:9", "joints", timeout_s=0.01))
 
 
-@pytest.mark.parametrize("topic", ["joint", "joints.", "", "mash.front", "topology.front"])
+@pytest.mark.parametrize(
+    "topic", ["joint", "joints.", "", "mash.front", "topology.front", "joints.front left", "joints.\udcff"]
+)
 def test_an_unknown_topic_is_refused(topic: str) -> None:
     with pytest.raises(SubscribeError) as caught:
         subscribe(topics=[topic])
@@ -205,3 +207,10 @@ def test_an_address_that_cannot_be_is_refused(address: str) -> None:
     expected = f"^cannot subscribe at '{address}': invalid argument.*; expected tcp://HOST:PORT or ipc://PATH$"
     with pytest.raises(SubscribeError, match=expected):
         subscribe(address)
+
+
+def test_an_address_whose_bytes_are_no_utf_8_is_refused() -> None:
+    with pytest.raises(
+        SubscribeError, match=r"^cannot subscribe at 'ipc:///run/\\udcff': .*; expected tcp://HOST:PORT or"
+    ):
+        subscribe("ipc:///run/\udcff")

@@ -160,7 +160,13 @@ def test_a_value_of_the_wrong_kind_is_refused(text: str, said: str, file: Path) 
     assert refusal(file, text) == said
 
 
-@pytest.mark.parametrize(("variable", "meant"), [("HAND", "HANDS"), ("CAMRA", "CAMERA"), ("REFITPLANS", "REFIT_PLANS")])
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("HAND", "HANDS"), ("CAMRA", "CAMERA"), ("REFITPLANS", "REFIT_PLANS"),
+        ("NO_TUNE", "TUNE=0"), ("NO_FAST", "FAST=0"), ("NO_SMOOTH", "SMOOTH=0"),
+    ],
+)  # fmt: skip
 def test_a_misspelt_variable_is_refused(variable: str, meant: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"EDGE_HAND_{variable}", "1")
     with pytest.raises(ConfigError) as caught:

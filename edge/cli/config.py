@@ -123,14 +123,16 @@ def load_defaults(context: click.Context, path: Path | None, instance: str | Non
 
 
 def _check_environment(command: click.Command) -> None:
-    """Refuse a variable that sets nothing but nearly has the name of one that would. Others may be anybody's: where a
-    Kubernetes service is called edge-hand there is an EDGE_HAND_PORT."""
+    """Refuse a variable that sets nothing but nearly has the name of one that would, as NO_TUNE has. Others may
+    be anybody's: where a Kubernetes service is called edge-hand there is an EDGE_HAND_PORT."""
     names = [option.name.upper() for option in _options(command) if option.name]
     for variable in os.environ:
         name = variable.removeprefix(f"{PREFIX}_")
-        near = difflib.get_close_matches(name, names, 1, 0.8)
+        plain = name.removeprefix("NO_")
+        near = difflib.get_close_matches(plain, names, 1, 0.8)
         if name not in (variable, *names) and near:
-            raise ConfigError(f"environment: {variable[:60]} is unknown; did you mean {PREFIX}_{near[0]}?")
+            meant = near[0] + ("=0" if plain != name else "")
+            raise ConfigError(f"environment: {variable[:60]} is unknown; did you mean {PREFIX}_{meant}?")
 
 
 def shown(context: click.Context) -> list[str]:

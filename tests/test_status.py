@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from click.testing import CliRunner
 from edge_hand.edge.cli.main import cli
@@ -87,9 +88,28 @@ def test_nobody_there_is_exit_code_1_and_one_line_that_says_what_to_type() -> No
         "tcp://127.0.0.1:9: nothing answers; start `edge-hand run` there, or give its --address, "
         "or --keys NAME.key_secret if it runs with --keys\n"
     )
-    assert report([], ["ipc:///a"], 0.0, Path("robot.key_secret")) == (
+    assert report([], {"ipc:///a": ""}, 0.0, Path("robot.key_secret")) == (
         "ipc:///a: nothing answers to these keys; start `edge-hand run` there, or give its --address"
     )
+
+
+def test_a_daemon_of_another_wire_is_not_said_to_be_none() -> None:
+    over = threading.Event()
+
+    def publish() -> None:
+        while not over.wait(0.02):
+            publisher.publish([b"status.front", msgpack.packb({"v": 2, "camera": "front"})])
+
+    with Publisher("tcp://127.0.0.1:*") as publisher:
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            ran = CliRunner().invoke(cli, ["status", "--address", publisher.address])
+        finally:
+            over.set()
+            thread.join()
+    why = "status.front: wire version 2, this edge-hand reads version 1: update the older end"
+    assert (ran.exit_code, ran.output) == (UNREACHABLE, f"{publisher.address}: {why}\n")
 
 
 @contextmanager
@@ -114,7 +134,7 @@ def test_a_socket_that_is_closed_to_this_user_is_said_to_be_so(tmp_path: Path) -
         assert not any(map(forbidden, (address, f"{address}-not-there", "tcp://127.0.0.1:5555")))
         with closed(folder):
             why = "not permitted for this user; take sudo, or join the socket's group (of a service: edge-hand)"
-            assert report([], [address], 0.0) == f"{address}: {why}"
+            assert report([], {address: ""}, 0.0) == f"{address}: {why}"
             with pytest.raises(TimeoutError, match="in 0 s; not permitted for this user"):
                 next(messages)
 
@@ -172,7 +192,7 @@ def test_what_no_frame_of_the_last_second_showed_is_not_told() -> None:
 
 def test_a_camera_that_has_not_told_its_state_yet_is_named() -> None:
     fare = Fare("tcp://127.0.0.1:5555", "front")
-    assert report([fare], [], 1.0) == "front  no status yet  (tcp://127.0.0.1:5555)"
+    assert report([fare], {}, 1.0) == "front  no status yet  (tcp://127.0.0.1:5555)"
 
 
 def test_listening_ends_soon_after_all_is_known() -> None:
@@ -189,7 +209,7 @@ def test_silent_addresses_make_no_other_daemon_s_frames_old() -> None:
         for _ in range(5):  # a busy machine may be late now and then
             (fare,), silent = listen([address, *nobody], give_up_s=1.5)
             newest = sent[-1]
-            assert silent == nobody and fare.joints is not None
+            assert list(silent) == nobody and fare.joints is not None
             if newest - fare.joints.seq < 25:  # half a second of them
                 return
     pytest.fail(f"{newest - fare.joints.seq} frames have come since")

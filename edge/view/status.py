@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,11 +96,12 @@ class Fare:
 
 def listen(
     addresses: Sequence[str], keys: Path | None = None, *, listen_s: float = LISTEN_S, give_up_s: float = GIVE_UP_S
-) -> tuple[list[Fare], list[str]]:
-    """What is heard at the addresses, and which of them are silent for give_up_s.
+) -> tuple[list[Fare], dict[str, str]]:
+    """What is heard at the addresses, and which of them are silent for give_up_s, with what is wrong with what came.
 
     Raises SubscribeError and KeysError. A message that is not the contract's counts as none.
     """
+    wrong = dict.fromkeys(addresses, "")
     found: dict[str, dict[str, Fare]] = {address: {} for address in addresses}
     with ExitStack() as stack:
         subscriptions = {
@@ -113,20 +114,25 @@ def listen(
         ):
             time.sleep(POLL_S)  # once for all: those that are silent keep nobody from being heard in time
             for address, messages in subscriptions.items():
-                _take_all(messages, address, found[address])
-    return [fare for fares in found.values() for fare in fares.values()], [a for a, fares in found.items() if not fares]
+                wrong[address] = _take_all(messages, address, found[address]) or wrong[address]
+    silent = {address: wrong[address] for address, fares in found.items() if not fares}
+    return [fare for fares in found.values() for fare in fares.values()], silent
 
 
-def _take_all(messages: Subscription, address: str, fares: dict[str, Fare]) -> None:
+def _take_all(messages: Subscription, address: str, fares: dict[str, Fare]) -> str:
+    """Give the cameras what came; what is wrong with the last message that could not be read."""
+    wrong = ""
     for _ in range(QUEUE):
         try:
             message = next(messages)
         except TimeoutError:
-            return
-        except WireError:
+            break
+        except WireError as error:
+            wrong = str(error)
             continue
         if not isinstance(message, TopologyMessage):
             fares.setdefault(message.camera, Fare(address, message.camera)).take(message, time.monotonic())
+    return wrong
 
 
 def _heard_enough(fares: Iterable[Fare], passed_s: float, listen_s: float, give_up_s: float) -> bool:
@@ -134,19 +140,19 @@ def _heard_enough(fares: Iterable[Fare], passed_s: float, listen_s: float, give_
     return passed_s >= (listen_s if known and all(known) else give_up_s)
 
 
-def exit_code(fares: Sequence[Fare], silent: Sequence[str]) -> int:
+def exit_code(fares: Sequence[Fare], silent: Collection[str]) -> int:
     """0 if all is well, 1 if an address is silent, 3 if a camera gives no frames."""
     if silent or not fares:
         return UNREACHABLE
     return STALLED if any(fare.is_stalled for fare in fares) else OK
 
 
-def report(fares: Sequence[Fare], silent: Sequence[str], now_s: float, keys: Path | None = None) -> str:
-    """One screen of text; keys are what was listened with."""
+def report(fares: Sequence[Fare], silent: Mapping[str, str], now_s: float, keys: Path | None = None) -> str:
+    """One screen of text; silent is as of `listen`, keys are what was listened with."""
     to_these, or_keys = (" to these keys", "") if keys else ("", ", or --keys NAME.key_secret if it runs with --keys")
     blocks = ["\n".join(_lines(fare.as_dict(now_s))) for fare in fares]
     nothing = f"nothing answers{to_these}; start `edge-hand run` there, or give its --address{or_keys}"
-    blocks += [f"{address}: {forbidden(address) or nothing}" for address in silent]
+    blocks += [f"{address}: {wrong or forbidden(address) or nothing}" for address, wrong in silent.items()]
     return "\n\n".join(blocks)
 
 

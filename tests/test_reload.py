@@ -22,6 +22,7 @@ from edge_hand.edge.networks.reload import Reloader, ReloadError, open_lasting_e
 from edge_hand.edge.networks.swap import MOST_FAILURES, EngineDown, SwapEngine
 from edge_hand.edge.tracker import Tracker
 from edge_hand.hand.frames import DepthFrame
+from test_two_hands import Stage, left_at, right_at
 
 FLOAT = MODELS / "dgn-nano.onnx"
 SETTINGS = {
@@ -83,6 +84,20 @@ def test_settings_change_between_frames_and_the_hand_stays(frames: list[DepthFra
     daemon.reload(finder="finder")
     daemon.reloader.apply(daemon.tracker)
     assert daemon.tracker.finder.judges and daemon.track(frames[7]) == 1
+
+
+def test_of_more_hands_than_are_asked_for_those_stay_that_were_there_first() -> None:
+    daemon = Daemon()
+    stage = Stage(daemon.engine)
+    stage.follow(right_at(0.2), left_at(-0.2))
+    daemon.reload(hands=1)
+    daemon.reloader.apply(stage.tracker)
+    stage.tracker.eye = stage  # type: ignore[assignment]  # it was made anew
+    assert [[h.id for h in stage.step(k)] for k in range(4, 8)] == [[1]] * 4
+    daemon.reload(hands=2)
+    daemon.reloader.apply(stage.tracker)
+    stage.tracker.eye = stage  # type: ignore[assignment]
+    assert len([stage.step(k) for k in range(8, 12)][-1]) == 2
 
 
 def test_what_needs_a_restart_is_said_and_stays_said() -> None:

@@ -121,7 +121,7 @@ class Reloader:
             return f"{card.name} {card.sha256[:12]} serves {'already' if already else 'from the next frame on'}"
 
     def apply(self, tracker: Tracker) -> None:
-        """Put what changed in place; its hands stay. Costs nothing while nothing did."""
+        """Put what changed in place; its hands stay, as many as may. Costs nothing while nothing did."""
         self._engine.settle()
         card = self._engine.card
         if card is self._card and not self._change:
@@ -132,6 +132,8 @@ class Reloader:
             retire(tracker.finder)
         for field, value in change.items():
             setattr(tracker, field, value)
+        if "max_hands" in change:  # those that were there first
+            tracker.tracks = sorted(tracker.tracks, key=lambda track: not track.published)[: tracker.max_hands]
         tracker.__post_init__()  # what it makes of these fields and of the model's card
 
     def _propose(self, model: Path, kind: str, threads: int) -> None:

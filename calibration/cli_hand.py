@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..edge.cli.shell import CommandError, must_write, say
+from ..edge.cli.shell import CommandError, FloatRange, must_write, say
 from ..hand.fields import printable
 from ..hand.whole import refusal, write_json
 
@@ -33,7 +33,7 @@ def _options(command: Any) -> Any:
             click.option("--address", "addresses", multiple=True, help=ADDRESSES),
             click.option("--mode", help="Of cameras that are a --source, WIDTHxHEIGHT@FPS."),
             click.option("--keys", type=Path, help="The client's keys, if the daemons run with --keys."),
-            click.option("--seconds", default=20.0, show_default=True, type=click.FloatRange(2, 300), help="At most."),
+            click.option("--seconds", default=20.0, show_default=True, type=FloatRange(2, 300), help="At most."),
             click.option("--json", "json_path", type=Path, help="Also write the numbers here."),
         )
     ):

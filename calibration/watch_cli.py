@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..edge.cli.shell import CommandError, must_write, stop_on_signal
+from ..edge.cli.shell import CommandError, FloatRange, must_write, stop_on_signal
 
 if TYPE_CHECKING:
     from .views import Views
@@ -23,7 +23,7 @@ SAY_S = 10.0
 @click.option("--from", "addresses", multiple=True, required=True, help="Where a daemon publishes; once for each.")
 @click.option("--keys", "--client-key", type=Path, help="This client's key file, where the daemons run with --keys.")
 @click.option("--propose", type=Path, help="Where to write a rig with the moved camera put right. [RIG.proposed.json]")
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after so long; default: at Ctrl-C.")
+@click.option("--seconds", type=FloatRange(0, min_open=True), help="Stop after so long; default: at Ctrl-C.")
 @click.pass_context
 def watch(
     context: click.Context, rig: Path, addresses: tuple[str, ...], keys: Path | None, propose: Path | None,

@@ -88,3 +88,11 @@ def test_ctrl_c_while_the_program_is_being_loaded_is_the_same() -> None:
         capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(
+    "words", ["play a.mcap --speed", "record a.mcap --far", "bench --minutes", "calibrate watch rig.json --seconds"]
+)
+def test_nan_is_no_number_of_a_range(words: str) -> None:
+    done = CliRunner().invoke(cli, [*words.split(), "nan"])
+    assert done.exit_code == 2 and "nan is no number." in done.output

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from .options import json_option
-from .shell import CommandError, make_folders, make_room, write_result
+from .shell import CommandError, FloatRange, make_folders, make_room, write_result
 
 
 @click.command()
@@ -15,7 +15,7 @@ from .shell import CommandError, make_folders, make_room, write_result
 @click.option("--rig", type=Path, help="The rig file, if the recordings are of its cameras at the same time.")
 @click.option("--method", default="dgn", show_default=True, help="What to learn from: dgn (Dual Grid Net) or dibra.")
 @click.option(
-    "--minutes", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Most minutes to learn."
+    "--minutes", default=20.0, show_default=True, type=FloatRange(0, min_open=True), help="Most minutes to learn."
 )
 @click.option("--steps", default=1800, show_default=True, type=click.IntRange(1), help="Most steps to learn.")
 @click.option("--model", default="dgn-nano", show_default=True, help="A shipped model that has weights to train.")

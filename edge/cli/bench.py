@@ -8,7 +8,7 @@ import click
 
 from ..cameras import camera_kinds
 from .options import engine_options, json_option, model_options, own_note
-from .shell import make_room, say, write_result
+from .shell import FloatRange, make_room, say, write_result
 
 
 @click.group(invoke_without_command=True)
@@ -17,7 +17,7 @@ from .shell import make_room, say, write_result
 @click.option("--mode", help='Camera mode such as "848x480@90".')
 @engine_options
 @click.option("--frames", type=click.IntRange(1), help="Measure so many frames flat out.")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="Last so long at the sensor's rate; 5 s else.")
+@click.option("--minutes", type=FloatRange(0, min_open=True), help="Last so long at the sensor's rate; 5 s else.")
 @click.option("--flat-out/--at-rate", default=None, help="Only as fast as possible, or only at the sensor's rate.")
 @click.option("--startup/--no-startup", default=True, help="Start a fresh daemon too, and wait for its first message.")
 @click.option(
@@ -103,7 +103,7 @@ def merge(results: tuple[Path, ...], into: Path | None) -> None:
 
 @bench.command()
 @model_options
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), default=5.0, show_default=True, help="In all.")
+@click.option("--seconds", type=FloatRange(0, min_open=True), default=5.0, show_default=True, help="In all.")
 @json_option
 @click.pass_context
 def engines(ctx: click.Context, model: Path, threads: int, seconds: float, json_path: Path | None) -> None:

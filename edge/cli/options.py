@@ -12,6 +12,7 @@ import click
 from ..cameras import camera_kinds
 from ..engines import engine_kinds
 from ..networks.card import find_model
+from .shell import FloatRange
 
 OWN = "own"
 
@@ -122,17 +123,17 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--processes", type=click.IntRange(1), help="Train in so many processes of this machine."),
         click.option("--sync-bn", is_flag=True, default=None, help="Batch statistics over all processes."),
         click.option("--compile", is_flag=True, default=None, help="Let torch.compile rewrite the network."),
-        click.option("--room-share", type=click.FloatRange(0, 1, max_open=True), help="Crops of rooms; default none."),
+        click.option("--room-share", type=FloatRange(0, 1, max_open=True), help="Crops of rooms; default none."),
         click.option(
-            "--real-share", type=click.FloatRange(0, 1, min_open=True, max_open=True), help="Of a batch; default 0.25."
+            "--real-share", type=FloatRange(0, 1, min_open=True, max_open=True), help="Of a batch; default 0.25."
         ),
         click.option("--real", help="Real frames with joints to learn from too: {nyu,icvl,msra,recording}:PATH."),
-        click.option("--teacher-weight", type=click.FloatRange(0), help="How much they count."),
+        click.option("--teacher-weight", type=FloatRange(0), help="How much they count."),
         click.option("--teacher", help="Learn from this checkpoint's vertices too."),
         click.option("--init", help="Start from the weights of this checkpoint."),
         click.option("--seed", type=click.IntRange(0, 2**23 - 1)),
-        click.option("--negative-share", type=click.FloatRange(0, 1), help="Share of crops without a hand."),
-        click.option("--left-share", type=click.FloatRange(0, 1), help="Share of left hands, for the side."),
+        click.option("--negative-share", type=FloatRange(0, 1), help="Share of crops without a hand."),
+        click.option("--left-share", type=FloatRange(0, 1), help="Share of left hands, for the side."),
         click.option("--kind", type=click.Choice(["full", "sensorless", "clean"]), help="Of samples; default full."),
         click.option(
             "--coarse",
@@ -142,11 +143,11 @@ def train_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--warmup", type=click.IntRange(0), help="Samples until the rates are full."),
         click.option(
             "--decay",
-            type=click.FloatRange(0, 1, max_open=True),
+            type=FloatRange(0, 1, max_open=True),
             help="Share of the samples, at the end, over which the rates fall.",
         ),
-        click.option("--muon-lr", type=click.FloatRange(0, 1, min_open=True), help="Muon's peak rate."),
-        click.option("--lr", type=click.FloatRange(0, 1, min_open=True), help="AdamW's peak rate."),
+        click.option("--muon-lr", type=FloatRange(0, 1, min_open=True), help="Muon's peak rate."),
+        click.option("--lr", type=FloatRange(0, 1, min_open=True), help="AdamW's peak rate."),
         click.option("--optimizer", help="muon (default), adamw."),
         click.option("--batch", type=click.IntRange(2), help="Samples a step, of all processes together."),
         click.option("--samples", type=click.IntRange(1)),

@@ -13,7 +13,7 @@ from ..cameras import Camera
 from ..clock import HOST, Clock
 from ..publish import ADDRESS
 from .options import camera_options
-from .shell import CommandError, say, stop_on_signal
+from .shell import CommandError, FloatRange, say, stop_on_signal
 
 if TYPE_CHECKING:
     from ..recordings.recorder import Recorder
@@ -82,7 +82,7 @@ def recording_to(
 @camera_options
 @click.argument("out", type=new_recording)
 @click.option("--frames", type=click.IntRange(1), help="Stop after so many frames.")
-@click.option("--far", "far_m", type=click.FloatRange(0, min_open=True), help="Leave out readings beyond this, m.")
+@click.option("--far", "far_m", type=FloatRange(0, min_open=True), help="Leave out readings beyond this, m.")
 def record(
     camera: str, source: str | None, mode: str | None, out: Path, frames: int | None, far_m: float | None
 ) -> None:
@@ -143,7 +143,7 @@ def record(
 
 @click.command()
 @click.argument("file", type=Path)
-@click.option("--speed", type=click.FloatRange(0.01, 100), default=1.0, show_default=True, help="Times the original.")
+@click.option("--speed", type=FloatRange(0.01, 100), default=1.0, show_default=True, help="Times the original.")
 @click.option("--loop", is_flag=True, help="Start over at the end.")
 @click.option("--keep-stamps", is_flag=True, help="Leave the recorded times as they are; default: as if it were now.")
 @click.option("--bind", default=ADDRESS, show_default=True, help="Where to publish: tcp://HOST:PORT or ipc://PATH.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterable
@@ -15,6 +16,16 @@ from ...hand.whole import refusal, try_writing, write_json
 
 class CommandError(Exception):
     """A user's mistake, in one line."""
+
+
+class FloatRange(click.FloatRange):
+    """click's, which lets nan through."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value} is no number.", param, ctx)
+        return found
 
 
 def make_folders(*folders: Path | None) -> None:

@@ -291,10 +291,34 @@ def test_a_file_that_is_no_result_is_one_line(tmp_path: Path, text: str, why: st
         merge([path])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"stages_us": {}}, {"stages_us": [1]}, {"fps": None}, {"device": {"cpu": "x"}}, {"device": "x"}, {"camera": {}},
+     {"at_rate": {"fps": 1}}, {"model": "m"}, {"when": ""}, {"when": 5}, {"compare": {"p50_ms": 1}}],
+)  # fmt: skip
+def test_a_result_with_a_part_missing_is_one_line(
+    change: dict[str, Any], result: dict[str, Any], tmp_path: Path
+) -> None:
+    (path := tmp_path / "x.json").write_text(json.dumps(result | change))
+    with pytest.raises(BenchError, match=r"x\.json: a damaged result of edge-hand bench --json \("):
+        merge([path])
+
+
+def test_a_name_of_the_board_cannot_break_the_table(result: dict[str, Any], tmp_path: Path) -> None:
+    (path := tmp_path / "x.json").write_text(
+        json.dumps(result | {"device": {**result["device"], "board": "two | boards\nin one"}})
+    )
+    head, _, row = merge([path]).splitlines()
+    assert row.startswith("| two / boards in one, ") and row.count("|") == head.count("|")
+
+
 def test_a_page_without_a_place_for_the_table_is_one_line(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("nothing")
     with pytest.raises(BenchError, match="has no place for the table"):
+        merge_into(page, "table")
+    page.write_bytes(b"caf\xe9")
+    with pytest.raises(BenchError, match=r"page\.md is no text in UTF-8$"):
         merge_into(page, "table")
 
 

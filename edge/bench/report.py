@@ -86,7 +86,7 @@ def row(result: dict[str, Any]) -> list[str]:
         if paced
         else ""
     )
-    return [
+    cells = [
         f"{named}, {device['cores_allowed']} of {device['cores']} cores",
         f"{result['engine']}; {result['model']['name']} ({result['model']['precision']})",
         f"{result['fps']:.0f}" if result["camera"]["flat_out"] else "",
@@ -100,6 +100,7 @@ def row(result: dict[str, Any]) -> list[str]:
         f"{compared['times_faster']:.1f}" if compared else "",
         result["when"].split()[0],
     ]
+    return [" ".join(cell.replace("|", "/").split()) for cell in cells]  # what a board calls itself may hold anything
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -113,6 +114,11 @@ def load(path: Path) -> dict[str, Any]:
     missing = [name for name in wanted if not isinstance(result, dict) or name not in result]
     if missing:
         raise BenchError(f"bench merge {path}: not a result of edge-hand bench --json (no {missing[0]})")
+    try:
+        row(result), float(result["fps"])
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        why = " ".join(str(error).split())[:80]
+        raise BenchError(f"bench merge {path}: a damaged result of edge-hand bench --json ({why})") from None
     return result  # type: ignore[no-any-return]
 
 
@@ -120,9 +126,11 @@ def merge_into(page: Path, text: str) -> int:
     """Put the table where the page has its place for it, between two comments, with the rows that stand there of other
     machines, engines and networks; how many these are. Raises BenchError."""
     try:
-        before, _, rest = page.read_text().partition(BEGIN)
+        before, _, rest = page.read_text("utf-8").partition(BEGIN)
     except OSError as error:
         raise BenchError(f"bench merge: {page}: {refusal(error)}") from None
+    except UnicodeDecodeError:
+        raise BenchError(f"bench merge: {page} is no text in UTF-8") from None
     there, found, after = rest.partition(END)
     if not found:
         raise BenchError(f"bench merge: {page} has no place for the table; add {BEGIN} and {END}")

@@ -8,7 +8,7 @@ from ..edge.networks.card import ModelCard
 from . import ExportError
 from .calibration import images_for
 from .onnx import LIMITS_MM
-from .parity import float_card, keep, probes_of
+from .parity import float_card, keep, probes_of, room_for
 from .quantize import quantize
 
 
@@ -20,6 +20,7 @@ def export_int8(model: Path, out: Path, calibration: Path | None = None) -> Mode
         raise ExportError(f"--precision int8: 8 bits are for Dual Grid Nets; {model.name} can be had in fp32")
     if out.resolve() == model.resolve():
         raise ExportError(f"export {out}: it would take the place of the float model")
+    room_for(out)
     images = images_for(model, card, calibration)
     probes = probes_of(model, card)
     return keep(out, lambda part: quantize(model, part, images), model, "int8", probes, LIMITS_MM["int8"])

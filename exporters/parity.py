@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..edge.engines import open_engine
 from ..edge.networks.card import ModelCard, ModelError, load_card, sha256
+from ..hand.whole import refusal, try_writing
 from ..trainer.synth.samples import Generator, Sample
 from . import ExportError
 from .onnx import PROBES, vertices_m
@@ -64,13 +65,21 @@ def distance(run: Run, card: ModelCard, probes: list[Probe]) -> dict[str, Any]:
     return {"max_mm": float(every.max()), "mean_mm": float(every.mean()), "probes": len(probes)}
 
 
+def room_for(out: Path) -> None:
+    """Make the folder of an export, and try its place before the work. Raises ExportError."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try_writing(out)
+    except OSError as error:
+        raise ExportError(f"export {out}: it cannot be written there ({refusal(error)})") from None
+
+
 def keep(
     out: Path, write: Callable[[Path], None], model: Path, precision: str, probes: list[Probe], limit_mm: float
 ) -> ModelCard:
     """Put what write wrote, another form of a float model, in out's place with its card. Raises ExportError if it is
     further than the limit from the probes, in the mean; nothing is left behind then."""
     card = load_card(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         part = Path(temporary) / out.name
         write(part)

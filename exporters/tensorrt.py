@@ -16,7 +16,7 @@ from ..edge.networks.card import ModelCard
 from . import ExportError, FormError
 from .calibration import images_for
 from .fp16 import check_range, to_half
-from .parity import Probe, distance, float_card, keep, probes_of
+from .parity import Probe, distance, float_card, keep, probes_of, room_for
 from .qdq import to_int8
 
 SENSITIVE_PROBES = 12  # of the probes, when looking for convolutions that must stay in floats
@@ -35,6 +35,7 @@ def export_tensorrt(model: Path, precision: str, folder: Path | None = None, cal
     card = float_card(model)
     out = artefact(model, precision)
     out = out if folder is None else folder / out.name
+    room_for(out)
     probes = probes_of(model, card)
     proto = onnx.load(model)
     try:

@@ -195,6 +195,11 @@ def test_metrics_that_eval_did_not_write_are_one_line_before_the_network_is_load
     assert str(said) == f"--metrics {tmp_path}: cannot be read (is a directory)"
 
 
+def test_a_checkpoint_is_written_to_no_other_kind_of_file_whose_place_its_card_would_take(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["export", "--checkpoint", "last.pt", "--out", str(tmp_path / "x.json")])
+    assert done.exit_code == 2 and "x.json: give a name that ends in .onnx, or .pt" in " ".join(done.output.split())
+
+
 def test_metrics_that_eval_wrote_are_read(tmp_path: Path) -> None:
     wrote = {"model": "0", "confidence": {"calibration": [1.0, 2.0, 3.0]}, "joint_mm": {"mean": 9.0}}
     (path := tmp_path / "m.json").write_text(json.dumps(wrote))

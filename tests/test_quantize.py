@@ -118,6 +118,7 @@ def test_a_float_model_has_an_8_bit_form_for_cpus_without_its_checkpoint(
         ("--target onnxruntime", "--model: give --precision int8 --out FILE, or --target tensorrt"),
         ("--calibration . --precision fp32", "--calibration is for 8 bits: give --model, a float .onnx, and --prec"),
         ("--out x.onnx --metrics x.json", "--checkpoint and --metrics"),
+        ("--out x.json", "--out x.json: give a name that ends in .onnx"),
         (f"--out {FLOAT}", "it would take the place of the float model"),
         (f"--model {MODELS}/dgn-nano-int8.onnx --out x.onnx", "dgn-nano-int8.onnx: it is in int8; give the fp32 one"),
     ],
@@ -125,6 +126,21 @@ def test_a_float_model_has_an_8_bit_form_for_cpus_without_its_checkpoint(
 def test_what_no_other_form_can_be_made_of_is_said(words: str, why: str) -> None:
     done = export(*words.split())
     assert done.exit_code and why in " ".join(f"{done.output} {done.exception}".split())
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    target: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(parity, "PROBES", None)  # the work would fail
+    form = tmp_path / ("x.onnx" if target == "onnxruntime" else artefact(FLOAT, "int8").name)
+    form.mkdir()
+    out = form if target == "onnxruntime" else tmp_path
+    said = str(export("--target", target, "--out", out).exception)
+    assert said == f"export {form}: it cannot be written there (is a directory)"
+    (in_the_way := tmp_path / "file").touch()
+    said = str(export("--target", target, "--out", in_the_way / out.name).exception)
+    assert said.startswith(f"export {in_the_way}/") and ": it cannot be written there (" in said
 
 
 def test_8_bits_without_calibration_data_are_one_line(tmp_path: Path) -> None:

@@ -133,6 +133,8 @@ def export(
     """
     if calibration and (model is None or precision != "int8"):
         raise click.UsageError("--calibration is for 8 bits: give --model, a float .onnx, and --precision int8")
+    if out and target == "onnxruntime" and out.suffix not in ((".onnx",) if model else (".onnx", ".pt")):
+        raise click.UsageError(f"--out {out}: give a name that ends in .onnx{'' if model else ', or .pt'}")
     if model or target == "tensorrt":
         _export_form(checkpoint, model, out, target, precision, calibration, metrics)
         return
@@ -175,14 +177,12 @@ def _export_form(
 
     try:
         if target == "tensorrt":
-            make_folders(out)
             written = export_tensorrt(model, precision or "fp16", out, calibration)
             click.echo(
                 f"{written}: {written.stat().st_size / 1e6:.1f} MB; the device builds its plan from it when it starts"
             )
             return
         assert out is not None
-        make_folders(out.parent)
         card = export_int8(model, out, calibration)
     except ExportError as error:
         raise CommandError(str(error)) from None

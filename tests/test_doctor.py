@@ -217,9 +217,13 @@ def test_a_missing_pycuda_is_no_broken_one(fresh_pycuda: pytest.MonkeyPatch, tmp
 # --- files, address, keys
 
 
-def test_a_cache_that_cannot_be_written_is_told() -> None:
+def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = doctor.engine_cache(Path("/dev/null/cache"))
-    assert found.level == "warn" and "EDGE_HAND_CACHE" in found.mend
+    assert found.level == "warn" and found.mend == "/dev/null is no folder: set EDGE_HAND_CACHE to one"
+    monkeypatch.setattr(doctor.os, "access", lambda path, how: False)
+    (found,) = doctor.engine_cache(tmp_path / "a b")
+    assert shlex.split(found.mend)[:5] == ["sudo", "install", "-d", "-o", str(os.geteuid())]
+    assert f"'{tmp_path}/a b', or set EDGE_HAND_CACHE" in found.mend
 
 
 def test_leavings_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,8 @@ def engine_cache(folder: Path) -> list[Finding]:
     above = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
     if not os.access(above, os.W_OK | os.X_OK) or not above.is_dir():
         mend = f"sudo install -d -o {os.geteuid()} {quote(str(folder))}, or set EDGE_HAND_CACHE"
+        if not above.is_dir():
+            mend = f"{quote(str(above))} is no folder: set EDGE_HAND_CACHE to one"
         said = f"{folder} cannot be written: every start builds and tunes anew"
         return [Finding("warn", "engine cache", said, mend)]
     try:

@@ -335,6 +335,13 @@ def test_mistakes_on_the_command_line_are_told_before_the_work() -> None:
         assert done.exit_code == 2 and why in done.output
 
 
+def test_a_model_or_engine_that_cannot_be_is_told_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_hand.edge.compiled.compiling.open_arithmetic", None)
+    for arguments, why in ((["--engine", "x"], "engine 'x': there is no"), (["--model", "x.plan"], "for one machine")):
+        said = CliRunner().invoke(cli, ["bench", *arguments]).exception
+        assert isinstance(said, ModelError) and why in str(said)
+
+
 @pytest.mark.slow
 def test_a_new_user_s_bench_writes_all_there_is(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edge_hand.edge.cli.main", "bench", "--mode", MODE, "--frames", "40", "--engine",

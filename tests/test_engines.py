@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from edge_hand.edge.cli.main import cli
 from edge_hand.edge.engines import engine_kinds, onnxruntime, open_engine
 from edge_hand.edge.networks.card import DEFAULT_MODEL, MODELS, ModelError, load_card, sha256
 from edge_hand.edge.reading import POINTS, predict
@@ -225,6 +227,8 @@ def test_an_engine_that_was_built_for_one_machine_is_refused(tmp_path: Path) -> 
         f"model {tmp_path}/hand.engine: an engine that was built for one machine; "
         "give the .onnx, and each builds its own"
     )
+    said = CliRunner().invoke(cli, ["bench", "engines", "--model", str(tmp_path / "hand.engine")]).exception
+    assert str(said) == refusal(tmp_path / "hand.engine")
 
 
 @pytest.mark.parametrize("shape", [[1, 7], []])

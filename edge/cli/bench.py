@@ -57,11 +57,13 @@ def bench(
     from ..bench.measure import bench as measure
     from ..bench.report import table
     from ..compiled.compiling import open_arithmetic
+    from ..engines import check_engine
 
     if compare and flat_out is False:
         raise click.UsageError("--compare measures flat out; leave --at-rate out")
     if plot and plot.suffix != ".svg":
         raise click.UsageError(f"--plot {plot}: the picture is an SVG; give a name that ends in .svg")
+    check_engine(engine, model)  # before the compiling, which may take a minute
     make_room(json_path, plot)
     if note := own_note(ctx):
         click.echo(note)

@@ -27,7 +27,6 @@ from ..networks.card import DEFAULT_MODEL, ModelCard, ModelError, load_card
 
 PREFERRED = ("tensorrt",)  # by auto, where they can run
 ANYWHERE = "onnxruntime"
-BUILT = (".plan", ".engine", ".trt", ".blob")  # what other programs call engines for one device
 SWAP_LIMIT_MM = 1.0  # mean distance of vertices between a better engine and onnxruntime on the same file
 TUNED_LIMIT_MM = 2.5  # the same between what the tuning found and the float network; an export in 8 bits may have 2
 SETTLE_S = 3.0  # before the tuning begins: the first frames come first, and what ends at once need not know
@@ -125,10 +124,6 @@ def check_engine(kind: str, model: Path, net: str | None = "dgn") -> None:
     kinds = engine_kinds()
     if kind != "auto" and kind not in kinds:
         raise ModelError(f"engine {kind!r}: there is no such engine; possible are auto, {', '.join(kinds)}")
-    if model.suffix in BUILT:
-        raise ModelError(
-            f"model {model}: an engine that was built for one machine; give the .onnx, and each builds its own"
-        )
     card = load_card(model)
     if net and card.kind != net:
         raise ModelError(f"model {model}: its kind is {card.kind!r}; this needs {net}")

@@ -13,6 +13,7 @@ from ...hand.whole import read_json, refusal, write_json
 
 CARD_VERSION = 2
 MODELS = Path(__file__).parents[1] / "models"
+BUILT = (".plan", ".engine", ".trt", ".blob")  # what other programs call engines for one device
 DEFAULT_MODEL = MODELS / "dgn-nano-int8.onnx"
 
 
@@ -79,12 +80,16 @@ def card_path(model: Path) -> Path:
 
 def load_card(model: Path) -> ModelCard:
     """The card of a model file whose bytes it vouches for; anything amiss is an UnreadableModel of one line, and a path
-    without a name or a checkpoint a ModelError."""
+    without a name, a checkpoint or another machine's engine a ModelError."""
     if not model.name:
         raise ModelError(f"model '{model}': give a name or an .onnx file")
     if model.suffix == ".pt":
         raise ModelError(
             f"model {model} is a checkpoint; edge-hand export --checkpoint {model} --out NAME.onnx makes a model"
+        )
+    if model.suffix in BUILT:
+        raise ModelError(
+            f"model {model}: an engine that was built for one machine; give the .onnx, and each builds its own"
         )
     try:
         return _load_card(model)

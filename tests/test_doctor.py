@@ -231,11 +231,11 @@ def test_leavings_in_the_cache_are_named(tmp_path: Path, monkeypatch: pytest.Mon
     put(tmp_path, {
         "a.plan": json.dumps({"key": {"tensorrt": "10.16.1"}}) + "\nbytes",
         "b.plan": json.dumps({"key": {"tensorrt": "10.3"}}),
-        "c.plan": "torn", "d.part": "", "e.tune": "{}", "other.txt": "",
+        "c.plan": "torn", "d.part": "", "e.tune": "{}", "f.plan": '{"key": [1]}', "other.txt": "",
     })  # fmt: skip
     (found,) = doctor.engine_cache(tmp_path)
-    assert found.level == "warn" and "5 files" in found.said and "3 of no use" in found.said
-    assert found.mend == f"rm {tmp_path / 'b.plan'} {tmp_path / 'c.plan'} {tmp_path / 'd.part'}"
+    assert found.level == "warn" and "6 files" in found.said and "4 of no use" in found.said
+    assert found.mend == f"rm {tmp_path / 'b.plan'} {tmp_path / 'c.plan'} {tmp_path / 'd.part'} {tmp_path / 'f.plan'}"
 
 
 def test_what_is_to_be_typed_means_the_files_whatever_they_are_called(tmp_path: Path) -> None:

@@ -211,6 +211,8 @@ def test_a_damaged_plan_is_built_again(model: Path, tmp_path: Path) -> None:
         (bytes(flipped), "is damaged"),
         (whole.replace(b'"format": 1', b'"format": 9'), "was kept in format 9"),
         (b"[]\n", "is no plan"),
+        (b'{"key": [1], "format": 1, "sha256": ""}\n', "is no plan"),
+        (b"[" * 8000, "is no plan"),
         (os.urandom(20000), "is no plan"),
     ):
         path.write_bytes(bad)

@@ -169,7 +169,7 @@ def _stale(plan: Path) -> bool:
     """Whether a plan is of a TensorRT that is gone, or torn; one of a model that does not ship may be the user's."""
     try:
         with plan.open("rb") as file:
-            key = json.loads(file.readline(8192))["key"]
+            key = dict(json.loads(file.readline(8192))["key"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return True
     here = installed("tensorrt")

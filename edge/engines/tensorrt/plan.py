@@ -123,8 +123,8 @@ def read(path: Path, key: PlanKey, whole: bool = True) -> bytes:
         line, data = file.readline(HEADER_BYTES), file.read()
     try:
         header = json.loads(line)
-        kept, made, digest = header["key"], header["format"], header["sha256"]
-    except (ValueError, KeyError, TypeError):
+        kept, made, digest = dict(header["key"]), header["format"], header["sha256"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path.name} is no plan") from None
     if made != FORMAT:
         raise ValueError(f"{path.name} was kept in format {made}")

@@ -338,7 +338,7 @@ def test_mistakes_on_the_command_line_are_told_before_the_work() -> None:
 def test_a_model_or_engine_that_cannot_be_is_told_before_anything_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edge_hand.edge.compiled.compiling.open_arithmetic", None)
     for arguments, why in ((["--engine", "x"], "engine 'x': there is no"), (["--model", "x.plan"], "for one machine")):
-        said = CliRunner().invoke(cli, ["bench", *arguments]).exception
+        said = CliRunner().invoke(cli, ["bench", "--fast", *arguments]).exception
         assert isinstance(said, ModelError) and why in str(said)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..edge.engines import open_engine
 from ..edge.networks.card import ModelCard, card_path, sha256
-from ..hand.whole import refusal
+from ..hand.whole import refusal, try_writing
 from ..trainer.checkpoint import TrainConfig, load_net, prior, share_without, without_folders
 from ..trainer.losses import metres
 from ..trainer.nets import NETS, net_module, output_of
@@ -120,10 +120,19 @@ def read_metrics(path: Path) -> dict[str, Any]:
     return metrics  # type: ignore[no-any-return]
 
 
+def room_for(out: Path) -> None:
+    """Make the folder of an export, and try its place before the work. Raises ExportError."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try_writing(out)
+    except OSError as error:
+        raise ExportError(f"export {out}: it cannot be written there ({refusal(error)})") from None
+
+
 @contextmanager
 def part_of(out: Path) -> Iterator[Path]:
     """Where to write what becomes out if nothing is amiss; what is left there in the end is removed, its card too."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    room_for(out)
     temporary = out.with_name(out.stem + ".part.onnx")
     try:
         yield temporary

@@ -7,8 +7,8 @@ from pathlib import Path
 from ..edge.networks.card import ModelCard
 from . import ExportError
 from .calibration import images_for
-from .onnx import LIMITS_MM
-from .parity import float_card, keep, probes_of, room_for
+from .onnx import LIMITS_MM, room_for
+from .parity import float_card, keep, probes_of
 from .quantize import quantize
 
 

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..edge.engines import open_engine
 from ..edge.networks.card import ModelCard, ModelError, load_card, sha256
-from ..hand.whole import refusal, try_writing
 from ..trainer.synth.samples import Generator, Sample
 from . import ExportError
 from .onnx import PROBES, vertices_m
@@ -63,15 +62,6 @@ def distance(run: Run, card: ModelCard, probes: list[Probe]) -> dict[str, Any]:
     off = [(_vertices_m(card, run(p.image), p.sample) - p.vertices_m).norm(dim=-1) * 1e3 for p in probes]
     every = torch.stack(off)
     return {"max_mm": float(every.max()), "mean_mm": float(every.mean()), "probes": len(probes)}
-
-
-def room_for(out: Path) -> None:
-    """Make the folder of an export, and try its place before the work. Raises ExportError."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        try_writing(out)
-    except OSError as error:
-        raise ExportError(f"export {out}: it cannot be written there ({refusal(error)})") from None
 
 
 def keep(

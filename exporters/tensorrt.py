@@ -16,7 +16,8 @@ from ..edge.networks.card import ModelCard
 from . import ExportError, FormError
 from .calibration import images_for
 from .fp16 import check_range, to_half
-from .parity import Probe, distance, float_card, keep, probes_of, room_for
+from .onnx import room_for
+from .parity import Probe, distance, float_card, keep, probes_of
 from .qdq import to_int8
 
 SENSITIVE_PROBES = 12  # of the probes, when looking for convolutions that must stay in floats

@@ -195,6 +195,15 @@ def test_metrics_that_eval_did_not_write_are_one_line_before_the_network_is_load
     assert str(said) == f"--metrics {tmp_path}: cannot be read (is a directory)"
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "to_onnx", None)  # the work would fail
+    (tmp_path / "x.onnx").mkdir()
+    with pytest.raises(ExportError, match=r"^export .*x\.onnx: it cannot be written there \(is a directory\)$"):
+        export(checkpoint, tmp_path / "x.onnx")
+
+
 def test_a_checkpoint_is_written_to_no_other_kind_of_file_whose_place_its_card_would_take(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["export", "--checkpoint", "last.pt", "--out", str(tmp_path / "x.json")])
     assert done.exit_code == 2 and "x.json: give a name that ends in .onnx, or .pt" in " ".join(done.output.split())

@@ -31,8 +31,10 @@ from .extension import GRID, extend, extend_dense
 IMAGE_PX = 64  # section 3.6
 OUTPUTS = ("vertices_uvd", "log_error", "hand_logit", "right_logit", "presence_logit")
 # Channels of the hourglasses' levels, in quarters of the width, the finest level first: weights cost little time where
-# the grid is coarse, and it is weights that the network lacks.
+# the grid is coarse, and it is weights that the network lacks. The ways across: on fine grids, where 3x3 would be a
+# fifth of all time, they look at one pixel.
 IMAGE_WIDTHS, MESH_WIDTHS = (4, 6, 8, 10, 10), (6, 8, 8, 8)
+IMAGE_ACROSS, MESH_ACROSS = (1, 1, 3, 3), (3, 3, 3)
 EVERY = 3  # the loss looks at every third vertex: the fields between them are smooth
 
 
@@ -59,16 +61,19 @@ class DualGridNet(nn.Module):
         image, mesh = ([width * quarters // 4 for quarters in level] for level in (IMAGE_WIDTHS, MESH_WIDTHS))
         # Image grid: 64x64, pixel-unshuffled to 32x32 (section 3.6). A second channel marks readings.
         self.image_stem = nn.Sequential(nn.PixelUnshuffle(2), conv(8, width), conv(width, width))
-        self.image_hourglass = Hourglass(image)
+        self.image_hourglass = Hourglass(image, IMAGE_ACROSS)
         self.image_head = nn.Sequential(conv(width, width), nn.Conv2d(width, features + 3, 1))
         # Mesh grid: 16x16, unshuffled to 8x8.
         self.mesh_stem = nn.Sequential(
             nn.PixelUnshuffle(2), conv(4 * (features + 1), mesh[0], 1), conv(mesh[0], mesh[0])
         )
-        self.mesh_hourglass = Hourglass(mesh)
+        self.mesh_hourglass = Hourglass(mesh, MESH_ACROSS)
         self.mesh_head = nn.Sequential(conv(mesh[0], mesh[0]), nn.Conv2d(mesh[0], 4 * 13, 1), nn.PixelShuffle(2))
         self.crop_head = nn.Sequential(nn.Linear(image[-1], width), nn.ReLU(), nn.Linear(width, 2))
-        self.register_buffer("sampling", torch.tensor(sampling_matrix(t), dtype=torch.float32), persistent=False)
+        sampling = sampling_matrix(t)
+        read = np.flatnonzero(sampling.any(1))  # cells that a vertex reads
+        self.register_buffer("read", torch.tensor(read), persistent=False)
+        self.register_buffer("sampling", torch.tensor(sampling[read], dtype=torch.float32), persistent=False)
         rest = t.vertices_m - t.vertices_m.mean(0)
         homogeneous = np.concatenate([rest / 0.08, np.ones((len(rest), 1))], 1)  # (V, 4), about unit size
         self.register_buffer("rest", torch.tensor(homogeneous.T, dtype=torch.float32), persistent=False)
@@ -79,7 +84,7 @@ class DualGridNet(nn.Module):
         both = torch.cat([image, reading], 1)
         low: list[Tensor] = []
         pixels = self.image_head(self.image_hourglass(self.image_stem(both), low))  # (B, C + 3, 32, 32)
-        pixels = pixels.flatten(2).transpose(1, 2).float()  # (B, P, C + 3)
+        pixels = pixels.permute(0, 2, 3, 1).flatten(1, 2).float()  # (B, P, C + 3), in the order that engines have
         cells, hand_logit, features = pixels.split([2, 1, self.features], 2)
         cells = torch.sigmoid(cells) * (GRID + 1) - 1  # a cell's margin, so that no target is at infinity
         hand_logit = hand_logit[..., 0]
@@ -88,7 +93,8 @@ class DualGridNet(nn.Module):
         spread = extend if self.training else extend_dense
         grid = spread(features, cells, mask)  # (B, C + 1, 16, 16), eq. 1 and 2
         decoded = self.mesh_head(self.mesh_hourglass(self.mesh_stem(grid), [])).float()  # (B, 13, 16, 16)
-        fields = (decoded.reshape(-1, GRID * GRID) @ self.sampling).reshape(len(image), 13, -1)  # (B, 13, V)
+        cells_read = decoded.reshape(-1, GRID * GRID)[:, self.read]
+        fields = (cells_read @ self.sampling).reshape(len(image), 13, -1)  # (B, 13, V)
         affine = fields[:, :12].reshape(-1, 3, 4, fields.shape[2])
         vertices = (affine * self.rest).sum(2).transpose(1, 2)  # (B, V, 3)
         right, presence = self.crop_head(low[0].mean((2, 3)).float()).unbind(1)
@@ -160,15 +166,15 @@ def _refit(device: str) -> Refit:
 
 
 class Hourglass(nn.Module):
-    """Newell et al. 2016, one plain 3x3 convolution a node; appends its lowest features to `low`. widths: channels at
-    each level, the finest first."""
+    """Newell et al. 2016, one plain convolution a node; appends its lowest features to `low`. widths: channels at each
+    level, the finest first. Kernels are 3x3, but across, from a level's way down to its way up, what is given."""
 
-    def __init__(self, widths: Sequence[int]) -> None:
+    def __init__(self, widths: Sequence[int], across: Sequence[int]) -> None:
         super().__init__()
         here, below, *rest = widths
-        self.up = conv(here, here)
+        self.up = conv(here, here, across[0])
         self.down = conv(here, below)
-        self.inner = Hourglass([below, *rest]) if rest else conv(below, below)
+        self.inner = Hourglass([below, *rest], across[1:]) if rest else conv(below, below)
         self.out = conv(below, here)
 
     def forward(self, x: Tensor, low: list[Tensor]) -> Tensor:

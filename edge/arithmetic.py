@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ..hand import crop
 from ..hand.arrays import Array
 from ..hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
+from .calm import Average, calmed
 from .confidence import Calibration, joint_confidence
 from .look import fit_mm
 from .reading import read
@@ -28,6 +29,7 @@ class Arithmetic(NamedTuple):
 
     refit: Callable[[], Refit]
     crop_depth: Cropper
+    calmed: Average
     read: Callable[[HandCrop, list[Array]], HandPrediction]
     visible: Callable[[DepthFrame, Array], NDArray[np.int8]]
     joint_confidence: Callable[[Array, NDArray[np.int8], Calibration], Array]
@@ -36,4 +38,4 @@ class Arithmetic(NamedTuple):
     name: str
 
 
-PLAIN = Arithmetic(Refit, crop.crop_depth, read, visible, joint_confidence, fit_mm, Smoother, "numpy")
+PLAIN = Arithmetic(Refit, crop.crop_depth, calmed, read, visible, joint_confidence, fit_mm, Smoother, "numpy")

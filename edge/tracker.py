@@ -255,8 +255,10 @@ class Tracker:
         believed = belief(look, roi.score)
         if believed < MAYBE:
             return
-        smoother, person = self.arithmetic.smoother(), self.new_person()
-        track = Track(look.centre_m, frame.t_ns, votes, begun_ns=frame.t_ns, person=person, smoother=smoother)
+        track = Track(
+            look.centre_m, frame.t_ns, votes, begun_ns=frame.t_ns, calm=Calm(self.arithmetic.calmed),
+            person=self.new_person(), smoother=self.arithmetic.smoother(),
+        )  # fmt: skip
         alone = not any(other.published for other in self.tracks)
         track.belief = believed
         track.published = believed > (SURE if self.confirm else DROP if alone else PUBLISH)
@@ -308,7 +310,8 @@ class Tracker:
                     continue
                 hand = guess
             if track.published:
-                hands.append(replace(hand, id=self._id_of(track)))
+                number = self._id_of(track)
+                hands.append(hand if hand.id == number else replace(hand, id=number))
         self.stages_us["refit"] += (time.perf_counter() - begun) * 1e6
         return hands
 

@@ -147,3 +147,13 @@ def crop(
             total += e if abs(e) < 1 else none
             n = np.float32((abs(a) < 1) + (abs(b) < 1) + (abs(c) < 1) + (abs(e) < 1))
             image[v, u] = total / n if n > 0 else BACKGROUND
+
+
+@compiled(types.void(array_of(_f32, 2, readonly=False), array_of(_f32, 2), array_of(_f32, 2), _f32, _f32), exact=True)
+def calmed(out: Array, image: Array, before: Array, noise: float, kept: float) -> None:
+    """`calm.calmed` into out (S, S) float32; kept is the share of what was before."""
+    for v in range(image.shape[0]):
+        for u in range(image.shape[1]):
+            change = image[v, u] - before[v, u]
+            same = (abs(change) < noise) & (max(before[v, u], image[v, u]) < BACKGROUND)
+            out[v, u] = image[v, u] - kept * change if same else image[v, u]

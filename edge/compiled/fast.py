@@ -15,6 +15,7 @@ from ...hand.frames import DepthFrame, HandCrop, HandPrediction, HandRoi
 from ...hand.kinematics import Shape
 from ...hand.skeleton import ANGLE_LIMITS_RAD
 from ..arithmetic import Arithmetic
+from ..calm import SHARE
 from ..confidence import Calibration
 from ..reading import POINTS, joint_weights, places
 from ..refit import NO_VERTICES, Fit, Refit, Start, calm_weight
@@ -131,6 +132,13 @@ def fast_crop(frame: DepthFrame, roi: HandRoi, size: int = CROP_SIZE, mirrored: 
     return HandCrop(image, rotation, distance, roi.cube_m, mirrored)
 
 
+def fast_calmed(image: NDArray[np.float32], before: NDArray[np.float32], noise: float) -> NDArray[np.float32]:
+    """As `calmed`, to the last bit."""
+    out = np.empty_like(image)
+    kernels_depth.calmed(out, image, before, noise, 1 - SHARE)
+    return out
+
+
 def fast_read(crop: HandCrop, outputs: list[Array]) -> HandPrediction:
     """As `read`."""
     uvd, log_error, hand_logit = (np.ascontiguousarray(output[0], np.float32) for output in outputs[:3])
@@ -207,4 +215,6 @@ def _floats(values: Array) -> Array:
     return np.ascontiguousarray(values, np.float64)
 
 
-FAST = Arithmetic(FastRefit, fast_crop, fast_read, fast_visible, fast_confidence, fast_fit_mm, FastSmoother, "compiled")
+FAST = Arithmetic(
+    FastRefit, fast_crop, fast_calmed, fast_read, fast_visible, fast_confidence, fast_fit_mm, FastSmoother, "compiled"
+)

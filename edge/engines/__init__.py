@@ -28,7 +28,7 @@ from ..networks.card import DEFAULT_MODEL, ModelCard, ModelError, load_card
 PREFERRED = ("tensorrt",)  # by auto, where they can run
 ANYWHERE = "onnxruntime"
 SWAP_LIMIT_MM = 1.0  # mean distance of vertices between a better engine and onnxruntime on the same file
-TUNED_LIMIT_MM = 2.5  # the same between what the tuning found and the float network; an export in 8 bits may have 2
+TUNED_LIMIT_MM = 3.0  # the same between what the tuning found and the float network; an export in 8 bits may have 2
 SETTLE_S = 3.0  # before the tuning begins: the first frames come first, and what ends at once need not know
 _log = logging.getLogger(__name__)
 

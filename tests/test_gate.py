@@ -253,7 +253,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_gate_lets_a_better_network_in_and_says_what_is_worse_of_another(
     frames: list[DepthFrame], tmp_path: Path
 ) -> None:
-    path, worse = write(tmp_path / "hand.mcap", frames), worsened(tmp_path / "worse.onnx", 0.2)
+    path, worse = write(tmp_path / "hand.mcap", frames), worsened(tmp_path / "worse.onnx", 0.12)
     refused = judge(FLOAT, worse, [path], part=(0.4, 1.0), check=False)
     assert not refused.accepted and refused.measures["own_fit_mm"].verdict == "worse"
     assert any(reason.startswith("depth to the network's own mesh: ") for reason in refused.reasons)
@@ -275,7 +275,7 @@ def test_an_accepted_network_is_exported_kept_and_in_use_and_a_refused_one_leave
     export(WEIGHTS, plain := tmp_path / "plain.onnx")  # the same network
     report, version = accept(WEIGHTS, plain, [path], store=store, part=(0.4, 1.0), check=False)
     assert version is None and not report.accepted and not store.exists()
-    worse = worsened(tmp_path / "worse.onnx", 0.2)
+    worse = worsened(tmp_path / "worse.onnx", 0.12)
     report, version = accept(WEIGHTS, worse, [path], store=store, part=(0.4, 1.0), check=False)
     assert report.accepted and version is not None and versions(store) == [version]
     assert version.made_from == "hand.mcap" and version.report["accepted"] and version.model.name == "adapted-1.onnx"

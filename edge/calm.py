@@ -49,5 +49,5 @@ class Calm:
 
 
 def _same_place(a: HandCrop, b: HandCrop) -> bool:
-    alike = (a.distance_m, a.cube_m, a.mirrored) == (b.distance_m, b.cube_m, b.mirrored)
+    alike = (a.distance_m, a.cube_m, a.mirrored, a.image.shape) == (b.distance_m, b.cube_m, b.mirrored, b.image.shape)
     return alike and a.R_camera_crop.tobytes() == b.R_camera_crop.tobytes()

@@ -119,6 +119,12 @@ class Tracker:
         self.tracks = []
         self._searched_ns = NEVER_NS
 
+    def keep_first(self) -> None:
+        """Follow no more hands than max_hands, those with the lowest numbers; the others are lost."""
+        ordered = sorted(self.tracks, key=lambda track: (not track.published, track.id))
+        self.tracks, others = ordered[: self.max_hands], ordered[self.max_hands :]
+        self._lost += [track for track in others if track.published]
+
     # --- follow
 
     def _follow(self, track: Track, frame: DepthFrame) -> Look | None:

@@ -125,6 +125,7 @@ def room_for(out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         try_writing(out)
+        try_writing(card_path(out))
     except OSError as error:
         raise ExportError(f"export {out}: it cannot be written there ({refusal(error)})") from None
 

@@ -18,7 +18,7 @@ def strided(net: nn.Module) -> nn.Module:
         for i, (first, second) in enumerate(zip(sequence, list(sequence)[1:], strict=False)):
             within = second if isinstance(second, nn.Sequential) else None
             conv = within[0] if within else second
-            if isinstance(first, nn.PixelUnshuffle) and isinstance(conv, nn.Conv2d):
+            if isinstance(first, nn.PixelUnshuffle) and isinstance(conv, nn.Conv2d) and is_plain(conv):
                 whole = with_stride(conv, first.downscale_factor)
                 sequence[i] = nn.Identity()
                 if within:
@@ -26,6 +26,12 @@ def strided(net: nn.Module) -> nn.Module:
                 else:
                     sequence[i + 1] = whole
     return net
+
+
+def is_plain(conv: nn.Conv2d) -> bool:
+    """Whether it is one that `with_stride` understands."""
+    stepless = (conv.stride, conv.dilation, conv.groups) == ((1, 1), (1, 1), 1)
+    return stepless and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
 def with_stride(conv: nn.Conv2d, r: int) -> nn.Conv2d:

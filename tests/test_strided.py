@@ -18,6 +18,12 @@ def test_a_stride_gives_what_unshuffled_pixels_give(r: int, kernel: int, padding
         torch.testing.assert_close(with_stride(conv, r)(image), conv(nn.PixelUnshuffle(r)(image)), atol=1e-5, rtol=1e-5)
 
 
+def test_other_convolutions_are_left_alone() -> None:
+    for other in ({"stride": 2}, {"dilation": 2}, {"groups": 2}, {"padding": 1, "padding_mode": "reflect"}):
+        net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, 4, 3, **other))
+        assert isinstance(strided(net)[0], nn.PixelUnshuffle)
+
+
 @pytest.mark.parametrize(("name", "px"), [("dgn-nano", 64), ("deephps", 96), ("dibra", 120)])
 def test_a_network_with_strides_gives_the_same_and_is_left_as_it_was(name: str, px: int) -> None:
     torch.manual_seed(1)

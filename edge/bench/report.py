@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,10 @@ def load(path: Path) -> dict[str, Any]:
     if missing:
         raise BenchError(f"bench merge {path}: not a result of edge-hand bench --json (no {missing[0]})")
     try:
-        row(result), float(result["fps"])
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        "".join(row(result)).encode()
+        if not math.isfinite(result["fps"]):
+            raise ValueError(f"fps {result['fps']}")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
         why = " ".join(str(error).split())[:80]
         raise BenchError(f"bench merge {path}: a damaged result of edge-hand bench --json ({why})") from None
     return result  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ from typing import Any
 import click
 
 from ..cameras.faulty import Fault
+from ..cli.shell import FloatRange
 from ..networks.card import DEFAULT_MODEL
 
 DEMO = Path(__file__).parents[1] / "demo" / "hand.mcap"
@@ -141,10 +142,10 @@ def flood(address: str, connections: int = 60) -> None:
 
 
 @click.command()
-@click.option("--minutes", type=click.FloatRange(0.3), default=30.0, show_default=True)
-@click.option("--fps", type=click.FloatRange(1), default=90.0, show_default=True)
-@click.option("--every", "every_s", type=click.FloatRange(2), default=20.0, show_default=True, help="Seconds a fault.")
-@click.option("--recovery", "recovery_s", type=click.FloatRange(0), default=1.0, show_default=True, help="Allowed, s.")
+@click.option("--minutes", type=FloatRange(0.3), default=30.0, show_default=True)
+@click.option("--fps", type=FloatRange(1), default=90.0, show_default=True)
+@click.option("--every", "every_s", type=FloatRange(2), default=20.0, show_default=True, help="Seconds a fault.")
+@click.option("--recovery", "recovery_s", type=FloatRange(0), default=1.0, show_default=True, help="Allowed, s.")
 @click.option("--json", "json_path", type=Path, help="Also write the result to this file.")
 @click.option("--log", "keep_log", type=Path, help="Keep the daemon's log in this file.")
 def soak(

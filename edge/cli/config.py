@@ -126,12 +126,14 @@ def _check_environment(command: click.Command) -> None:
     """Refuse a variable that sets nothing but nearly has the name of one that would, as NO_TUNE has. Others may
     be anybody's: where a Kubernetes service is called edge-hand there is an EDGE_HAND_PORT."""
     names = [option.name.upper() for option in _options(command) if option.name]
+    switches = [option.name.upper() for option in _options(command) if option.name and option.is_flag]
     for variable in os.environ:
         name = variable.removeprefix(f"{PREFIX}_")
-        plain = name.removeprefix("NO_")
-        near = difflib.get_close_matches(plain, names, 1, 0.8)
+        near = difflib.get_close_matches(name, names, 1, 0.8)
+        if not near and name.removeprefix("NO_") in switches:
+            near = [name.removeprefix("NO_")]
         if name not in (variable, *names) and near:
-            meant = near[0] + ("=0" if plain != name else "")
+            meant = near[0] + ("=0" if name == f"NO_{near[0]}" else "")
             raise ConfigError(f"environment: {variable[:60]} is unknown; did you mean {PREFIX}_{meant}?")
 
 

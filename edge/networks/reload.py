@@ -132,8 +132,8 @@ class Reloader:
             retire(tracker.finder)
         for field, value in change.items():
             setattr(tracker, field, value)
-        if "max_hands" in change:  # those that were there first
-            tracker.tracks = sorted(tracker.tracks, key=lambda track: not track.published)[: tracker.max_hands]
+        if "max_hands" in change:
+            tracker.keep_first()
         tracker.__post_init__()  # what it makes of these fields and of the model's card
 
     def _propose(self, model: Path, kind: str, threads: int) -> None:

@@ -63,15 +63,18 @@ class Player:
         begun_ns = due_ns = time.monotonic_ns()
         while True:
             first_ns: int | None = None
+            if not self._wait(begun_ns, stop):
+                return
             for message in self._recording.published():
                 if message.parts[0] == b"topology":
                     continue  # the publisher has it for whoever subscribes
+                if loop and self._is_between_laps(message):
+                    continue
                 first_ns = message.t_ns if first_ns is None else first_ns
                 due_ns = begun_ns + round((message.t_ns - first_ns) / self._speed)
                 if not self._wait(due_ns, stop):
                     return
-                if not (loop and self._is_between_laps(message)):
-                    self._publish(message, due_ns)
+                self._publish(message, due_ns)
             self.laps += 1
             if not loop:
                 return

@@ -321,9 +321,9 @@ def test_every_name_stands_for_a_network_and_width_replaces_its_own() -> None:
     sizes = {
         name: sum(p.numel() for p in build_net(TrainConfig(net=name)).parameters()) for name in ("dgn-nano", "dgn-base")
     }
-    assert 3 < sizes["dgn-base"] / sizes["dgn-nano"] < 4
+    assert 2 < sizes["dgn-base"] / sizes["dgn-nano"] < 3
     wide = build_net(TrainConfig(net="dgn-nano", width=128))
-    assert sum(p.numel() for p in wide.parameters()) == sizes["dgn-base"]
+    assert 3 < sum(p.numel() for p in wide.parameters()) / sizes["dgn-nano"] < 4
 
 
 # --- the optimisers

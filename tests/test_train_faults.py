@@ -264,7 +264,7 @@ def test_a_checkpoint_whose_weights_are_anothers_is_one_line(trained: Path, tmp_
     ("changes", "text"),
     [
         ({"init": "{no}"}, "{no}: no such checkpoint"),
-        ({"init": "{it}", "width": 16}, "{it}: weights of another network: crop_head.0.bias is [8], expected [16]"),
+        ({"init": "{it}", "width": 4}, "{it}: weights of another network: crop_head.0.bias is [8], expected [4]"),
         ({"init": "{it}", "net": "dibra"}, "--init {it}: holds a dgn-nano, not a dibra"),
         ({"teacher": "{no}"}, "{no}: no such checkpoint"),
         ({"teacher": "{it}", "net": "dibra"}, "--teacher {it}: a dgn-nano cannot teach vertices to a dibra"),

@@ -43,6 +43,7 @@ from .optimizers import build_optimizers, schedule
 from .parallel import Group
 from .real import open_real
 from .synth.samples import Generator, RendererDied
+from .widen import load_widened
 
 __all__ = ["TrainConfig", "TrainError", "config_of", "load_net", "train"]
 
@@ -176,7 +177,7 @@ def begin(config: TrainConfig, state: dict[str, Any] | None, path: Path, group: 
     if config.init and not state:
         start = load_checkpoint(Path(config.init))
         same_net(start, config, f"--init {config.init}")
-        load_weights(net, start["averaged"], Path(config.init))
+        load_widened(net, start, config, Path(config.init))
     averaged = copy.deepcopy(net).requires_grad_(False)
     optimizers = build_optimizers(net, config)
     if state:

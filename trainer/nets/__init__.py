@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
 NETS = {
     "dgn-nano": Kind("dgn", "DualGridNet", {"width": 64}),
-    "dgn-base": Kind("dgn", "DualGridNet", {"width": 128}),
+    "dgn-base": Kind("dgn", "DualGridNet", {"width": 64, "image": (4, 8, 12, 16, 16), "mesh": (8, 12, 12, 12)}),
     "deephps": Kind("deephps", "DeepHPS", {"width": 64}),
     "dibra": Kind("dibra", "DIBRA", {"width": 64}),
 }

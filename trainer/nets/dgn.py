@@ -30,11 +30,7 @@ from .extension import GRID, extend, extend_dense
 
 IMAGE_PX = 64  # section 3.6
 OUTPUTS = ("vertices_uvd", "log_error", "hand_logit", "right_logit", "presence_logit")
-# Channels of the hourglasses' levels, in quarters of the width, the finest level first: weights cost little time where
-# the grid is coarse, and it is weights that the network lacks. The ways across: on fine grids, where 3x3 would be a
-# fifth of all time, they look at one pixel.
-IMAGE_WIDTHS, MESH_WIDTHS = (4, 6, 8, 10, 10), (6, 8, 8, 8)
-IMAGE_ACROSS, MESH_ACROSS = (1, 1, 3, 3), (3, 3, 3)
+IMAGE_ACROSS, MESH_ACROSS = (1, 1, 3, 3), (3, 3, 3)  # on fine grids 3x3 would be a fifth of all time
 EVERY = 3  # the loss looks at every third vertex: the fields between them are smooth
 
 
@@ -52,13 +48,23 @@ class Output(NamedTuple):
 
 
 class DualGridNet(nn.Module):
-    """The default network. width is the number of hidden channels of the finest grid; features those carried over."""
+    """The default network. width is the number of hidden channels of the finest grid; features those carried over.
 
-    def __init__(self, width: int = 64, features: int = 31) -> None:
+    image, mesh: channels of the two hourglasses' levels in quarters of the width, the finest level first. Weights cost
+    little time where the grid is coarse, and it is weights that the network lacks.
+    """
+
+    def __init__(
+        self,
+        width: int = 64,
+        features: int = 31,
+        image: Sequence[int] = (4, 6, 8, 10, 10),
+        mesh: Sequence[int] = (6, 8, 8, 8),
+    ) -> None:
         super().__init__()
         t = template()
         self.features = features
-        image, mesh = ([width * quarters // 4 for quarters in level] for level in (IMAGE_WIDTHS, MESH_WIDTHS))
+        image, mesh = ([width * quarters // 4 for quarters in level] for level in (image, mesh))
         # Image grid: 64x64, pixel-unshuffled to 32x32 (section 3.6). A second channel marks readings.
         self.image_stem = nn.Sequential(nn.PixelUnshuffle(2), conv(8, width), conv(width, width))
         self.image_hourglass = Hourglass(image, IMAGE_ACROSS)

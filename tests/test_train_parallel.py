@@ -122,6 +122,15 @@ def in_each_process(out: str) -> None:
         values = [torch.tensor([float(group.rank)]), torch.tensor([[1.0, 2.0]]) * group.rank]
         group.average_(values)
         assert [v.tolist() for v in values] == [[0.5], [[0.5, 1.0]]]
+        inputs, computed = [torch.full((n, n + 1), float(n)).T for n in (1, 2, 3, 4)], list[float]()
+
+        def twice(x: torch.Tensor) -> torch.Tensor:
+            computed.append(float(x[0, 0]))
+            return 2 * x
+
+        for x, value in zip(inputs, group.map(twice, inputs, [1, 2, 3, 4]), strict=True):
+            torch.testing.assert_close(value, 2 * x)
+        assert computed == ([4, 1], [3, 2])[group.rank]
         Path(out, str(group.rank)).touch()
 
 

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .parallel import Group
+
+ALONE = Group()
 # Jordan et al. 2024: the quintic a x + b x^3 + c x^5 lifts small singular values fast and ends with all in 0.7 to 1.2.
 A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 5
@@ -22,7 +25,7 @@ STEPS = 5
 
 class Muon(torch.optim.Optimizer):
     """For convolutions' weights, seen as matrices (outputs, all else). lr is about the change of a singular value a
-    step; momentum is Nesterov's."""
+    step; momentum is Nesterov's. The processes of group, which must have the same gradients, share the work."""
 
     def __init__(
         self,
@@ -30,28 +33,40 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
+        group: Group = ALONE,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.group = group
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step on every weight that has a gradient."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                ahead = p.grad.lerp(momentum, group["momentum"]).movedim(1, -1)  # Nesterov; as it lies, channels last
-                matrix = ahead.flatten(1)  # (outputs, kernel * inputs): the order of columns does not matter
-                update = orthogonal(matrix).view(ahead.shape).movedim(-1, 1)
-                tall = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * tall)
+        for settings in self.param_groups:
+            params = [p for p in settings["params"] if p.grad is not None]
+            ahead = [self._ahead(p, settings["momentum"]) for p in params]
+            matrices = [a.flatten(1) for a in ahead]  # (outputs, kernel * inputs): the columns' order does not matter
+            updates = self.group.map(orthogonal, matrices, [cost(*m.shape) for m in matrices])
+            for p, a, update in zip(params, ahead, updates, strict=True):
+                tall = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                p.mul_(1 - settings["lr"] * settings["weight_decay"])
+                p.add_(update.view(a.shape).movedim(-1, 1), alpha=-settings["lr"] * tall)
+
+    def _ahead(self, p: nn.Parameter, keep: float) -> Tensor:
+        """Nesterov's look ahead along p's momentum; as it lies in memory, channels last."""
+        state = self.state[p]
+        if not state:
+            state["momentum"] = torch.zeros_like(p)
+        assert p.grad is not None
+        momentum: Tensor = state["momentum"].lerp_(p.grad, 1 - keep)
+        return p.grad.lerp(momentum, keep).movedim(1, -1)
+
+
+def cost(rows: int, columns: int) -> float:
+    """Of `orthogonal`: multiplications, about."""
+    short, long = sorted((rows, columns))
+    return float(2 * short * short * long + 3 * STEPS * short**3)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from .checkpoint import TrainConfig, TrainError
-from .muon import Muon
+from .muon import ALONE, Muon
+from .parallel import Group
 
 
-def build_optimizers(net: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the convolutions' weights and AdamW for the rest, or AdamW for all."""
+def build_optimizers(net: nn.Module, config: TrainConfig, group: Group = ALONE) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions' weights and AdamW for the rest, or AdamW for all; group: the run's processes."""
     if not (0 <= config.lr < math.inf and 0 <= config.muon_lr < math.inf):
         raise TrainError(f"--lr {config.lr}, --muon-lr {config.muon_lr}: rates must be numbers and not negative")
     if config.optimizer not in ("muon", "adamw"):
@@ -29,7 +30,7 @@ def build_optimizers(net: nn.Module, config: TrainConfig) -> list[torch.optim.Op
         )
     ]  # fmt: skip
     if convolutions:
-        optimizers.append(Muon(convolutions, lr=config.muon_lr, weight_decay=config.weight_decay))
+        optimizers.append(Muon(convolutions, lr=config.muon_lr, weight_decay=config.weight_decay, group=group))
     for optimizer in optimizers:
         for settings in optimizer.param_groups:
             settings["peak"] = settings["lr"]

@@ -63,6 +63,22 @@ class Group:
         for t, part in zip(tensors, torch.split(flat, [t.numel() for t in tensors]), strict=True):
             t.copy_(part.view(t.shape))
 
+    def map(self, function: Callable[[Tensor], Tensor], inputs: list[Tensor], costs: list[float]) -> list[Tensor]:
+        """function of every one of inputs, which are the same in all processes; each computes some of them, at about
+        the same cost, and one sum brings them together. A value has its input's shape, float32."""
+        if self.size == 1:
+            return [function(x) for x in inputs]
+        load = [0.0] * self.size
+        flat = torch.zeros(sum(x.numel() for x in inputs), device=self.device)
+        values = [v.view(x.shape) for v, x in zip(torch.split(flat, [x.numel() for x in inputs]), inputs, strict=True)]
+        for i in sorted(range(len(inputs)), key=lambda i: -costs[i]):  # the dearest first, to who has least to do
+            owner = load.index(min(load))
+            load[owner] += costs[i]
+            if owner == self.rank:
+                values[i].copy_(function(inputs[i]))
+        self.sum_(flat)
+        return values
+
 
 @contextmanager
 def join(*, cpu: bool = False) -> Iterator[Group]:

@@ -179,7 +179,7 @@ def begin(config: TrainConfig, state: dict[str, Any] | None, path: Path, group: 
         same_net(start, config, f"--init {config.init}")
         load_widened(net, start, config, Path(config.init))
     averaged = copy.deepcopy(net).requires_grad_(False)
-    optimizers = build_optimizers(net, config)
+    optimizers = build_optimizers(net, config, group)
     if state:
         load_weights(net, state["net"], path)
         load_weights(averaged, state["averaged"], path)

@@ -215,7 +215,7 @@ class _Run:
         weights = None if config.weights is None else module.Weights(**config.weights)
         self.method: Method = module.Terms(target.shape, weights)
         rates = replace(base, optimizer=config.optimizer, lr=config.lr, muon_lr=config.muon_lr)
-        self.optimizers = build_optimizers(self.net, rates)
+        self.optimizers = build_optimizers(self.net, rates, group)
         if own := self.method.parameters():
             self.optimizers.append(torch.optim.AdamW([{"params": own, "peak": config.lr}], lr=config.lr))
         self.criterion = net_module(base.net).Criterion()

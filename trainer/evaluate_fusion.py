@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument("--motion", choices=["calibrate", "free"], default="free")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--cameras", type=int, default=3)
+    parser.add_argument("--width", type=int, choices=[424, 848], default=848, help="of the D435's picture [%(default)s]")
     parser.add_argument("--rig-mm", type=float, default=1.0, help="error of the rig's places, one sigma [%(default)s]")
     parser.add_argument("--rig-deg", type=float, default=0.15, help="of its turns [%(default)s]")
     parser.add_argument("--clock-ms", type=float, default=1.0, help="of its clocks [%(default)s]")
@@ -210,8 +211,9 @@ def main() -> None:
     for seed in options.seeds:
         try:
             clip = rig_clip(
-                seed, cameras=options.cameras, seconds=options.seconds, motion=options.motion, is_left=seed % 3 == 0
-            )
+                seed, cameras=options.cameras, seconds=options.seconds, motion=options.motion, is_left=seed % 3 == 0,
+                size=(options.width, options.width * 240 // 424),
+            )  # fmt: skip
         except RigError as error:
             sys.exit(f"evaluate_fusion: {error}")
         told = [listen(clip, camera, clouds=not options.no_clouds) for camera in range(options.cameras)]

@@ -187,6 +187,7 @@ def test_faster_than_it_was_no_frame_is_captured_before_the_one_before_it(
 def test_status_says_that_it_is_played_and_ends_with_stopping(path: Path) -> None:
     status = [m for _, m in of(played(path, speed=10.0), StatusMessage)]
     assert [(m.state, m.message) for m in status] == [("tracked", NOTE), ("stopping", NOTE)]
+    assert [m.t_publish_ns - m.t_capture_ns for m in status] == [LATENCY_NS // 10] * 2  # each divided by speed once
     status = [m for _, m in of(played(path, lambda player: player.count > 3), StatusMessage)]
     assert [m.state for m in status] == ["tracked", "stopping"]
 

@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--motion", choices=["calibrate", "free"], default="free")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--cameras", type=int, default=3)
-    parser.add_argument("--width", type=int, choices=[424, 848], default=848, help="of the D435's picture [%(default)s]")
+    parser.add_argument("--width", type=int, choices=[424, 848], default=848, help="of a D435's picture [%(default)s]")
     parser.add_argument("--rig-mm", type=float, default=1.0, help="error of the rig's places, one sigma [%(default)s]")
     parser.add_argument("--rig-deg", type=float, default=0.15, help="of its turns [%(default)s]")
     parser.add_argument("--clock-ms", type=float, default=1.0, help="of its clocks [%(default)s]")

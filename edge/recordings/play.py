@@ -109,7 +109,7 @@ class Player:
             self._wall_offset_ns = time.time_ns() - time.monotonic_ns()  # as the daemon does
             body["message"] = one_line(f"{NOTE}: {body['message']}" if body["message"] else NOTE)
         if not self._keep:
-            body |= self._moved(body, due_ns)
+            body |= self._moved(round(_age_ns(body) / max(1.0, self._speed)), due_ns)
         parts = [message.parts[0], msgpack.packb(body)]
         self._status = parts if is_status else self._status
         self._publisher.publish(parts)
@@ -123,12 +123,16 @@ class Player:
         if body["state"] != "stopping":
             body["state"] = "stopping"
             if not self._keep:
-                body |= self._moved(body, time.monotonic_ns())
+                body |= self._moved(_age_ns(body), time.monotonic_ns())
             self._publisher.publish([self._status[0], msgpack.packb(body)])
 
-    def _moved(self, body: dict[str, Any], now_ns: int) -> dict[str, int]:
-        """A message's times as if it were published then; those of one frame stay the same."""
-        age_ns = round((body["t_publish_ns"] - body["t_capture_ns"]) / max(1.0, self._speed))
+    def _moved(self, age_ns: int, now_ns: int) -> dict[str, int]:
+        """The times of a message that is published now, so long after its frame; those of one frame stay the same."""
         captured_ns = max(0, now_ns - age_ns)  # 0: before this machine started
         unix_ns = captured_ns + self._wall_offset_ns
         return {"t_capture_ns": captured_ns, "t_capture_unix_ns": unix_ns, "t_publish_ns": now_ns}
+
+
+def _age_ns(body: dict[str, Any]) -> int:
+    """From a message's capture to its publication."""
+    return int(body["t_publish_ns"] - body["t_capture_ns"])

@@ -25,10 +25,12 @@ from .look import Eye, Look, belief
 from .person import Person
 from .refit import Refit
 from .track import MOST_M_S, SIDE_DECIDED, Poser, Track
+from .visibility import refuted
 
 __all__ = ["STAGES", "Track", "Tracker"]
 
 MAX_HANDS = 2
+FAR_M = 1.4  # new hands are not looked for beyond this: finder and network have learned them up to 1.35
 SEARCH_NS = 60_000_000  # between searches while there is room for another hand
 CONFIRM_NS = 300_000_000  # between searches while there is none
 SAME_M = 0.08  # a proposal as near as this to a followed hand is that hand
@@ -249,6 +251,8 @@ class Tracker:
 
     def _begin(self, roi: HandRoi, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """Look closer at a proposal, as at a right and as at a left hand; a hand gets a track."""
+        if roi.centre_m[2] > FAR_M:
+            return
         first = self.eye.look(frame, roi.centre_m, roi.side == "left")
         if not first.is_hand or first.centre_m[2] < NEAR_M:
             self._refused.append((roi.centre_m, frame.t_ns))
@@ -315,7 +319,7 @@ class Tracker:
                         self._lost.append(track)
                     continue
                 hand = guess
-            if track.published:
+            if track.published and (track in looks or not refuted(frame, hand.pose.joints_m)):
                 number = self._id_of(track)
                 hands.append(hand if hand.id == number else replace(hand, id=number))
         self.stages_us["refit"] += (time.perf_counter() - begun) * 1e6

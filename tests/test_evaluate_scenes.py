@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,6 +118,15 @@ def test_a_published_hand_far_from_every_true_one_is_false():
     assert report["false_frames"] == 0.25 and report["failures"]["false"] == [[0, 0]]
     near_a_hidden_one = measured([scene(0, truth._replace(seen=0.0))], [[Published(1, pose_of(truth))]])
     assert near_a_hidden_one["false_frames"] == 1  # what does not show cannot be seen
+
+
+def test_false_hands_that_are_said_to_be_predicted_count_and_are_told_apart() -> None:
+    shown = [scene(i) for i in range(4)]
+    there = pose_of(hand("right"))
+    guessed = replace(there, state="predicted")
+    report = measured(shown, [[Published(1, there)], [Published(1, guessed)], [Published(1, guessed)], []])
+    assert (report["false_frames"], report["false_frames_tracked"]) == (0.75, 0.25)
+    assert "  not predicted   25.000 %" in text(report).splitlines()
 
 
 def test_false_hands_in_a_row_are_one_run_and_none_goes_on_in_the_next_sequence() -> None:

@@ -11,7 +11,7 @@ from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.look import Look
 from edge_hand.edge.track import MOST_M_S, PREDICTED_NS
-from edge_hand.edge.tracker import REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
+from edge_hand.edge.tracker import FAR_M, REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.crop import MIRROR
 from edge_hand.hand.frames import DepthFrame, HandRoi
@@ -138,6 +138,33 @@ def test_a_hand_that_goes_is_predicted_for_a_while_and_then_lost(engine: Engine,
     np.testing.assert_allclose(ages, (np.arange(len(ages)) + 1) * 1e3 / 30, rtol=1e-3)
     assert (np.diff(confidence) < 0).all()
     assert tracker.tracks == [] and tracker.process(blank(frames[12], 65535)) == []
+
+
+def test_a_hand_is_not_predicted_where_the_frame_shows_what_lies_behind_it(
+    engine: Engine, frames: list[DepthFrame]
+) -> None:
+    tracker = Tracker(engine)
+    for frame in frames[:4]:
+        last = tracker.process(frame)
+    wall = round(1e3 * (last[0].pose.joints_m[:, 2].max() + 0.3))
+    assert tracker.process(blank(frames[4], wall)) == []
+    (again,) = tracker.process(frames[5])
+    assert (again.id, again.pose.state) == (last[0].id, "tracked")
+
+
+@pytest.mark.parametrize(("z_m", "looked"), [(FAR_M - 0.01, True), (FAR_M + 0.01, False)])
+def test_a_new_hand_beyond_what_finder_and_network_know_is_not_looked_at(
+    engine: Engine, frames: list[DepthFrame], z_m: float, looked: bool
+) -> None:
+    class Proposes:
+        judges = True
+
+        def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+            return [HandRoi("right", np.array([0.0, 0.0, z_m]), 0.25, 0.9)]
+
+    tracker = Tracker(engine, finder=Proposes())
+    tracker.process(frames[0])
+    assert (tracker.stages_us["engine"] > 0) == looked
 
 
 def test_a_hand_that_comes_back_soon_keeps_its_id_within_three_frames(engine: Engine, frames: list[DepthFrame]) -> None:

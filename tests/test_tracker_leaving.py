@@ -1,4 +1,4 @@
-"""A hand that leaves the picture, or comes too near to be measured, is predicted, then lost, and found again."""
+"""A hand that leaves the picture is lost, one too near for the sensor after a while; both are found again."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ FRAMES = np.cumsum([HOLD, MOVE, MOVE, MOVE])  # at rest, on its way out, away, o
 
 
 @pytest.mark.parametrize(
-    "way_m",
-    [(-0.5, 0, 0), (0.5, 0, 0), (0, 0, -0.36)],
+    ("way_m", "states"),
+    [
+        # Where it should be there is no picture any more: it is not predicted.
+        ((-0.5, 0, 0), ["tracked", "none", "tracked"]),
+        ((0.5, 0, 0), ["tracked", "none", "tracked"]),
+        ((0, 0, -0.36), ["tracked", "predicted", "none", "tracked"]),
+    ],
     ids=["out at the left", "out at the right", "nearer than the sensor can measure"],
 )
-def test_a_hand_that_leaves_is_predicted_then_lost_and_found_again(way_m: tuple[float, float, float]) -> None:
+def test_a_hand_that_leaves_is_lost_and_found_again(way_m: tuple[float, float, float], states: list[str]) -> None:
     tracker, said, ids = Tracker(open_engine(), max_hands=1), [], set()
 
     def shift(t_s: float) -> NDArray[np.float64]:
@@ -38,7 +43,7 @@ def test_a_hand_that_leaves_is_predicted_then_lost_and_found_again(way_m: tuple[
             ids.add(hand.id)
             off_m = np.linalg.norm(hand.pose.joints_m - truth, axis=1)
             assert off_m.max() < (0.04 if hand.pose.state == "tracked" else 0.12), (frame.seq, said)
-    assert [state for state, _ in groupby(said)] == ["tracked", "predicted", "none", "tracked"], said
+    assert [state for state, _ in groupby(said)] == states, said
     assert len(ids) == 1
 
 

@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from edge_hand.edge.visibility import visible
+from edge_hand.edge.visibility import THROUGH_M, refuted, visible
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.body import hand_with_arm
 from edge_hand.hand.camera import Intrinsics
@@ -159,3 +159,30 @@ def test_joints_on_the_edge_of_the_picture_are_no_mistake() -> None:
     for x in np.linspace(-0.4, 0.4, 30):
         said = visible(frame, joints + [x, 0, 0])
         assert said.dtype == np.int8 and said.shape == (21,) and set(said.tolist()) <= {-1, 0, 1}
+
+
+def test_a_hand_may_be_where_it_is_read_or_hidden_or_nothing_is_read_and_is_not_where_one_sees_through() -> None:
+    frame, joints = a_hand()
+    behind = 1e3 * (joints[:, 2].max() + THROUGH_M)
+    assert not refuted(frame, joints)
+    assert not refuted(with_depth(frame, 0 * frame.depth), joints)
+    assert not refuted(with_depth(frame, 0 * frame.depth + round(1e3 * (joints[:, 2].min() - 0.1))), joints)
+    assert not refuted(with_depth(frame, 0 * frame.depth + round(1e3 * (joints[:, 2].min() + THROUGH_M) - 2)), joints)
+    wall = with_depth(frame, 0 * frame.depth + round(behind + 2))
+    assert refuted(wall, joints)
+    fine = replace(wall, depth=wall.depth * np.uint16(10), depth_unit_m=0.0001)
+    assert refuted(fine, joints)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("way", [(1, 0), (-1, 0), (0, 1), (0, -1)])
+def test_a_hand_of_which_most_is_outside_the_picture_is_not_there(way: tuple[int, int]) -> None:
+    frame, joints = a_hand()
+    empty = with_depth(frame, 0 * frame.depth)
+    half = np.array([CAMERA.width / CAMERA.fx, CAMERA.height / CAMERA.fy]) / 2
+    for joint in (6, 14):  # so many joints, counted from the inner side, are still in the picture
+        inner = np.argsort((joints[:, :2] / joints[:, 2:]) @ way)[joint]
+        edge = np.array(way) * half - np.array(way) ** 2 * (joints[inner, :2] / joints[inner, 2])
+        moved = joints + np.append(edge, 0) * joints[inner, 2]
+        assert refuted(empty, moved) == (joint < 10), joint
+    assert refuted(frame, joints - [0, 0, 5.0])  # behind the camera

@@ -78,6 +78,7 @@ class _Counts:
     found: int = 0
     predicted: int = 0
     frames_false: int = 0
+    frames_false_tracked: int = 0
     hands_false: int = 0
     false_runs: list[int] = field(default_factory=list)
     side_right: int = 0
@@ -106,9 +107,10 @@ def evaluate_scenes(
 
     recall: of hands with half or more to be seen, 0.2 to 1.3 m away, 12 px or more across; sides and errors are of
     those found, `predicted` how many of them were published so. false: no hand is there, or another published one has
-    it. switches: a hand that stays in the picture, or is out of it for 0.2 s at most, goes on under another id. back:
-    hands that come back within 5 s, and how many of them with the id that they had. wait: frames from the first in
-    which a hand must be found until it is, 0 at once. false_runs: frames in a row with a false hand.
+    it; `false_frames_tracked` leaves predicted ones out. switches: a hand that stays in the picture, or is out of it
+    for 0.2 s at most, goes on under another id. back: hands that come back within 5 s, and how many of them with the id
+    that they had. wait: frames from the first in which a hand must be found until it is, 0 at once. false_runs: frames
+    in a row with a false hand.
     Raises ValueError if there is nothing to measure.
     """
     if frames < 1 or per_sequence < 1:
@@ -205,10 +207,15 @@ def _one_frame(
             counts.errors_mm.append(float(np.linalg.norm(hit.pose.joints_m - truth.joints_m, axis=1).mean()) * 1e3)
     shown = {i: j for i, j in pairs.items() if scene.hands[i].seen > 0}
     free = [h.joints_m.mean(0) for i, h in enumerate(scene.hands) if h.seen > 0 and i not in shown]
-    others = [p.pose.joints_m.mean(0) for j, p in enumerate(published) if j not in shown.values()]
-    false = len(others) - len(match(free, others, FALSE_M))
+    others = [p.pose for j, p in enumerate(published) if j not in shown.values()]
+
+    def count_false(poses: Sequence[HandPose]) -> int:
+        return len(poses) - len(match(free, [pose.joints_m.mean(0) for pose in poses], FALSE_M))
+
+    false = count_false(others)
     counts.hands_false += false
     counts.frames_false += false > 0
+    counts.frames_false_tracked += count_false([pose for pose in others if pose.state == "tracked"]) > 0
     return failed + ["false"] * (false > 0)
 
 
@@ -252,6 +259,7 @@ def _report(c: _Counts, sequences: int) -> dict[str, Any]:
         "predicted": share(c.predicted, c.found),
         "false_hands": c.hands_false,
         "false_frames": share(c.frames_false, c.frames),
+        "false_frames_tracked": share(c.frames_false_tracked, c.frames),
         "false_runs": {
             "n": len(c.false_runs),
             "median": float(np.median(c.false_runs)) if c.false_runs else 0,
@@ -282,6 +290,7 @@ def text(report: Mapping[str, Any]) -> str:
         f"hands to find     {report['hands_to_find']}",
         f"recall            {100 * report['recall']:.2f} %, {100 * report['predicted']:.2f} % of them predicted",
         f"false hands       {100 * report['false_frames']:.3f} % of frames",
+        f"  not predicted   {100 * report['false_frames_tracked']:.3f} %",
         f"  in a row        {runs['n']} times, {runs['median']:g} frames in the median, {runs['longest']} the longest",
         f"side right        {100 * report['side_right']:.2f} %",
         f"side unknown      {100 * report['side_unknown']:.2f} %",

@@ -79,7 +79,7 @@ class Tracker:
         self._poser = Poser(self.refit, calibration, self.smooth, self.arithmetic)
 
     def process(self, frame: DepthFrame) -> list[WireHand]:
-        """The hands of this frame, those measured and those predicted; none if none is there."""
+        """The hands of this frame, those measured and those predicted but not refuted by it; none if none is there."""
         for stage in STAGES:
             self.stages_us[stage] = 0.0
         if frame.t_ns < self._t_ns:

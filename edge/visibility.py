@@ -53,7 +53,7 @@ def refuted(frame: DepthFrame, joints_m: Array) -> bool:
     column, row = np.rint(pixel).astype(np.intp).T  # (21,)
     inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height) & before
     counts = frame.depth.ravel()[np.where(inside, row * camera.width + column, 0)]
-    through = (counts > 0) & (counts * frame.depth_unit_m - z > THROUGH_M)
+    through = counts * frame.depth_unit_m - z > THROUGH_M  # 0, no reading, is before every joint
     return bool((~inside | through).mean() > 0.5)
 
 

@@ -148,7 +148,9 @@ def test_a_hand_is_not_predicted_where_the_frame_shows_what_lies_behind_it(
         last = tracker.process(frame)
     wall = round(1e3 * (last[0].pose.joints_m[:, 2].max() + 0.3))
     assert tracker.process(blank(frames[4], wall)) == []
-    (again,) = tracker.process(frames[5])
+    (again,) = tracker.process(blank(frames[5]))  # which shows nothing
+    assert (again.id, again.pose.state) == (last[0].id, "predicted")
+    (again,) = tracker.process(frames[6])
     assert (again.id, again.pose.state) == (last[0].id, "tracked")
 
 

@@ -46,8 +46,8 @@ def visible(frame: DepthFrame, joints_m: Array, reach_m: Array = REACH_M) -> NDA
 
 
 def refuted(frame: DepthFrame, joints_m: Array) -> bool:
-    """Whether the frame shows that no hand is where joints (21, 3) m in the camera frame should be: most of them are
-    outside the picture, or what is read there lies behind them. A hand behind something, or in a hole, may be there."""
+    """Whether a hand with joints (21, 3) m in the camera frame counts as gone: most of them are outside the picture, or
+    what is read there lies behind them. A hand behind something, or in a hole, may be there."""
     z, pixel, before = _in_picture(frame, joints_m)
     camera = frame.intrinsics
     column, row = np.rint(pixel).astype(np.intp).T  # (21,)

@@ -30,7 +30,7 @@ from .visibility import refuted
 __all__ = ["STAGES", "Track", "Tracker"]
 
 MAX_HANDS = 2
-FAR_M = 1.4  # new hands are not looked for beyond this: finder and network have learned them up to 1.35
+NEW_WITHIN_M = 1.4  # new hands are not looked for beyond: finder and network have learned them up to 1.35
 SEARCH_NS = 60_000_000  # between searches while there is room for another hand
 CONFIRM_NS = 300_000_000  # between searches while there is none
 SAME_M = 0.08  # a proposal as near as this to a followed hand is that hand
@@ -251,7 +251,7 @@ class Tracker:
 
     def _begin(self, roi: HandRoi, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """Look closer at a proposal, as at a right and as at a left hand; a hand gets a track."""
-        if roi.centre_m[2] > FAR_M:
+        if roi.centre_m[2] > NEW_WITHIN_M:
             return
         first = self.eye.look(frame, roi.centre_m, roi.side == "left")
         if not first.is_hand or first.centre_m[2] < NEAR_M:

@@ -11,7 +11,7 @@ from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.look import Look
 from edge_hand.edge.track import MOST_M_S, PREDICTED_NS
-from edge_hand.edge.tracker import FAR_M, REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
+from edge_hand.edge.tracker import NEW_WITHIN_M, REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.crop import MIRROR
 from edge_hand.hand.frames import DepthFrame, HandRoi
@@ -154,7 +154,7 @@ def test_a_hand_is_not_predicted_where_the_frame_shows_what_lies_behind_it(
     assert (again.id, again.pose.state) == (last[0].id, "tracked")
 
 
-@pytest.mark.parametrize(("z_m", "looked"), [(FAR_M - 0.01, True), (FAR_M + 0.01, False)])
+@pytest.mark.parametrize(("z_m", "looked"), [(NEW_WITHIN_M - 0.01, True), (NEW_WITHIN_M + 0.01, False)])
 def test_a_new_hand_beyond_what_finder_and_network_know_is_not_looked_at(
     engine: Engine, frames: list[DepthFrame], z_m: float, looked: bool
 ) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from .parallel import Group
 
-ALONE = Group()
 # Jordan et al. 2024: the quintic a x + b x^3 + c x^5 lifts small singular values fast and ends with all in 0.7 to 1.2.
 A, B, C = 3.4445, -4.7750, 2.0315
 STEPS = 5
@@ -33,10 +32,10 @@ class Muon(torch.optim.Optimizer):
         lr: float = 0.02,
         momentum: float = 0.95,
         weight_decay: float = 0.0,
-        group: Group = ALONE,
+        group: Group | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.group = group
+        self.group = group or Group()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

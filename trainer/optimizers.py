@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from .checkpoint import TrainConfig, TrainError
-from .muon import ALONE, Muon
+from .muon import Muon
 from .parallel import Group
 
 
-def build_optimizers(net: nn.Module, config: TrainConfig, group: Group = ALONE) -> list[torch.optim.Optimizer]:
+def build_optimizers(net: nn.Module, config: TrainConfig, group: Group | None = None) -> list[torch.optim.Optimizer]:
     """Muon for the convolutions' weights and AdamW for the rest, or AdamW for all; group: the run's processes."""
     if not (0 <= config.lr < math.inf and 0 <= config.muon_lr < math.inf):
         raise TrainError(f"--lr {config.lr}, --muon-lr {config.muon_lr}: rates must be numbers and not negative")

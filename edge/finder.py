@@ -1,7 +1,8 @@
 """Where are hands? A small network looks at the whole depth frame and proposes 0, 1, 2 or more of them.
 
-The frame is resampled to a picture of one size and focal length, whatever the camera, so that a hand's size in the
-picture depends on its distance alone. The network (`trainer/nets/finder.py`) gives, every four pixels, how likely a
+The frame is resampled to a picture of one size, which a narrow camera's view fills as a wide one's does (`Part`): there
+all is larger, and its depth is told as so much less, so that a hand has its size in the picture at that depth. The
+network (`trainer/nets/finder.py`) gives, every four pixels, how likely a
 hand's centre is there, where in the cell, how far away, and which side it is; peaks are the proposals. Without a model
 the plain geometry of `surfaces.py` proposes.
 """
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..hand.arrays import Array
-from ..hand.camera import Intrinsics
+from ..hand.camera import Intrinsics, fold_slope
 from ..hand.frames import DepthFrame, HandRoi, Side
 from .engines import ANYWHERE, Engine, open_engine
 from .networks.card import ModelError, find_model
@@ -30,9 +31,15 @@ __all__ = [
 ]  # fmt: skip
 
 PICTURE = Intrinsics(160, 112, 80.0, 80.0, 79.5, 55.5)  # 90 by 70 degrees
-INPUT = [1, 2, PICTURE.height, PICTURE.width]
 STRIDE = 4  # px of the picture a cell
-NEAREST_M, FARTHEST_M = 0.15, 2.0  # depth is clipped to this
+ROWS, COLUMNS = PICTURE.height // STRIDE, PICTURE.width // STRIDE
+INPUT = [1, 2 * STRIDE**2, ROWS, COLUMNS]
+NEAREST_M, FARTHEST_M = 0.12, 2.0  # depth in the picture is clipped to this
+FILLS = 0.95  # of the picture's width or height, a whole frame
+MOST_ZOOM = 1.6  # of a whole frame
+CLOSER = 1.5  # zoom of a closer part over that of the whole frame
+REACH_M = 0.06  # of a hand to every side: nearer to a part's border it may be cut
+WIDEST = 2.0  # slope of rays beyond which parts show nothing
 OUTPUTS = ("heat", "offset", "log_z", "right")
 LEAST_SCORE = 0.1  # proposals below this are none
 MOST = 6  # proposals of a frame
@@ -52,8 +59,31 @@ class Maps(NamedTuple):
     right: Array
 
 
+class Part(NamedTuple):
+    """The part of a camera's view that the picture shows: its middle is the ray (x, y, 1), its focal length zoom times
+    that of `PICTURE`, and its depths are the real ones over zoom. So a point (X, Y, Z) m of the frame is (X - x Z, Y -
+    y Z, Z / zoom) in the picture."""
+
+    zoom: float = 1.0
+    x: float = 0.0
+    y: float = 0.0
+
+    def to_picture(self, points: Array) -> Array:
+        """Points (..., 3) m of the frame to the picture's."""
+        z = points[..., 2]
+        return np.stack([points[..., 0] - self.x * z, points[..., 1] - self.y * z, z / self.zoom], -1)
+
+    def to_frame(self, points: Array) -> Array:
+        """Points (..., 3) m of the picture to the frame's."""
+        z = points[..., 2] * self.zoom
+        return np.stack([points[..., 0] + self.x * z, points[..., 1] + self.y * z, z], -1)
+
+
+UNZOOMED = Part()
+
+
 class Finder(Protocol):
-    """finder(frame) gives proposals for the hands of a frame, the best first.
+    """finder(frame, part) gives proposals for the hands of a frame, the best first; of all of it without a part.
 
     From threshold on a proposal is a hand rather than not. One that judges proposes hands alone, so that a place it
     does not propose is hardly one; one that does not, proposes places to look at. Not to be shared between threads.
@@ -62,7 +92,7 @@ class Finder(Protocol):
     threshold: float
     judges: bool
 
-    def __call__(self, frame: DepthFrame) -> list[HandRoi]: ...
+    def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]: ...
 
 
 class NetworkFinder:
@@ -75,18 +105,20 @@ class NetworkFinder:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def __call__(self, frame: DepthFrame) -> list[HandRoi]:
-        heat, offset, log_z, right = self.engine.run(network_input_of(frame))
-        return proposals(Maps(heat[0, 0], offset[0], log_z[0, 0], right[0, 0]), LEAST_SCORE, MOST)
+    def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
+        part = part or whole_view(frame.intrinsics)
+        heat, offset, log_z, right = self.engine.run(network_input_of(frame, part))
+        return proposals(Maps(heat[0, 0], offset[0], log_z[0, 0], right[0, 0]), LEAST_SCORE, MOST, part)
 
 
 class SurfaceFinder:
-    """Proposals from geometry alone (`surfaces.find_hands`): places where one hand could be, sides unknown."""
+    """Proposals from geometry alone (`surfaces.find_hands`), always for the whole frame: places where one hand could
+    be, sides unknown."""
 
     threshold = 0.0
     judges = False
 
-    def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+    def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
         return find_hands(frame)
 
 
@@ -118,27 +150,84 @@ def open_finder(
     return NetworkFinder(engine)
 
 
-def resample(frame: DepthFrame) -> NDArray[np.float32]:
-    """The frame as `PICTURE` sees it: (112, 160) depth m, 0 = no reading, -1 = outside the frame. Each pixel is the
+@lru_cache(32)
+def whole_view(camera: Intrinsics) -> Part:
+    """The part that shows all of a camera's view, as large as picture and zoom allow; of a wider one the middle."""
+    (left, right), (top, bottom) = _borders(camera)
+    most = max((right - left) * PICTURE.fx / PICTURE.width, (bottom - top) * PICTURE.fy / PICTURE.height) / FILLS
+    zoom = 1 / max(most, 1 / MOST_ZOOM)
+    return Part(zoom, (left + right) / 2, (top + bottom) / 2) if zoom > 1 else UNZOOMED
+
+
+@lru_cache(32)
+def closer(camera: Intrinsics) -> tuple[Part, ...]:
+    """Closer parts that together show all of a camera's view."""
+    zoom = CLOSER * whole_view(camera).zoom
+
+    def middles(low: float, high: float, shown: float) -> list[float]:
+        n = max(1, math.ceil((high - low) / shown))
+        if n == 1:
+            return [(low + high) / 2]
+        return [float(x) for x in np.linspace(low + shown / 2, high - shown / 2, n)]
+
+    x, y = _borders(camera)
+    columns = middles(*x, PICTURE.width / PICTURE.fx / zoom)
+    return tuple(
+        Part(zoom, column, row) for row in middles(*y, PICTURE.height / PICTURE.fy / zoom) for column in columns
+    )
+
+
+def shows(part: Part, point: Array) -> bool:
+    """Whether a hand at a point (3,) m of the frame is well inside the part."""
+    x, y, z = part.to_picture(point).tolist()
+    column, row = (PICTURE.fx * (abs(side) + REACH_M) / z for side in (x, y))
+    return bool(z > NEAREST_M and column < PICTURE.width / 2 and row < PICTURE.height / 2)
+
+
+def _borders(camera: Intrinsics) -> tuple[tuple[float, float], tuple[float, float]]:
+    """The least and the greatest x and y of the rays (x, y, 1) in which the camera's lens shows something."""
+    columns, rows = (np.linspace(-0.5, n - 0.5, 33) for n in (camera.width, camera.height))
+    rays = camera.rays(np.stack(np.meshgrid(columns, rows), -1)).reshape(-1, 3)
+    shown = np.hypot(rays[:, 0], rays[:, 1]) < min(fold_slope(camera.distortion), WIDEST)
+    x, y = rays[shown].T[:2] if shown.any() else np.zeros((2, 1))
+    return (float(x.min()), float(x.max())), (float(y.min()), float(y.max()))
+
+
+def resample(frame: DepthFrame, part: Part) -> NDArray[np.float32]:
+    """The frame as the picture shows it: (112, 160) depth m, 0 = no reading, -1 = outside the frame. Each pixel is the
     nearest of the frame's; nothing is averaged, since the mean of two surfaces is none."""
-    at, outside = _pixels(frame.intrinsics)
-    z = frame.depth.ravel().take(at) * np.float32(frame.depth_unit_m)
+    at, outside = _pixels(frame.intrinsics, part)
+    z = frame.depth.ravel().take(at) * np.float32(frame.depth_unit_m / part.zoom)
     z[outside] = -1
-    return z.reshape(PICTURE.height, PICTURE.width)
+    return from_cells(z.reshape(STRIDE**2, ROWS, COLUMNS))
 
 
 def network_input(z: Array) -> NDArray[np.float32]:
-    """A resampled picture (..., 112, 160) m to what the network sees, (..., 2, 112, 160) or with a batch axis of 1:
-    the nearest distance over the depth, 0 where nothing was read; and 1 for a reading, -1 outside the frame."""
+    """A resampled picture (..., 112, 160) m to what the network sees, (..., 32, 28, 40) or with a batch axis of 1: of
+    each of a cell's 16 pixels, row by row, the nearest distance over the depth, 0 where nothing was read; then of each
+    1 for a reading, -1 outside the frame."""
     z = np.asarray(z, np.float32)
-    z = z[None] if z.ndim == 2 else z
-    image = np.empty((len(z), 2, *z.shape[1:]), np.float32)
-    read = z > 0
-    np.divide(np.float32(NEAREST_M), np.clip(z, NEAREST_M, FARTHEST_M), out=image[:, 0])
-    image[:, 0] *= read
-    image[:, 1] = read
-    image[:, 1] -= z < 0
-    return image
+    z = by_cell(z[None] if z.ndim == 2 else z)
+    read = (z > 0).astype(np.float32)
+    return np.concatenate([nearness(z), read - (z < 0)], 1)
+
+
+def nearness(z: Array) -> NDArray[np.float32]:
+    """The nearest distance over the depth, in (0, 1]; 0 where nothing was read."""
+    near: NDArray[np.float32] = np.float32(NEAREST_M) / np.clip(z, NEAREST_M, FARTHEST_M, dtype=np.float32) * (z > 0)
+    return near
+
+
+def by_cell(picture: Array) -> Array:
+    """Pixels (..., 112, 160) to (..., 16, 28, 40): a plane for each place in a cell."""
+    cells = picture.reshape(*picture.shape[:-2], ROWS, STRIDE, COLUMNS, STRIDE)
+    return np.moveaxis(cells, (-3, -1), (-4, -3)).reshape(*picture.shape[:-2], STRIDE**2, ROWS, COLUMNS)
+
+
+def from_cells(planes: Array) -> Array:
+    """`by_cell` undone, of (16, 28, 40)."""
+    cells = planes.reshape(STRIDE, STRIDE, ROWS, COLUMNS)
+    return cells.transpose(2, 0, 3, 1).reshape(PICTURE.height, PICTURE.width)
 
 
 def retire(finder: Finder) -> None:
@@ -148,27 +237,26 @@ def retire(finder: Finder) -> None:
         close()
 
 
-def network_input_of(frame: DepthFrame) -> NDArray[np.float32]:
-    """`network_input(resample(frame))` in two thirds of the time: what each count means is looked up."""
-    at, outside = _pixels(frame.intrinsics)
+def network_input_of(frame: DepthFrame, part: Part) -> NDArray[np.float32]:
+    """`network_input(resample(frame, part))` in two thirds of the time: what each count means is looked up."""
+    at, outside = _pixels(frame.intrinsics, part)
     counts = frame.depth.ravel().take(at)
     image = np.empty((1, 2, len(counts)), np.float32)
     near, read = image[0]
-    _meaning(frame.depth_unit_m).take(counts, out=near, mode="clip")
+    _meaning(frame.depth_unit_m / part.zoom).take(counts, out=near, mode="clip")
     np.greater(counts, 0, out=read, casting="unsafe")
     near[outside], read[outside] = 0, -1
     return image.reshape(INPUT)
 
 
-@lru_cache(4)
+@lru_cache(16)
 def _meaning(depth_unit_m: float) -> NDArray[np.float32]:
-    """(65536,) what the network sees of each count, in its first channel."""
-    counts = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
-    return network_input(counts * np.float32(depth_unit_m))[0, 0].ravel()
+    """(65536,) the nearness of each count."""
+    return nearness(np.arange(1 << 16, dtype=np.uint16) * np.float32(depth_unit_m))
 
 
-def proposals(maps: Maps, least_score: float, limit: int) -> list[HandRoi]:
-    """The peaks of the heat, the best first, no two of them within `APART_M`."""
+def proposals(maps: Maps, least_score: float, limit: int, part: Part = UNZOOMED) -> list[HandRoi]:
+    """The peaks of the heat, the best first, no two of them within `APART_M`; part is what the maps are of."""
     warm = np.flatnonzero(maps.heat > math.log(least_score / (1 - least_score)))  # few cells are
     heat = maps.heat.tolist()
     rois: list[HandRoi] = []
@@ -180,7 +268,7 @@ def proposals(maps: Maps, least_score: float, limit: int) -> list[HandRoi]:
         dx, dy = maps.offset[:, row, column].tolist()
         z = math.exp(min(max(float(maps.log_z[row, column]), -3.0), 2.0))
         x, y = (cell_centre(column + dx) - PICTURE.cx) / PICTURE.fx, (cell_centre(row + dy) - PICTURE.cy) / PICTURE.fy
-        centre = np.array([x * z, y * z, z])
+        centre = part.to_frame(np.array([x * z, y * z, z]))
         if all(math.dist(centre, roi.centre_m) > APART_M for roi in rois):
             rois.append(HandRoi(side_of(float(maps.right[row, column])), centre, CUBE_M, _sigmoid(score)))
             if len(rois) == limit:
@@ -203,12 +291,13 @@ def _sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-max(float(x), -50.0)))
 
 
-@lru_cache(8)
-def _pixels(camera: Intrinsics) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """For every pixel of the picture the place in the frame's raveled depth; and which of them the frame does not
-    show."""
-    grid = np.stack(np.meshgrid(np.arange(PICTURE.width), np.arange(PICTURE.height)), -1).reshape(-1, 2)
-    rays = PICTURE.rays(grid)
+@lru_cache(64)
+def _pixels(camera: Intrinsics, part: Part) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """For every pixel of the picture, by cell, the place in the frame's raveled depth; and which of them the frame does
+    not show."""
+    columns, rows = np.meshgrid(np.arange(PICTURE.width), np.arange(PICTURE.height))
+    grid = np.stack([by_cell(columns), by_cell(rows)], -1).reshape(-1, 2)
+    rays = PICTURE.rays(grid) / (part.zoom, part.zoom, 1) + (part.x, part.y, 0)
     pixels = np.rint(camera.project(rays))
     column, row = pixels.T
     inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)

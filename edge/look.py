@@ -20,6 +20,7 @@ from .reading import read
 MOST_ERROR_MM = 26.0
 LEAST_PRESENCE = -1.5  # log-odds
 LEAST_HAND_PIXELS = 40  # of 1024
+MOST_SCORE = 0.88  # that counts: the finder is surer of some real faces than of any rendered one
 BELIEF = np.array([1.186, 0.406, 0.600, -0.417, -0.116])  # of `evidence`; counted by `trainer/judge.py`
 GAUGE_POINTS = 40
 TRUST_M = 0.015  # a joint with this expected error counts a half
@@ -87,7 +88,7 @@ class Eye:
 
 def evidence(look: Look, finder_score: float) -> Array:
     """(5,) what speaks for a hand: 1, the finder's log-odds, the network's, the error it expects, pixels on it."""
-    score = min(max(finder_score, 0.01), 0.99)
+    score = min(max(finder_score, 0.01), MOST_SCORE)
     presence = min(max(look.prediction.presence_logit, -8.0), 8.0)
     return np.array(
         [1, np.log(score / (1 - score)), presence, look.error_mm / 10, np.log1p(look.prediction.hand_pixels)]

@@ -1,8 +1,9 @@
 """The hands of a camera, frame after frame: follow those that are known, search for those that are not.
 
-A hand is followed by cropping where it should be by now. The finder looks at the whole frame when a hand is missing,
-while there is room for another, and now and then to confirm what is followed and which
-side it is. A new hand is published when a second frame shows it too, or at once if it is beyond doubt.
+A hand is followed by cropping where it should be by now. The finder looks at the whole frame when a hand is missing and
+now and then to confirm what is followed and which side it is; while there is room for another hand, at the whole frame
+and at closer parts of it by turns. A new hand is published when a second frame shows it too, or at once if it is beyond
+doubt.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from .arithmetic import PLAIN, Arithmetic
 from .calm import Calm
 from .confidence import calibration_of
 from .engines import Engine
-from .finder import NEAR_M, Finder, open_finder
+from .finder import NEAR_M, Finder, Part, closer, open_finder, shows
 from .look import Eye, Look, belief
 from .person import Person
 from .refit import Refit
@@ -70,6 +71,7 @@ class Tracker:
     _refused: list[tuple[Array, int]] = field(default_factory=list)
     _next_id: int = 1
     _searched_ns: int = NEVER_NS
+    _turn: int = 0  # of all and closer parts
     _t_ns: int = NEVER_NS
 
     def __post_init__(self) -> None:
@@ -83,7 +85,7 @@ class Tracker:
         for stage in STAGES:
             self.stages_us[stage] = 0.0
         if frame.t_ns < self._t_ns:
-            self._searched_ns = NEVER_NS
+            self._searched_ns, self._turn = NEVER_NS, 0
             for track in (*self.tracks, *self._lost):
                 track.forget_motion(frame.t_ns)
         self._t_ns = frame.t_ns
@@ -108,7 +110,7 @@ class Tracker:
     def reset(self) -> None:
         """Forget all hands: the next frame is searched from nothing."""
         self.tracks, self._lost, self._refused = [], [], []
-        self._searched_ns = self._t_ns = NEVER_NS
+        self._searched_ns, self._t_ns, self._turn = NEVER_NS, NEVER_NS, 0
 
     @property
     def person(self) -> Person | None:
@@ -119,7 +121,7 @@ class Tracker:
         """No frames came for a while: no hand is followed any more, but those that come back soon are known."""
         self._lost += [track for track in self.tracks if track.published]
         self.tracks = []
-        self._searched_ns = NEVER_NS
+        self._searched_ns, self._turn = NEVER_NS, 0
 
     def keep_first(self) -> None:
         """Follow no more hands than max_hands, those with the lowest numbers; the others are lost."""
@@ -202,10 +204,11 @@ class Tracker:
     def _search(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         self._searched_ns = frame.t_ns
         begun = time.perf_counter()
-        rois = self.finder(frame)
+        part = self._where(frame, looks)
+        rois = self.finder(frame, part)
         self.stages_us["find"] += (time.perf_counter() - begun) * 1e6
         if self.finder.judges:
-            self._confirm(rois, looks)
+            self._confirm(rois, looks, part)
         for roi in rois:
             if any(_near(look.centre_m, roi, SAME_M) for look in looks.values()):
                 continue
@@ -214,9 +217,19 @@ class Tracker:
             if len(self.tracks) < self.max_hands and not self._was_refused(roi, frame):
                 self._begin(roi, frame, looks)
 
-    def _confirm(self, rois: list[HandRoi], looks: dict[Track, Look]) -> None:
-        """What the finder says of the followed hands: are they any, and of which side; those not believed in go."""
-        for track in [t for t in self.tracks if t in looks]:
+    def _where(self, frame: DepthFrame, looks: dict[Track, Look]) -> Part | None:
+        """Where to search while there is room for another hand: in all of the frame and in closer parts of it by turns;
+        else, and when a hand is missing, in all."""
+        if len(looks) < len(self.tracks) or len(self.tracks) >= self.max_hands:
+            return None
+        parts, turn = closer(frame.intrinsics), self._turn
+        self._turn += 1
+        return parts[turn // 2 % len(parts)] if turn % 2 else None
+
+    def _confirm(self, rois: list[HandRoi], looks: dict[Track, Look], part: Part | None) -> None:
+        """What the finder says of the followed hands that the part shows: are they any, and of which side; those not
+        believed in go."""
+        for track in [t for t in self.tracks if t in looks and (not part or shows(part, looks[t].centre_m))]:
             look = looks[track]
             near = [roi for roi in rois if _near(look.centre_m, roi, SAME_M)]
             roi = min(near, key=partial(_distance, look.centre_m), default=None)

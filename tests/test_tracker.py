@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine
+from edge_hand.edge.finder import Part
 from edge_hand.edge.look import Look
 from edge_hand.edge.track import MOST_M_S, PREDICTED_NS
 from edge_hand.edge.tracker import NEW_WITHIN_M, REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
@@ -161,7 +162,7 @@ def test_a_new_hand_beyond_what_finder_and_network_know_is_not_looked_at(
     class Proposes:
         judges = True
 
-        def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+        def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
             return [HandRoi("right", np.array([0.0, 0.0, z_m]), 0.25, 0.9)]
 
     tracker = Tracker(engine, finder=Proposes())
@@ -258,7 +259,7 @@ def test_what_is_no_longer_believed_in_is_dropped(
     class Blind:
         judges, threshold = True, 0.5
 
-        def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+        def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
             return []
 
     tracker = Tracker(engine)

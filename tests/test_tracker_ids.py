@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine
+from edge_hand.edge.finder import Part
 from edge_hand.edge.look import Look
 from edge_hand.edge.person import Person
 from edge_hand.edge.tracker import MAYBE, PUBLISH, REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
@@ -95,7 +96,7 @@ def test_the_nearest_proposal_says_what_a_followed_hand_is(
     class Two:
         judges, threshold = True, 0.5
 
-        def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+        def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
             near, far = track.centre_m + (0.01, 0, 0), track.centre_m + (0.06, 0, 0)
             return [HandRoi("left", far, 0.25, 0.9), HandRoi("right", near, 0.25, 0.6)]
 
@@ -128,7 +129,7 @@ def test_a_hand_that_is_seen_is_not_found_again_as_the_one_beside_it(
     follow = tracker._follow
     monkeypatch.setattr(tracker, "_follow", lambda t, frame: follow(t, frame) if t is track else None)
     rois = [HandRoi("right", track.centre_m, 0.25, 0.9), HandRoi("right", beside, 0.25, 0.9)]
-    monkeypatch.setattr(tracker, "finder", lambda frame: rois)
+    monkeypatch.setattr(tracker, "finder", lambda frame, part: rois)
     tracker.finder.judges = True
     hands = tracker.process(at(shown, 4 + SEARCH_NS / FRAME_NS))
     assert [hand.id for hand in hands] == [1]

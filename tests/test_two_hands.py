@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from edge_hand.edge.engines import Engine
+from edge_hand.edge.finder import Part
 from edge_hand.edge.look import Look
 from edge_hand.edge.track import SIDE_LIMIT
 from edge_hand.edge.tracker import FINDER_VOTES, REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
@@ -44,7 +45,7 @@ class Stage:
         seen = replace(look.prediction, right_logit=self.logit if mirrored == left else -self.logit)
         return look._replace(prediction=seen, crop=replace(look.crop, mirrored=mirrored))
 
-    def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+    def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
         sides = self.sides or ["left" if left else "right" for _, left in self.hands]
         return [HandRoi(side, middle(*h), 0.25, 0.95) for h, side in zip(self.hands, sides, strict=False)]
 
@@ -143,7 +144,7 @@ def test_the_hand_before_a_hidden_one_has_no_vote_on_that_one_s_side(
     votes = hidden.right_votes
     if proposed:  # the finder, beside the hand that is seen
         beside = HandRoi("right", before.centre_m + (0.09, 0.0, 0.0), 0.25, 0.95)
-        monkeypatch.setattr(Stage, "__call__", lambda stage, frame: [beside])
+        monkeypatch.setattr(Stage, "__call__", lambda stage, frame, part: [beside])
     off = (0.15 if proposed else -0.06, 0.0, 0.0)
     hidden.centre_m, hidden.velocity_m_s = before.centre_m + off, np.zeros(3)
     assert [(h.id, h.pose.state) for h in stage.step(4)] == [(1, "tracked"), (2, "predicted")]
@@ -287,5 +288,5 @@ class Proposing:
     def __init__(self, rois: list[HandRoi]) -> None:
         self.rois = rois
 
-    def __call__(self, frame: DepthFrame) -> list[HandRoi]:
+    def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
         return self.rois

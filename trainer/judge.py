@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from ..edge.engines import open_engine
-from ..edge.finder import open_finder
+from ..edge.finder import Part, closer, open_finder
 from ..edge.look import Eye, Look, evidence
 from ..edge.networks.card import ModelError, find_model
 from ..hand.arrays import Array
@@ -35,9 +35,9 @@ class Case(NamedTuple):
     is_hand: bool
 
 
-def cases(scene: Scene, eye: Eye, finder: Any) -> Iterator[Case]:
-    """All proposals of a scene, each looked at as the tracker does with a new hand."""
-    for roi in finder(scene.frame):
+def cases(scene: Scene, eye: Eye, finder: Any, part: Part | None = None) -> Iterator[Case]:
+    """All proposals of a scene, or of a part of it, each looked at as the tracker does with a new hand."""
+    for roi in finder(scene.frame, part):
         first = eye.look(scene.frame, roi.centre_m, roi.side == "left")
         if first.prediction.hand_pixels == 0 or first.centre_m[2] < 0.1:
             continue
@@ -70,7 +70,10 @@ def main(scenes: int, model: str | None, finder: str, first: int) -> None:
     generator = SceneGenerator("train")
     found: list[list[Case]] = [[], []]
     for i in range(scenes):
-        found[i % 2] += cases(generator.scene(first + i), eye, proposer)
+        scene = generator.scene(first + i)
+        parts = closer(scene.frame.intrinsics)  # which the tracker searches by turns with all of it
+        part = parts[i // 4 % len(parts)] if i // 2 % 2 else None
+        found[i % 2] += cases(scene, eye, proposer, part)
     (x, y), (x_test, y_test) = (
         (np.array([c.evidence for c in half]), np.array([c.is_hand for c in half], float)) for half in found
     )

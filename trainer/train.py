@@ -343,7 +343,7 @@ class Log:
 
 def progress(seen: int, samples: int, per_s: float, means: dict[str, float]) -> str:
     """The line that says how far the run is."""
-    left_min = (samples - seen) / per_s / 60
+    left_min = max(samples - seen, 0) / per_s / 60
     terms = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
     return f"{seen:>9,} / {samples:,} samples  {per_s:4.0f}/s  {left_min:4.0f} min left  {terms}"
 

@@ -21,9 +21,9 @@ import numpy as np
 from ...hand.arrays import Array
 from ...hand.frames import DepthFrame, HandRoi
 from ...hand.messages import StatusState
-from ..finder import Finder
+from ..finder import Finder, Part
 from ..track import Track
-from ..tracker import Tracker
+from ..tracker import NEW_WITHIN_M, Tracker
 from .card import ModelCard, ModelError
 from .reload import Reloader, ReloadError
 from .store import (
@@ -281,10 +281,9 @@ class _Listening:
         self.engine = getattr(finder, "engine", None)
         self.sure = False
 
-    def __call__(self, frame: DepthFrame) -> list[HandRoi]:
-        rois = self._inner(frame)
-        if self.judges and rois and rois[0].score >= SURE:
-            self.sure = True
+    def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
+        rois = self._inner(frame, part)
+        self.sure |= self.judges and any(r.score >= SURE and r.centre_m[2] <= NEW_WITHIN_M for r in rois)
         return rois
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from ...edge.cameras import BadFrame, CameraError
 from ...edge.engines import Engine, open_engine
+from ...edge.finder import whole_view
 from ...edge.networks.card import DEFAULT_MODEL
 from ...edge.recordings.recording import Recording, RecordingError
 from ...edge.tracker import Tracker
@@ -232,10 +233,12 @@ def _turn_about(frame: DepthFrame, centre_m: Array, tracker: Tracker, seen: Evid
     """What the networks make of the picture as it is and turned by 90, 180 and 270 degrees."""
     left = bool(tracker.tracks) and tracker.tracks[0].is_left
     errors, scores = [], []
+    zoom = min(whole_view(quarter_turns(frame, quarter).intrinsics).zoom for quarter in range(2))
     for quarter in range(4):
         turned, at = quarter_turns(frame, quarter), _QUARTERS[quarter] @ centre_m
+        part = whole_view(turned.intrinsics)._replace(zoom=zoom)  # as large however it is turned
         errors.append(tracker.eye.look(turned, at, left).error_mm)
-        near = [r.score for r in tracker.finder(turned) if np.linalg.norm(r.centre_m - at) < 0.08]
+        near = [r.score for r in tracker.finder(turned, part) if np.linalg.norm(r.centre_m - at) < 0.08]
         scores.append(max(near, default=0.0))
     seen.expected_mm.append(np.array(errors))
     seen.finder.append(np.array(scores))

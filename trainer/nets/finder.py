@@ -19,12 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...edge.finder import FARTHEST_M, NEAREST_M, OUTPUTS, PICTURE, STRIDE
+from ...edge.finder import COLUMNS, FARTHEST_M, NEAREST_M, OUTPUTS, PICTURE, ROWS, STRIDE
 from .dgn import conv
 
 __all__ = ["OUTPUTS", "Criterion", "FinderNet", "Output", "Targets", "targets"]
 
-ROWS, COLUMNS = PICTURE.height // STRIDE, PICTURE.width // STRIDE
 OFFSET, LOG_Z = 0.3, 0.1  # what the last layer gives is of unit size, so that a step of the optimiser is a small one
 RELIEF_M = 0.15  # depth behind the nearest surface in 3x3 cells over which relief is told apart
 HEAT_SHARE = 0.003  # of the cells hold a hand: what the untrained network says
@@ -44,22 +43,19 @@ class Output(NamedTuple):
 
 
 class FinderNet(nn.Module):
-    """width: channels at the resolution of the cells; twice and three times as many below."""
+    """width: channels at the resolution of the cells; three and five times as many below."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        c = width
-        self.unshuffle = nn.PixelUnshuffle(STRIDE)
+        c, m, k = width, 3 * width, 5 * width
         self.nearest = nn.MaxPool2d(3, 1, 1)
         self.first = conv(3 * STRIDE**2, c)  # 28x40
         self.fine = conv(c, c)
-        self.middle = nn.Sequential(down(c, 2 * c), conv(2 * c, 2 * c))  # 14x20
-        self.coarse = nn.Sequential(
-            down(2 * c, 3 * c), conv(3 * c, 3 * c), conv(3 * c, 3 * c), conv(3 * c, 3 * c)
-        )  # 7x10
-        self.rise_middle = conv(3 * c, 2 * c, 1)
-        self.merge_middle = conv(2 * c, 2 * c)
-        self.rise_fine = conv(2 * c, c, 1)
+        self.middle = nn.Sequential(down(c, m), conv(m, m), conv(m, m))  # 14x20
+        self.coarse = nn.Sequential(down(m, k), conv(k, k), conv(k, k), conv(k, k), conv(k, k))  # 7x10
+        self.rise_middle = conv(k, m, 1)
+        self.merge_middle = conv(m, m)
+        self.rise_fine = conv(m, c, 1)
         self.merge_fine = conv(c, c)
         self.mix = conv(c + 3 * STRIDE**2, 2 * c, 1)
         self.last = nn.Conv2d(2 * c, 5, 1)
@@ -68,18 +64,18 @@ class FinderNet(nn.Module):
             self.last.bias.copy_(torch.tensor([math.log(HEAT_SHARE), 0, 0, 0, 0]))  # type: ignore[union-attr]
 
     def forward(self, picture: Tensor) -> Output:
-        """picture (B, 2, 112, 160), as `edge.finder.network_input` makes it."""
-        inverse, reading = self.unshuffle(picture).split(STRIDE**2, 1)  # (B, 16, 28, 40)
+        """picture (B, 32, 28, 40), as `edge.finder.network_input` makes it."""
+        inverse, reading = picture[:, : STRIDE**2], picture[:, STRIDE**2 :]  # (B, 16, 28, 40)
         least = NEAREST_M / FARTHEST_M
         within = inverse.amax(1, keepdim=True)  # (B, 1, 28, 40) NEAREST_M / z
         nearest = self.nearest(within).clamp_min(least)
         within = torch.where(within > 0, within, nearest)
-        behind = NEAREST_M / inverse.clamp_min(least) - NEAREST_M / nearest  # m
-        relief = (1 - behind / RELIEF_M).clamp(0, 1) * reading.clamp_min(0)
+        per_relief = NEAREST_M / RELIEF_M
+        relief = (1 + per_relief / nearest - per_relief / inverse.clamp_min(least)).clamp(0, 1) * reading.clamp_min(0)
         cells = torch.cat([inverse, reading, relief], 1)  # (B, 48, 28, 40)
         fine = self.fine(self.first(cells))
-        middle = self.middle(fine)  # (B, 2c, 14, 20)
-        coarse = self.coarse(middle)  # (B, 3c, 7, 10)
+        middle = self.middle(fine)  # (B, 3c, 14, 20)
+        coarse = self.coarse(middle)  # (B, 5c, 7, 10)
         middle = self.merge_middle(middle + up(self.rise_middle(coarse)))
         fine = self.merge_fine(fine + up(self.rise_fine(middle)))
         hidden = self.mix(torch.cat([fine, cells.to(fine.dtype)], 1))

@@ -1,33 +1,40 @@
-"""Rendered rooms as the finder sees them, kept on disk: pictures and where the hands are, in shards of 500."""
+"""Rendered rooms as the finder sees them, kept on disk: pictures of their parts and where the hands are, in shards of
+500."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...edge.finder import PICTURE, resample
+from ...edge.finder import NEAREST_M, PICTURE, Part, resample, whole_view
 from ...hand.arrays import Array
+from ...hand.camera import Intrinsics
 from ...hand.frames import DepthFrame
 from ...hand.whole import refusal
 from ..checkpoint import TrainError
 
-SHARD = 500  # scenes a file
+SHARD = 500  # pictures a file
 HANDS = 6  # at most, a picture
 UNIT_M = 1e-4
 OUTSIDE = 65535  # count of a pixel outside the frame
 SEEN, HARDLY_SEEN = 0.35, 0.05  # shares of a hand: from the first on it is to be found, below the other it is not there
-NEAREST_M, FARTHEST_M = 0.18, 1.35  # so far away are hands to be found
-RECORD = np.dtype([("picture", "<u2", (PICTURE.height, PICTURE.width)), ("hands", "<f4", (HANDS, 5))])
+WANTED_M = 0.18, 1.35  # so far away are hands to be found
+PART_ZOOM = 1.2, 1.8  # of a part of a view over that of all of it
+RECORD = np.dtype(
+    [("picture", "<u2", (PICTURE.height, PICTURE.width)), ("part", "<f4", 3), ("hands", "<f4", (HANDS, 5))]
+)
 
 
 class Hands(NamedTuple):
-    """Up to K hands of B pictures: centre_m (B, K, 3), right (B, K) bool, seen (B, K) in [0, 1], and role (B, K): 1 to
-    be found, 0 neither hand nor background, since it is hardly seen or too near or far, -1 no hand."""
+    """Up to K hands of B pictures: centre_m (B, K, 3) in the picture (`edge.finder.Part`), right (B, K) bool, seen (B,
+    K) in [0, 1], and role (B, K): 1 to be found, 0 neither hand nor background, since it is hardly seen or too near or
+    far, -1 no hand."""
 
     centre_m: Array
     right: Array
@@ -35,24 +42,52 @@ class Hands(NamedTuple):
     role: Array
 
 
-def record(frame: DepthFrame, hands: Iterable[Any]) -> Array:
-    """A scene as a () array of RECORD; hands as `rooms.SceneHand`: side, joints_m (21, 3), seen."""
+def record(frame: DepthFrame, hands: Iterable[Any], part: Part | None = None) -> Array:
+    """Part of a scene, all of it by default, as a () array of RECORD; hands as `rooms.SceneHand`: side, joints_m
+    (21, 3), seen, of which the record has what the part shows."""
+    part = part or whole_view(frame.intrinsics)
     out = np.zeros((), RECORD)
-    z = resample(frame)
+    z = resample(frame, part)
     out["picture"] = np.where(z < 0, OUTSIDE, np.rint(np.minimum(z / UNIT_M, OUTSIDE - 1)))
+    out["part"] = part
     out["hands"] = np.nan
     best = sorted(hands, key=lambda hand: -hand.seen)[:HANDS]
     for row, hand in zip(out["hands"], best, strict=False):
-        row[:] = *hand.joints_m.mean(0), hand.side == "right", hand.seen
+        in_frame = _inside(frame.intrinsics, hand.joints_m)
+        in_picture = _inside(PICTURE, part.to_picture(hand.joints_m))
+        seen = hand.seen * (in_frame & in_picture).sum() / max(in_frame.sum(), 1)
+        row[:] = *hand.joints_m.mean(0), hand.side == "right", seen
     return out
+
+
+def _inside(camera: Intrinsics, points: Array) -> NDArray[np.bool_]:
+    """Which of the points (N, 3) m the camera's image holds."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x, y = camera.project(points).T
+    return np.asarray((points[:, 2] > 0) & (abs(x - (camera.width - 1) / 2) <= camera.width / 2)
+                      & (abs(y - (camera.height - 1) / 2) <= camera.height / 2))  # fmt: skip
+
+
+def random_part(camera: Intrinsics, hands: Sequence[Any], rng: np.random.Generator) -> Part:
+    """Some part of a camera's view, seen closer, every other time about a hand if there is one."""
+    all_of_it = whole_view(camera)
+    zoom = all_of_it.zoom * math.exp(rng.uniform(*np.log(PART_ZOOM)))
+    width, height = PICTURE.width / PICTURE.fx, PICTURE.height / PICTURE.fy
+    room = np.array([width, height]) * (1 / all_of_it.zoom - 1 / zoom) / 2  # so far may the middle be off
+    off = rng.uniform(-room, room)
+    if hands and rng.random() < 0.5:
+        x, y, z = hands[int(rng.integers(len(hands)))].joints_m.mean(0)
+        aside = rng.uniform(-0.4, 0.4, 2) * (width, height) / zoom
+        off = np.clip((x / z - all_of_it.x, y / z - all_of_it.y) + aside, -room, room)
+    return Part(zoom, all_of_it.x + float(off[0]), all_of_it.y + float(off[1]))
 
 
 def shard_path(cache: Path, stream: str, number: int) -> Path:
     return cache / f"{stream}-{number:04d}.npy"
 
 
-def render_shards(cache: Path, stream: str, numbers: Iterable[int], scene: Callable[[int], Any]) -> None:
-    """Write those of the shards that are not there yet; shard k holds scenes 500 k to 500 k + 499."""
+def render_shards(cache: Path, stream: str, numbers: Iterable[int], picture: Callable[[int], Array]) -> None:
+    """Write those of the shards that are not there yet; shard k holds pictures 500 k to 500 k + 499."""
     cache.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         path = shard_path(cache, stream, number)
@@ -60,8 +95,7 @@ def render_shards(cache: Path, stream: str, numbers: Iterable[int], scene: Calla
             continue
         made = np.zeros(SHARD, RECORD)
         for i in range(SHARD):
-            drawn = scene(number * SHARD + i)
-            made[i] = record(drawn.frame, drawn.hands)
+            made[i] = picture(number * SHARD + i)
         temporary = path.with_suffix(f".tmp{os.getpid()}")
         with temporary.open("wb") as file:
             np.save(file, made)
@@ -82,7 +116,7 @@ def _open_shard(path: Path) -> Array:
     except (ValueError, EOFError):
         shard = np.zeros(0)
     if shard.dtype != RECORD or shard.shape != (SHARD,):
-        raise TrainError(f"{path}: not {SHARD} rendered scenes, or a damaged file; remove it, and render it again")
+        raise TrainError(f"{path}: not {SHARD} rendered pictures, or a damaged file; remove it, and render it again")
     return shard
 
 
@@ -92,13 +126,20 @@ def depth_m(pictures: Array) -> NDArray[np.float32]:
 
 
 def hands_of(rows: Array) -> Hands:
-    """Labels (B, K, 5) to hands."""
-    there = np.isfinite(rows[..., 0])
-    values = np.nan_to_num(rows)
+    """Records (B,) to their hands."""
+    labels = rows["hands"]
+    there = np.isfinite(labels[..., 0])
+    values = np.nan_to_num(labels)
     z, seen = values[..., 2], values[..., 4]
-    wanted = (seen >= SEEN) & (z >= NEAREST_M) & (z <= FARTHEST_M)
+    centre = Part(*rows["part"].T[..., None]).to_picture(values[..., :3])
+    wanted = (seen >= SEEN) & (z >= WANTED_M[0]) & (z <= WANTED_M[1]) & (centre[..., 2] > NEAREST_M)
     role = np.where(wanted, 1, np.where(seen >= HARDLY_SEEN, 0, -1))
-    return Hands(values[..., :3], values[..., 3] > 0.5, seen, np.where(there, role, -1))
+    return Hands(centre, values[..., 3] > 0.5, seen, np.where(there, role, -1))
+
+
+def in_frame(rows: Array) -> Hands:
+    """`hands_of` with centre_m in the frame."""
+    return hands_of(rows)._replace(centre_m=np.nan_to_num(rows["hands"][..., :3]))
 
 
 def vary(z: Array, hands: Hands, rng: np.random.Generator) -> tuple[Array, Hands]:
@@ -124,21 +165,40 @@ def vary(z: Array, hands: Hands, rng: np.random.Generator) -> tuple[Array, Hands
             _narrow(z[i], centre[i], role[i], half)
         if rng.random() < 0.3:
             z[i][(rng.random((height, width)) < 0.08 * rng.random() ** 2) & (z[i] > 0)] = 0
-        if rng.random() < 0.2:  # hair and dark cloth give no readings, and faces come in pieces
+        if rng.random() < 0.2:  # dark cloth gives no readings
             lost = _blobs(rng, height, width, 0.2 * rng.random())
             z[i][lost & (z[i] > 0)] = 0
+        for _ in range(int(rng.integers(4))):
+            _shatter(z[i], rng)
     return z, Hands(centre, right, hands.seen, role)
 
 
-def _blobs(rng: np.random.Generator, height: int, width: int, share: float) -> NDArray[np.bool_]:
-    """Blobs of some 3 to 10 px that cover about such a share of the picture: where smooth noise is high."""
-    cell = rng.uniform(3, 10)
+def _blobs(
+    rng: np.random.Generator, height: int, width: int, share: float, cell: float | None = None
+) -> NDArray[np.bool_]:
+    """Blobs of about cell px, else 3 to 10, that cover about such a share of a picture: where smooth noise is high."""
+    cell = cell or rng.uniform(3, 10)
     field = rng.standard_normal((int(height / cell) + 2, int(width / cell) + 2))
     for axis, n in ((0, height), (1, width)):
         at = np.arange(n) / cell
         low, t = at.astype(int), np.expand_dims(at % 1, 1 - axis)
         field = np.take(field, low, axis) * (1 - t) + np.take(field, low + 1, axis) * t
     return field > np.quantile(field, 1 - share)
+
+
+def _shatter(z: Array, rng: np.random.Generator) -> None:
+    """Leave pieces of what is about some place: hair, glasses and beards make such of faces, as if they had fingers."""
+    row, column = (int(rng.integers(n)) for n in z.shape)
+    if z[row, column] <= 0:
+        return
+    reach = min(rng.uniform(0.08, 0.25) * PICTURE.fx / z[row, column], 60)  # px
+    top, left = max(int(row - reach), 0), max(int(column - reach), 0)
+    near = z[top : int(row + reach) + 1, left : int(column + reach) + 1]
+    y, x = np.ogrid[: near.shape[0], : near.shape[1]]
+    cell = rng.uniform(0.01, 0.05) * PICTURE.fx / z[row, column]
+    lost = _blobs(rng, near.shape[0], near.shape[1], rng.uniform(0.1, 0.6), cell=max(cell, 1.0))
+    lost &= (y + top - row) ** 2 + (x + left - column) ** 2 < reach**2
+    near[lost & (near > 0)] = 0
 
 
 def _shift(z: Array, dx: int, dy: int) -> Array:

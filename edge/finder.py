@@ -2,9 +2,8 @@
 
 The frame is resampled to a picture of one size, which a narrow camera's view fills as a wide one's does (`Part`): there
 all is larger, and its depth is told as so much less, so that a hand has its size in the picture at that depth. The
-network (`trainer/nets/finder.py`) gives, every four pixels, how likely a
-hand's centre is there, where in the cell, how far away, and which side it is; peaks are the proposals. Without a model
-the plain geometry of `surfaces.py` proposes.
+network (`trainer/nets/finder.py`) gives, every four pixels, how likely a hand's centre is there, how far away, where in
+the cell, and which side it is; peaks are the proposals. Without a model the plain geometry of `surfaces.py` proposes.
 """
 
 from __future__ import annotations

@@ -280,7 +280,7 @@ def test_scores_sides_and_card_are_what_they_are_said_to_be(finder: Finder) -> N
 @pytest.mark.skipif(not SR305.is_dir(), reason="the SR305 sample frames are not here")
 def test_of_real_frames_of_one_right_hand_each_the_hand_is_proposed(finder: Finder) -> None:
     """The hand is held out towards the camera; between these planes is nothing else. Of some frames a face in pieces
-    scores as high; the network that looks closer tells it (test_real.py)."""
+    scores as high; the network that looks closer tells it (test_evaluate.py)."""
     frames = [frame for frame in PngFolder(SR305).frames() if isinstance(frame, DepthFrame)]
     assert len(frames) == 19
     alone = 0

@@ -91,3 +91,19 @@ def test_hands_on_bare_forearms_are_where_they_are_said_to_be() -> None:
             shown += 1
             on_hand += np.median(np.abs(z - hand.vertices_m[inside, 2])) < 0.04
     assert shown > 10 and on_hand >= 0.9 * shown and sides == {"left", "right"}
+
+
+def test_what_is_left_in_pieces_is_a_place_of_a_hand_s_size_and_more() -> None:
+    rng, shares = np.random.default_rng(0), []
+    for _ in range(40):
+        z = np.full((112, 160), 0.8, np.float32)
+        z[:, :20] = -1
+        pictures._shatter(z, rng)
+        assert (
+            set(np.unique(z).tolist()) <= {np.float32(-1), np.float32(0), np.float32(0.8)} and (z[:, :20] == -1).all()
+        )
+        rows, columns = np.nonzero(z == 0)
+        if len(rows):
+            assert max(np.ptp(rows), np.ptp(columns)) <= 2 * 0.25 * PICTURE.fx / 0.8 + 1
+            shares.append(len(rows))
+    assert len(shares) > 25 and 20 < np.median(shares) < 800

@@ -21,9 +21,7 @@ MOST_ERROR_MM = 26.0
 LEAST_PRESENCE = -1.5  # log-odds
 LEAST_HAND_PIXELS = 40  # of 1024
 MOST_SCORE = 0.88  # that counts: the finder is surer of some real faces than of any rendered one
-BELIEF = np.array(
-    [1.186, 0.406, 0.600, -0.417, -0.116]
-)  # of `evidence`; counted by `trainer/judge.py` (docs/finder.md)
+BELIEF = np.array([1.186, 0.406, 0.600, -0.417, -0.116])  # of `evidence`, by `trainer/judge.py`: docs/finder.md
 GAUGE_POINTS = 40
 TRUST_M = 0.015  # a joint with this expected error counts a half
 

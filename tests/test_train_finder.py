@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -227,7 +226,9 @@ def test_several_processes_take_one_step_and_stop_together() -> None:
     assert stops == [True, True]
 
 
-def test_processes_draw_their_own_shares_of_a_batch(cache: Path) -> None:
+def test_processes_draw_their_own_shares_of_a_batch(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alone, *both = (
         next(train_finder.batches(cache, TINY, 0, 0, bool, group)) for group in (Group(), Group(0, 2), Group(1, 2))
     )
@@ -235,14 +236,9 @@ def test_processes_draw_their_own_shares_of_a_batch(cache: Path) -> None:
     assert not np.array_equal(both[0][0], both[1][0])
     again, _ = next(train_finder.batches(cache, TINY, 0, 0, bool, Group(1, 2)))
     np.testing.assert_array_equal(again, both[1][0])
+    monkeypatch.setattr(train_finder.parallel, "join", lambda cpu: nullcontext(Group(0, 3)))
     with pytest.raises(TrainError, match="a batch of 8: 3 processes cannot share it evenly, 2 or more each"):
-        shared(TINY, Group(0, 3))
-
-
-def shared(config: TrainConfig, group: Group) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_finder.parallel, "join", lambda cpu: nullcontext(group))
-        train(config, Path(tempfile.mkdtemp()), Path())
+        train(TINY, tmp_path, cache)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -221,6 +222,25 @@ def step(run: Run, labels: Labels, group: Group, *, stop: bool = False) -> tuple
     if run.teacher:
         terms["teacher"] = config.teacher_weight * distance_to_teacher(run.teacher, image, output, labels)
         terms["loss"] = terms["loss"] + terms["teacher"]
+    means, stopped = descend(net, terms, run.optimizers, lambda: drawn(config, group, run.seen), group, stop=stop)
+    done = run.seen / config.batch
+    update_average(run.averaged, net, min(config.ema ** (config.batch / 64), (1 + done) / (10 + done)))
+    run.seen += config.batch
+    return means, stopped
+
+
+def descend(
+    net: nn.Module,
+    terms: dict[str, Tensor],
+    optimizers: Sequence[torch.optim.Optimizer],
+    which: Callable[[], str],
+    group: Group,
+    *,
+    stop: bool,
+) -> tuple[dict[str, float], bool]:
+    """From each process's terms of the loss to the same step in all of them: the terms' means, and whether any process
+    wants to stop. which names the samples to blame for a loss or gradient that is not finite: a TrainError, before it
+    reaches the weights."""
     net.zero_grad(set_to_none=True)
     terms["loss"].backward()  # type: ignore[no-untyped-call]
     told = torch.stack([*(value.detach() for value in terms.values()), terms["loss"].new_tensor(float(stop))])
@@ -230,12 +250,9 @@ def step(run: Run, labels: Labels, group: Group, *, stop: bool = False) -> tuple
     *values, stopping, norm_ = [*told.tolist(), float(norm)]
     means = dict(zip(terms, values, strict=True))
     if not all(math.isfinite(value) for value in (*values, norm_)):
-        raise TrainError(not_finite({**means, "gradient": norm_}, drawn(config, group, run.seen)))
-    for optimizer in run.optimizers:
+        raise TrainError(not_finite({**means, "gradient": norm_}, which()))
+    for optimizer in optimizers:
         optimizer.step()
-    done = run.seen / config.batch
-    update_average(run.averaged, net, min(config.ema ** (config.batch / 64), (1 + done) / (10 + done)))
-    run.seen += config.batch
     return means, stopping > 0
 
 

@@ -47,7 +47,7 @@ from .synth.pictures import (
     render_shards,
     vary,
 )
-from .train import Log, not_finite, nothing_left, progress, unsaved, update_average
+from .train import Log, descend, nothing_left, progress, unsaved, update_average
 
 SAY_S, SAVE_S, RESCAN_S = 10, 120, 30
 MATCH_M = 0.08  # a proposal this near to a hand's centre has found it
@@ -74,8 +74,8 @@ def train(
     """Learn from the shards in cache, those that appear meanwhile too, until config.samples are seen, so many minutes
     are over, or SIGTERM or SIGINT; last.pt's path.
 
-    first_shard: earlier ones are left out. validation: scenes of the stream "val" that are looked at. rendered: whether
-    more shards are on their way; the first is waited for. Several processes each take the mean over their own hands.
+    first_shard: earlier ones are left out. validation: pictures of "val" that are looked at. rendered: whether more
+    shards are on their way; the first is waited for. Several processes each take the mean over their own hands.
     """
     path = out / "last.pt"
     out.mkdir(parents=True, exist_ok=True)
@@ -192,19 +192,7 @@ def step(
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         output = net(picture)
     terms: dict[str, Tensor] = criterion(output, targets(*map(torch.from_numpy, labels(hands))))
-    net.zero_grad(set_to_none=True)
-    terms["loss"].backward()  # type: ignore[no-untyped-call]
-    told = torch.stack([*(value.detach() for value in terms.values()), torch.tensor(float(stop))])
-    gradients = [p.grad for p in net.parameters() if p.grad is not None]
-    group.average_([*gradients, *parallel.statistics(net), told])
-    norm = nn.utils.clip_grad_norm_(net.parameters(), 5.0)
-    *values, stopping = told.tolist()
-    means = dict(zip(terms, values, strict=True))
-    if not all(math.isfinite(value) for value in (*values, float(norm))):
-        raise TrainError(not_finite({**means, "gradient": float(norm)}, which))
-    for optimizer in optimizers:
-        optimizer.step()
-    return means, stopping > 0
+    return descend(net, terms, optimizers, lambda: which, group, stop=stop)
 
 
 def labels(hands: Hands) -> tuple[Array, Array, Array]:

@@ -19,7 +19,7 @@ from .reading import read
 # What a crop must hold to be a hand at all, beyond which `belief` decides (`docs/tracking.md`).
 MOST_ERROR_MM = 26.0
 LEAST_PRESENCE = -1.5  # log-odds
-LEAST_HAND_PIXELS = 40  # of 1024
+LEAST_HAND_PIXELS = 20  # of 1024: the picture may end within the crop
 MOST_SCORE = 0.88  # that counts: the finder is surer of some real faces than of any rendered one
 BELIEF = np.array([1.186, 0.406, 0.600, -0.417, -0.116])  # of `evidence`, by `trainer/judge.py`: docs/finder.md
 GAUGE_POINTS = 40

@@ -20,9 +20,9 @@ from .person import Person
 from .refit import Fit, Refit, Start, theta_of
 from .smooth import Smoother
 
-PREDICTED_NS = 150_000_000  # a hand that was not measured is guessed for so long, then it is lost
+PREDICTED_NS = 150_000_000  # a hand that was not measured is looked for so long, then it is lost
 SIDE_VOTE = 0.95  # how much of the side's evidence is kept from vote to vote
-SIDE_LIMIT = 20.0
+SIDE_LIMIT = 40.0
 SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand
 SIDE_SURE = 0.9  # confidence below which a side is published as unknown
 MOST_M_S = 3.0  # hands keep below this, or so
@@ -49,6 +49,7 @@ class Track:
     id: int = 0  # none yet
     published: bool = False
     belief: float = 0.0  # log-odds that it is a hand at all, over the last searches
+    score: float = 0.0  # of the finder's last proposal of it
     pose: HandPose | None = None  # as last measured
     fitted: tuple[Array, Array] | None = None  # the same before it was smoothed: T_camera_wrist (4, 4) m, angles (20,)
 

@@ -25,6 +25,7 @@ from .finder import NEAR_M, Finder, Part, closer, open_finder, shows
 from .look import Eye, Look, belief
 from .person import Person
 from .refit import Refit
+from .refusals import Refusals
 from .track import MOST_M_S, SIDE_DECIDED, Poser, Track
 from .visibility import refuted
 
@@ -38,8 +39,8 @@ SAME_M = 0.08  # a proposal as near as this to a followed hand is that hand
 RIVAL_M = 0.04  # two tracks whose centres are nearer than this see one hand
 OTHER_SIDE_M = 0.15  # a proposal of the other side is as unlikely to be a missing hand as one so much farther
 FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at again
-# Log-odds of its side that one look gives a hand at most. Where the finder says one, it is right in 92 %.
-CROP_VOTES, FINDER_VOTES, PAIR_VOTES = 4.0, 2.5, 1.5
+# Log-odds of its side that one look gives a hand at most. Where the finder says one, it is right in 97 %.
+CROP_VOTES, FINDER_VOTES, PAIR_VOTES = 4.0, 4.0, 3.0
 SIDE_VOTES = {"right": FINDER_VOTES, "left": -FINDER_VOTES, "unknown": 0.0}
 # Log-odds that what is followed is a hand: to look at it for some frames, to publish it then or at once, to go on.
 MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.5
@@ -47,7 +48,7 @@ BELIEF_KEPT = 0.7  # of the belief, from search to search
 ON_TRIAL, ON_TRIAL_NS = 5, 150_000_000  # frames and time after which a hand that is not believed in is given up
 UNSEEN = 0.02  # the finder's score of a place it does not propose
 REMEMBERED_NS = 5_000_000_000  # a hand that comes back within this keeps its id, side and shape
-REFUSED_NS = 500_000_000  # a place without anything like a hand is not looked at again for so long
+GUESSED_NS = 75_000_000  # a hand that was not measured is published for so long: of later guesses many are wrong
 NEVER_NS = -(10**18)
 STAGES = ("capture", "find", "crop", "engine", "refit", "publish")
 
@@ -68,7 +69,7 @@ class Tracker:
     tracks: list[Track] = field(default_factory=list)
     _lost: list[Track] = field(default_factory=list)
     _known: Person | None = None  # the best known one of those that are remembered no more
-    _refused: list[tuple[Array, int]] = field(default_factory=list)
+    _refused: Refusals = field(default_factory=Refusals)
     _next_id: int = 1
     _searched_ns: int = NEVER_NS
     _turn: int = 0  # of all and closer parts
@@ -81,7 +82,7 @@ class Tracker:
         self._poser = Poser(self.refit, calibration, self.smooth, self.arithmetic)
 
     def process(self, frame: DepthFrame) -> list[WireHand]:
-        """The hands of this frame, those measured and those predicted but not refuted by it; none if none is there."""
+        """The hands of this frame: those measured, and those predicted for a moment and not refuted by it."""
         for stage in STAGES:
             self.stages_us[stage] = 0.0
         if frame.t_ns < self._t_ns:
@@ -109,7 +110,7 @@ class Tracker:
 
     def reset(self) -> None:
         """Forget all hands: the next frame is searched from nothing."""
-        self.tracks, self._lost, self._refused = [], [], []
+        self.tracks, self._lost, self._refused = [], [], Refusals()
         self._searched_ns, self._t_ns, self._turn = NEVER_NS, NEVER_NS, 0
 
     @property
@@ -214,7 +215,7 @@ class Tracker:
                 continue
             if self._find_again(roi, frame, looks):
                 continue
-            if len(self.tracks) < self.max_hands and not self._was_refused(roi, frame):
+            if len(self.tracks) < self.max_hands and not self._refused.hold(roi, frame.t_ns):
                 self._begin(roi, frame, looks)
 
     def _where(self, frame: DepthFrame, looks: dict[Track, Look]) -> Part | None:
@@ -235,6 +236,8 @@ class Tracker:
             roi = min(near, key=partial(_distance, look.centre_m), default=None)
             if roi and look is min(looks.values(), key=lambda seen: _distance(seen.centre_m, roi)):
                 track.vote(SIDE_VOTES[roi.side], FINDER_VOTES)  # a proposal is of one hand, the nearest
+            if roi:
+                track.score = roi.score
             now = belief(look, roi.score if roi else UNSEEN)
             track.belief = BELIEF_KEPT * track.belief + (1 - BELIEF_KEPT) * now
             if track.belief < DROP:
@@ -242,7 +245,7 @@ class Tracker:
 
     def _refuse(self, track: Track, looks: dict[Track, Look]) -> None:
         """It is no hand: follow it no more, and do not look there for a while."""
-        self._refused.append((track.centre_m, self._t_ns))
+        self._refused.add(track.centre_m, self._t_ns, track.score)
         self.tracks.remove(track)
         looks.pop(track, None)
         if track.published:  # should it be one after all, it keeps its number, and no shape that may be a knee's
@@ -268,7 +271,7 @@ class Tracker:
             return
         first = self.eye.look(frame, roi.centre_m, roi.side == "left")
         if not first.is_hand or first.centre_m[2] < NEAR_M:
-            self._refused.append((roi.centre_m, frame.t_ns))
+            self._refused.add(roi.centre_m, frame.t_ns, roi.score)
             return
         if _is_seen(first, looks):
             return
@@ -279,19 +282,14 @@ class Tracker:
         if believed < MAYBE:
             return
         track = Track(
-            look.centre_m, frame.t_ns, votes, begun_ns=frame.t_ns, calm=Calm(self.arithmetic.calmed),
-            person=self.new_person(), smoother=self.arithmetic.smoother(),
+            look.centre_m, frame.t_ns, votes, begun_ns=frame.t_ns, score=roi.score, person=self.new_person(),
+            calm=Calm(self.arithmetic.calmed), smoother=self.arithmetic.smoother(),
         )  # fmt: skip
         alone = not any(other.published for other in self.tracks)
         track.belief = believed
         track.published = believed > (SURE if self.confirm else DROP if alone else PUBLISH)
         self.tracks.append(track)
         looks[track] = look
-
-    def _was_refused(self, roi: HandRoi, frame: DepthFrame) -> bool:
-        """Whether this place was looked at a moment ago, and nothing like a hand was there."""
-        self._refused = [(c, t) for c, t in self._refused if 0 <= frame.t_ns - t < REFUSED_NS]
-        return any(_near(centre, roi, RIVAL_M) for centre, _ in self._refused)
 
     def _recognise(self, frame: DepthFrame, looks: dict[Track, Look]) -> None:
         """Say which hands are to be published. A new one may be one lost a while ago, or not seen where it should be,
@@ -332,7 +330,8 @@ class Tracker:
                         self._lost.append(track)
                     continue
                 hand = guess
-            if track.published and (track in looks or not refuted(frame, hand.pose.joints_m)):
+            young = frame.t_ns - track.t_ns <= GUESSED_NS
+            if track.published and (track in looks or (young and not refuted(frame, hand.pose.joints_m))):
                 number = self._id_of(track)
                 hands.append(hand if hand.id == number else replace(hand, id=number))
         self.stages_us["refit"] += (time.perf_counter() - begun) * 1e6

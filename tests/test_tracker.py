@@ -11,8 +11,9 @@ from edge_hand.edge.cameras.synthetic import SyntheticCamera
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.finder import Part
 from edge_hand.edge.look import Look
+from edge_hand.edge.refusals import Refusals
 from edge_hand.edge.track import MOST_M_S, PREDICTED_NS
-from edge_hand.edge.tracker import NEW_WITHIN_M, REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
+from edge_hand.edge.tracker import GUESSED_NS, NEW_WITHIN_M, REMEMBERED_NS, SAME_M, SEARCH_NS, STAGES, Track, Tracker
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.crop import MIRROR
 from edge_hand.hand.frames import DepthFrame, HandRoi
@@ -135,7 +136,9 @@ def test_a_hand_that_goes_is_predicted_for_a_while_and_then_lost(engine: Engine,
             assert hand.pose.state == "predicted" and hand.joints_raw_m is None and hand.id == last[0].id
             ages.append(hand.age_ms)
             confidence.append(hand.pose.joint_conf.mean())
-    assert len(ages) == PREDICTED_NS * 30 // 10**9
+        unseen_ns = (seq - 3) * 10**9 // 30
+        assert bool(tracker.tracks) == (unseen_ns <= PREDICTED_NS)  # looked for longer than it is shown
+    assert len(ages) == GUESSED_NS * 30 // 10**9
     np.testing.assert_allclose(ages, (np.arange(len(ages)) + 1) * 1e3 / 30, rtol=1e-3)
     assert (np.diff(confidence) < 0).all()
     assert tracker.tracks == [] and tracker.process(blank(frames[12], 65535)) == []
@@ -211,7 +214,7 @@ def test_a_hand_that_was_taken_for_none_keeps_its_id_and_not_its_shape(
     tracker.process(frames[0])
     person = tracker.tracks[0].person
     tracker._refuse(tracker.tracks[0], {})
-    tracker._refused.clear()
+    tracker._refused = Refusals()
     again = tracker.process(frames[2])
     assert [hand.id for hand in again] == [1] and tracker.tracks[0].person is not person
 

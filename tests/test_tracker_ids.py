@@ -11,7 +11,8 @@ from edge_hand.edge.engines import Engine
 from edge_hand.edge.finder import Part
 from edge_hand.edge.look import Look
 from edge_hand.edge.person import Person
-from edge_hand.edge.tracker import MAYBE, PUBLISH, REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
+from edge_hand.edge.refusals import REFUSED_NS
+from edge_hand.edge.tracker import MAYBE, PUBLISH, REMEMBERED_NS, SEARCH_NS, Tracker
 from edge_hand.hand.frames import DepthFrame, HandRoi
 from edge_hand.hand.kinematics import AVERAGE
 

@@ -10,8 +10,9 @@ import pytest
 from edge_hand.edge.engines import Engine
 from edge_hand.edge.finder import Part
 from edge_hand.edge.look import Look
+from edge_hand.edge.refusals import REFUSED_NS
 from edge_hand.edge.track import SIDE_LIMIT
-from edge_hand.edge.tracker import FINDER_VOTES, REFUSED_NS, REMEMBERED_NS, SEARCH_NS, Tracker
+from edge_hand.edge.tracker import FINDER_VOTES, REMEMBERED_NS, SEARCH_NS, Tracker
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.frames import DepthFrame, HandRoi, Side
 from edge_hand.hand.messages import WireHand
@@ -29,6 +30,7 @@ class Stage:
     def __init__(self, engine: Engine, **given: Any) -> None:
         self.hands: list[tuple[Array, bool]] = []
         self.logit = 5.0  # how sure the eye is of the side
+        self.score = 0.95  # of the finder's proposals
         self.sides: list[Side] | None = None  # that the finder says, else the true ones
         self.looked: list[tuple[Array, bool]] = []
         self.tracker = Tracker(engine, self, **given)
@@ -47,7 +49,7 @@ class Stage:
 
     def __call__(self, frame: DepthFrame, part: Part | None = None) -> list[HandRoi]:
         sides = self.sides or ["left" if left else "right" for _, left in self.hands]
-        return [HandRoi(side, middle(*h), 0.25, 0.95) for h, side in zip(self.hands, sides, strict=False)]
+        return [HandRoi(side, middle(*h), 0.25, self.score) for h, side in zip(self.hands, sides, strict=False)]
 
     def step(self, k: float) -> list[WireHand]:
         return self.tracker.process(frame_at(k))
@@ -221,7 +223,7 @@ def test_a_hand_that_is_there_after_a_recording_s_long_gap_is_another_one_of_its
 def test_after_a_reset_a_hand_that_was_lost_before_it_is_another_one(stage: Stage) -> None:
     stage.follow(right_at(0.2))
     stage.tracker.lose()
-    stage.tracker._refused = [(middle(*right_at(0.2)), 4 * FRAME_NS)]
+    stage.tracker._refused.add(middle(*right_at(0.2)), 4 * FRAME_NS, 0.95)
     stage.tracker.reset()
     assert [h.id for h in stage.step(4)] == [2]
 
@@ -232,7 +234,7 @@ def test_when_the_clock_is_set_back_no_place_stays_refused_and_no_hand_remembere
     stage.hands = []
     for k in range(4, 12):
         stage.step(late + k)
-    stage.tracker._refused = [(middle(*right_at(0.2)), (late + 12) * FRAME_NS)]
+    stage.tracker._refused.add(middle(*right_at(0.2)), (late + 12) * FRAME_NS, 0.95)
     stage.step(0)
     stage.hands = [right_at(0.2)]
     for k in range(4):
@@ -259,6 +261,18 @@ def test_a_hand_on_trial_that_is_never_believed_in_is_given_up(stage: Stage, mon
     assert stage.looked == []  # nor looked at again for a while
     stage.step(11 + (REFUSED_NS + SEARCH_NS) / FRAME_NS)
     assert stage.looked
+
+
+def test_a_hand_given_up_on_trial_is_looked_at_again_once_the_finder_is_surer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as doubtful:
+        doubtful.setattr("edge_hand.edge.tracker.belief", lambda look, score: 0.5)
+        stage.hands, stage.score = [right_at(0.2)], 0.5
+        assert not any(stage.step(k) for k in range(10)) and stage.tracker.tracks == []
+    assert not stage.step(10)  # as sure as before: not looked at
+    stage.score = 0.95
+    assert [stage.step(11 + k) != [] for k in range(4)][-1]
 
 
 def test_a_hand_whose_side_is_not_decided_is_looked_at_as_the_other_one_too(stage: Stage) -> None:

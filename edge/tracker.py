@@ -46,6 +46,7 @@ SIDE_VOTES = {"right": FINDER_VOTES, "left": -FINDER_VOTES, "unknown": 0.0}
 MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.5
 BELIEF_KEPT = 0.7  # of the belief, from search to search
 ON_TRIAL, ON_TRIAL_NS = 5, 150_000_000  # frames and time after which a hand that is not believed in is given up
+PROBATION_NS = 400_000_000  # for so long a new hand goes when it would not be published any more
 UNSEEN = 0.02  # the finder's score of a place it does not propose
 REMEMBERED_NS = 5_000_000_000  # a hand that comes back within this keeps its id, side and shape
 GUESSED_NS = 75_000_000  # a hand that was not measured is published for so long: of later guesses many are wrong
@@ -240,7 +241,8 @@ class Tracker:
                 track.score = roi.score
             now = belief(look, roi.score if roi else UNSEEN)
             track.belief = BELIEF_KEPT * track.belief + (1 - BELIEF_KEPT) * now
-            if track.belief < DROP:
+            on_probation = track.published and self._t_ns - track.begun_ns < PROBATION_NS
+            if track.belief < (PUBLISH if on_probation else DROP):
                 self._refuse(track, looks)
 
     def _refuse(self, track: Track, looks: dict[Track, Look]) -> None:

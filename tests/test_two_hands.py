@@ -12,7 +12,7 @@ from edge_hand.edge.finder import Part
 from edge_hand.edge.look import Look
 from edge_hand.edge.refusals import REFUSED_NS
 from edge_hand.edge.track import SIDE_LIMIT
-from edge_hand.edge.tracker import FINDER_VOTES, REMEMBERED_NS, SEARCH_NS, Tracker
+from edge_hand.edge.tracker import DROP, FINDER_VOTES, PROBATION_NS, PUBLISH, REMEMBERED_NS, SEARCH_NS, Tracker
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.frames import DepthFrame, HandRoi, Side
 from edge_hand.hand.messages import WireHand
@@ -273,6 +273,20 @@ def test_a_hand_given_up_on_trial_is_looked_at_again_once_the_finder_is_surer(
     assert not stage.step(10)  # as sure as before: not looked at
     stage.score = 0.95
     assert [stage.step(11 + k) != [] for k in range(4)][-1]
+
+
+@pytest.mark.parametrize(("age_ns", "kept"), [(0.9 * PROBATION_NS, False), (1.1 * PROBATION_NS, True)])
+def test_a_new_hand_that_is_doubted_goes_sooner_than_one_that_was_followed_for_longer(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, age_ns: float, kept: bool
+) -> None:
+    stage.follow(right_at(0.2))
+    doubt = (PUBLISH + DROP) / 2
+    monkeypatch.setattr("edge_hand.edge.tracker.belief", lambda look, score: doubt)
+    (track,) = stage.tracker.tracks
+    track.belief = doubt
+    track.begun_ns = round(8 * FRAME_NS - age_ns)
+    stage.tracker._searched_ns = -SECOND
+    assert bool(stage.step(8)) == kept
 
 
 def test_a_hand_whose_side_is_not_decided_is_looked_at_as_the_other_one_too(stage: Stage) -> None:

@@ -49,7 +49,7 @@ ON_TRIAL, ON_TRIAL_NS = 5, 150_000_000  # frames and time after which a hand tha
 PROBATION_NS = 400_000_000  # for so long a new hand goes when it would not be published any more
 UNSEEN = 0.02  # the finder's score of a place it does not propose
 REMEMBERED_NS = 5_000_000_000  # a hand that comes back within this keeps its id, side and shape
-GUESSED_NS = 75_000_000  # a hand that was not measured is published for so long: of later guesses many are wrong
+GUESSED_NS = 75_000_000  # a hand that was not measured is published for so long: many later guesses are wrong
 NEVER_NS = -(10**18)
 STAGES = ("capture", "find", "crop", "engine", "refit", "publish")
 
@@ -75,6 +75,7 @@ class Tracker:
     _searched_ns: int = NEVER_NS
     _turn: int = 0  # of all and closer parts
     _t_ns: int = NEVER_NS
+    _before_ns: int = NEVER_NS  # of the frame before
 
     def __post_init__(self) -> None:
         self.refit = self.refit or self.arithmetic.refit()
@@ -90,7 +91,7 @@ class Tracker:
             self._searched_ns, self._turn = NEVER_NS, 0
             for track in (*self.tracks, *self._lost):
                 track.forget_motion(frame.t_ns)
-        self._t_ns = frame.t_ns
+        self._before_ns, self._t_ns = self._t_ns, frame.t_ns
         if any(frame.t_ns - track.t_ns >= REMEMBERED_NS for track in self.tracks):
             self.lose()  # no frames came for long, and nobody said so: whose hand is there now is for looks to say
         looks: dict[Track, Look] = {}
@@ -332,7 +333,7 @@ class Tracker:
                         self._lost.append(track)
                     continue
                 hand = guess
-            young = frame.t_ns - track.t_ns <= GUESSED_NS
+            young = frame.t_ns - track.t_ns <= GUESSED_NS or track.t_ns == self._before_ns
             if track.published and (track in looks or (young and not refuted(frame, hand.pose.joints_m))):
                 number = self._id_of(track)
                 hands.append(hand if hand.id == number else replace(hand, id=number))

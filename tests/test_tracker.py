@@ -144,6 +144,18 @@ def test_a_hand_that_goes_is_predicted_for_a_while_and_then_lost(engine: Engine,
     assert tracker.tracks == [] and tracker.process(blank(frames[12], 65535)) == []
 
 
+@pytest.mark.parametrize(("fps", "shown"), [(6, 0), (10, 1), (15, 1), (30, 2), (60, 4), (90, 6)])
+def test_a_hand_is_predicted_for_75_ms_or_in_one_frame(
+    engine: Engine, frames: list[DepthFrame], fps: int, shown: int
+) -> None:
+    tracker = Tracker(engine)
+    for frame in frames[:4]:
+        tracker.process(frame)
+    begun = frames[3].t_ns
+    after = [replace(blank(frames[4]), t_ns=begun + k * 10**9 // fps) for k in range(1, 20)]
+    assert [bool(tracker.process(frame)) for frame in after] == [True] * shown + [False] * (19 - shown)
+
+
 def test_a_hand_is_not_predicted_where_the_frame_shows_what_lies_behind_it(
     engine: Engine, frames: list[DepthFrame]
 ) -> None:

@@ -30,11 +30,11 @@ class Refusals:
         """There is none at centre_m (3,), where the finder proposed one with this score."""
         self._places.append(_Place(centre_m, t_ns, _log_odds(score)))
 
-    def hold(self, roi: HandRoi, t_ns: int) -> bool:
-        """Whether the proposal is of such a place, and no surer."""
+    def hold(self, roi: HandRoi, t_ns: int, judged: bool = True) -> bool:
+        """Whether the proposal is of such a place, and no surer; for how sure it is, its finder must judge."""
         self._places = [place for place in self._places if 0 <= t_ns - place.t_ns < REFUSED_NS]
         near = [place for place in self._places if math.dist(place.centre_m, roi.centre_m) < NEAR_M]
-        return any(_log_odds(roi.score) < place.odds + SURER for place in near)
+        return any(not judged or _log_odds(roi.score) < place.odds + SURER for place in near)
 
 
 def _log_odds(score: float) -> float:

@@ -217,7 +217,7 @@ class Tracker:
                 continue
             if self._find_again(roi, frame, looks):
                 continue
-            if len(self.tracks) < self.max_hands and not self._refused.hold(roi, frame.t_ns):
+            if len(self.tracks) < self.max_hands and not self._refused.hold(roi, frame.t_ns, self.finder.judges):
                 self._begin(roi, frame, looks)
 
     def _where(self, frame: DepthFrame, looks: dict[Track, Look]) -> Part | None:

@@ -40,6 +40,10 @@ def test_a_place_is_looked_at_again_once_the_finder_is_surer_of_it(refusals: Ref
     assert refusals.hold(proposal(score), 2000) == held
 
 
+def test_the_scores_of_a_finder_that_does_not_judge_say_nothing(refusals: Refusals) -> None:
+    assert refusals.hold(proposal(0.99), 2000, judged=False)
+
+
 def test_of_several_refusals_the_surest_counts(refusals: Refusals) -> None:
     refusals.add(AT, 1500, 0.9)
     assert refusals.hold(proposal(0.85), 2000) and refusals.hold(proposal(0.9), 2000)

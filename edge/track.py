@@ -20,7 +20,7 @@ from .person import Person
 from .refit import Fit, Refit, Start, theta_of
 from .smooth import Smoother
 
-PREDICTED_NS = 150_000_000  # a hand that was not measured is looked for so long, then it is lost
+PREDICTED_NS = 150_000_000  # a hand that was not measured is carried on for so long, then it is lost
 SIDE_VOTE = 0.95  # how much of the side's evidence is kept from vote to vote
 SIDE_LIMIT = 40.0
 SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand

@@ -39,7 +39,7 @@ SAME_M = 0.08  # a proposal as near as this to a followed hand is that hand
 RIVAL_M = 0.04  # two tracks whose centres are nearer than this see one hand
 OTHER_SIDE_M = 0.15  # a proposal of the other side is as unlikely to be a missing hand as one so much farther
 FAR_OFF_M = 0.05  # a hand this far from where it was looked for is looked at again
-# Log-odds of its side that one look gives a hand at most. Where the finder says one, it is right in 97 %.
+# Log-odds of its side that one look gives a hand at most. Where the finder says one, it is right in 98 %.
 CROP_VOTES, FINDER_VOTES, PAIR_VOTES = 4.0, 4.0, 3.0
 SIDE_VOTES = {"right": FINDER_VOTES, "left": -FINDER_VOTES, "unknown": 0.0}
 # Log-odds that what is followed is a hand: to look at it for some frames, to publish it then or at once, to go on.

@@ -67,7 +67,7 @@ def test_a_missing_hand_is_searched_for_in_all_of_the_frame(engine: Engine, fram
     for frame in frames[:2]:
         tracker.process(frame)
     tracker.finder = finder = Asked()
-    for k in range(4):  # it is predicted for so long
+    for k in range(4):  # it is looked for so long
         tracker.process(replace(blank(frames[2], 2000), t_ns=frames[1].t_ns + (k + 1) * 33_000_000))
     assert finder.parts == [None] * 4
 

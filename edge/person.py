@@ -39,6 +39,9 @@ _RANGE = (0.7, 1.4)
 _FINGER_OF = np.array(PART_SCALES)  # (16,)
 _BASE_OF = np.array([0, *(PART_JOINTS[1 + 3 * f] for f in range(5) for _ in range(3))])  # the joint a finger grows from
 _PRIOR = np.linalg.inv(SPREAD**2 * np.ones((6, 6)) + SPREAD_OF_FINGERS**2 * np.eye(6))
+# The same of one frame alone, about the scales that its parts have.
+FRAME_SPREAD, FRAME_SPREAD_OF_FINGERS, FRAME_NOISE_M = 0.1, 0.05, 0.008
+_FRAME_PRIOR = np.linalg.inv(FRAME_SPREAD**2 * np.ones((6, 6)) + FRAME_SPREAD_OF_FINGERS**2 * np.eye(6))
 
 
 class PersonError(Exception):
@@ -137,6 +140,14 @@ def keep_shape(path: Path, person: Person | None) -> str:
 
 def _unwritten(path: Path, error: OSError) -> PersonError:
     return PersonError(f"person {path}: cannot be written ({error.strerror})")
+
+
+def shape_of_frame(refit: Refit, fit: Fit, points_m: Array, weights: Array | None = None) -> Shape:
+    """The shape that one frame alone speaks for: bone scales near those of its fit, as its depth wants them."""
+    information, pull = shape_evidence(refit, fit, points_m, weights)
+    share = FRAME_NOISE_M**-2
+    alpha = fit.alpha + np.linalg.solve(share * information + _FRAME_PRIOR, share * pull)
+    return Shape(np.clip(alpha, *_RANGE), fit.beta)
 
 
 def shape_evidence(refit: Refit, fit: Fit, points_m: Array, weights: Array | None = None) -> tuple[Array, Array]:

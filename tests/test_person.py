@@ -18,7 +18,7 @@ from edge_hand.edge.cli.main import cli
 from edge_hand.edge.engines import Engine, open_engine
 from edge_hand.edge.loop import Loop, Totals
 from edge_hand.edge.networks.card import MODELS
-from edge_hand.edge.person import Person, PersonError, keep_shape, person_maker, shape_evidence
+from edge_hand.edge.person import Person, PersonError, keep_shape, person_maker, shape_evidence, shape_of_frame
 from edge_hand.edge.reading import predict
 from edge_hand.edge.refit import Fit, Refit
 from edge_hand.hand import se3
@@ -190,6 +190,21 @@ def test_the_evidence_points_to_the_true_scale_however_the_network_shrinks_its_h
         assert np.linalg.eigvalsh(information).min() > -1e-9
         growth = float(np.ones(6) @ pull / (np.ones(6) @ information @ np.ones(6)))
         assert np.sign(growth) == np.sign(size - 1) and 0.4 < growth / (size - 1) < 1.4
+
+
+def test_one_frames_depth_corrects_the_size_that_the_network_shrank() -> None:
+    for size in (0.9, 1.1):
+        theta = np.concatenate([[0, 0, 0.5, 0.3, -0.2, 0.1], np.full(20, 0.2)])
+        _, vertices = (x[0] for x in pose_hand(T, theta[None], np.full((1, 6), size), np.zeros((1, 7))))
+        corner = vertices[T.faces]
+        normal = np.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0])
+        points = corner.mean(1)[(normal * corner.mean(1)).sum(1) < 0][::8]
+        shrunk = vertices.mean(0) + 0.93 * (vertices - vertices.mean(0))
+        fit = REFIT.solve(shrunk, points_m=points)
+        alpha = shape_of_frame(REFIT, fit, points).alpha
+        assert abs(alpha.mean() - size) < 0.5 * abs(fit.alpha.mean() - size)
+    alone = shape_of_frame(REFIT, fit, points[:0])
+    np.testing.assert_allclose(alone.alpha, fit.alpha, atol=0.02)  # there is no better word than the parts'
 
 
 def test_a_person_is_the_same_after_it_was_saved_and_is_held_at_once(tmp_path: Path) -> None:

@@ -264,6 +264,13 @@ def test_ctrl_c_is_not_for_the_process_that_renders(tmp_path: Path) -> None:
     assert not child.is_alive() and signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_run_whose_minutes_are_over_says_how_good_it_became(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(replace(TINY, samples=80), tmp_path, cache, minutes=0, validation=8)
+    assert "        8 samples: recall" in capsys.readouterr().out
+
+
 def test_a_run_that_goes_on_keeps_its_length(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(replace(TINY, samples=560_000), tmp_path, cache, minutes=0, validate_every=0)
     asked: list[int] = []

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ..edge.draw import save_png
 from ..edge.engines import Engine, open_engine
 from ..edge.look import trust
+from ..edge.person import shape_of_frame
 from ..edge.reading import predict
 from ..edge.refit import Refit
 from ..edge.tracker import Tracker
@@ -97,9 +98,13 @@ def predict_hand(engine: Engine, image: Array, distance_m: float, cube_m: float,
 
 
 def refitted(prediction: HandPrediction, refit: Refit) -> Guess:
-    """A dgn's hand as the daemon fits one that it never saw before: to joints and depth, with bones of the frame."""
+    """A dgn's hand as the daemon fits one that it never saw before, to joints and depth, but with bones of the frame:
+    those of its parts, and then as its depth wants them."""
     raw = prediction.vertices_m.astype(np.float64)
-    fit = refit(raw, points_m=prediction.points_m, weights=trust(prediction.joint_error_m))
+    weights, points = trust(prediction.joint_error_m), prediction.points_m
+    first = refit.solve(raw, points_m=points, weights=weights)
+    shape = shape_of_frame(refit, first, points, weights)
+    fit = refit(raw, shape=shape, points_m=points, weights=weights)
     logits = prediction.right_logit, prediction.presence_logit
     return Guess(fit.joints_m, fit.vertices_m, raw, logits[0], fit.joints_free_m, prediction.error_m, logits[1])
 

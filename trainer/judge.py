@@ -59,7 +59,9 @@ def _is_hand(scene: Scene, look: Look) -> bool | None:
 @click.option("--scenes", default=1500, show_default=True, type=click.IntRange(10))
 @click.option("--model", default=None, help="The network; default the shipped one.")
 @click.option("--finder", default="finder", show_default=True)
-@click.option("--first", default=100_000, show_default=True, help="Index of the first scene of the stream train.")
+@click.option(
+    "--first", default=1_000_000, show_default=True, help="First scene of the stream train, which no finder learned."
+)
 def main(scenes: int, model: str | None, finder: str, first: int) -> None:
     """Fit the curve on half of the scenes and say how well it tells hands on the other half."""
     try:

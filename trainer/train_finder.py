@@ -144,7 +144,8 @@ def train(
                     log.say(progress(seen, config.samples, (seen - begun_seen) / (now - begun), means))
                     log.write({"seen": seen, **means})
                     totals, steps, said = {}, 0, now
-                if validate_every and group.rank == 0 and (finished or seen % validate_every < config.batch):
+                ends = finished or (stopped and not signals)  # who interrupts does not wait
+                if validate_every and group.rank == 0 and (ends or seen % validate_every < config.batch):
                     scores = evaluate(averaged, cache, validation)
                     log.say(f"{seen:>9,} samples: {told(scores)}")
                     log.write({"seen": seen, **scores})

@@ -37,7 +37,7 @@ class TrainConfig:
     kind: str = "full"  # of samples, see `synth/samples.py`
     ema: float = 0.999  # kept of the average every 64 samples
     seed: int = 0
-    bf16: bool = True
+    bf16: bool = True  # where the device has it (`precision.py`)
     compile: bool = False
     sync_bn: bool = False  # batch statistics of all processes' samples, not of each one's own
     init: str | None = None  # checkpoint whose weights the run started from

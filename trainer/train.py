@@ -42,6 +42,7 @@ from .losses import Labels, huber, metres, rows
 from .nets import net_module
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
+from .precision import mixed
 from .real import open_real
 from .synth.samples import Generator, RendererDied
 from .widen import load_widened
@@ -213,7 +214,7 @@ def step(run: Run, labels: Labels, group: Group, *, stop: bool = False) -> tuple
             settings["lr"] = settings["peak"] * schedule(config, run.seen)
     net.train()
     image = images(labels)
-    with torch.autocast(image.device.type, torch.bfloat16, enabled=config.bf16):
+    with mixed(image.device.type, config.bf16):
         output = run.forward(image)
     try:
         terms: dict[str, Tensor] = run.criterion(output, labels, run.seen >= config.coarse)

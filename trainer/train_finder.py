@@ -34,6 +34,7 @@ from .checkpoint import CHECKPOINT_VERSION, TrainConfig, TrainError, config_of, 
 from .nets.finder import Criterion, FinderNet, targets
 from .optimizers import build_optimizers, schedule
 from .parallel import Group
+from .precision import mixed
 from .processes import when_parent_ends
 from .synth.pictures import (
     SHARD,
@@ -190,7 +191,7 @@ def step(
     any process wants to stop. A term that is not finite is a TrainError; which names the batch in it."""
     net.train()
     picture = torch.from_numpy(network_input(z)).contiguous(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with mixed("cpu", bf16):
         output = net(picture)
     terms: dict[str, Tensor] = criterion(output, targets(*map(torch.from_numpy, labels(hands))))
     return descend(net, terms, optimizers, lambda: which, group, stop=stop)

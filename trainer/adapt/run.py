@@ -30,6 +30,7 @@ from ..losses import Labels, rows
 from ..nets import net_module
 from ..optimizers import build_optimizers
 from ..parallel import Group
+from ..precision import mixed
 from ..synth.labeller import Labeller, shown_left
 from ..synth.room_crops import RoomCrops
 from ..synth.samples import Generator, Sample, stacked
@@ -235,7 +236,7 @@ class _Run:
                 module.eval()  # statistics of a mixed batch are nobody's
         labels, batch, counts = self.batches.draw(self.step)
         n = len(batch.image)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.base.bf16):
+        with mixed("cpu", self.base.bf16):
             output = self.net(images(labels))
         taught = _taught(labels, n, counts, self.config.teacher > 0)
         supervised = self.criterion(type(output)(*(x[taught] for x in output)), rows(labels, taught))

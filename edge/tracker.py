@@ -248,7 +248,7 @@ class Tracker:
 
     def _refuse(self, track: Track, looks: dict[Track, Look]) -> None:
         """It is no hand: follow it no more, and do not look there for a while."""
-        self._refused.add(track.centre_m, self._t_ns, track.score)
+        self._refused.add(track.centre_m, self._t_ns, track.score, fooled=track.published)
         self.tracks.remove(track)
         looks.pop(track, None)
         if track.published:  # should it be one after all, it keeps its number, and no shape that may be a knee's

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from edge_hand.edge.refusals import NEAR_M, REFUSED_NS, SURER, Refusals
+from edge_hand.edge.refusals import FOOLED_NS, NEAR_M, REFUSED_NS, SURER, Refusals
 from edge_hand.hand.arrays import Array
 from edge_hand.hand.frames import HandRoi
 
@@ -27,6 +27,15 @@ def refusals() -> Refusals:
 @pytest.mark.parametrize(("after_ns", "held"), [(0, True), (REFUSED_NS - 1, True), (REFUSED_NS, False), (-1, False)])
 def test_a_place_is_left_alone_for_a_while(refusals: Refusals, after_ns: int, held: bool) -> None:
     assert refusals.hold(proposal(), 1000 + after_ns) == held
+
+
+@pytest.mark.parametrize(("after_ns", "held"), [(REFUSED_NS, True), (FOOLED_NS - 1, True), (FOOLED_NS, False)])
+def test_a_place_whose_hand_was_published_is_left_alone_for_longer(after_ns: int, held: bool) -> None:
+    refusals = Refusals()
+    refusals.add(AT, 1000, 0.5, fooled=True)
+    refusals.add(AT + 2 * NEAR_M, 1000, 0.5)
+    assert refusals.hold(proposal(), 1000 + after_ns) == held
+    assert not refusals.hold(proposal(0.9), 1000 + after_ns)  # unless the finder is surer
 
 
 @pytest.mark.parametrize(("share", "held"), [(0.9, True), (1.1, False)])

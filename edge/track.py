@@ -23,6 +23,7 @@ from .smooth import Smoother
 PREDICTED_NS = 150_000_000  # a hand that was not measured is carried on for so long, then it is lost
 SIDE_VOTE = 0.95  # how much of the side's evidence is kept from vote to vote
 SIDE_LIMIT = 40.0
+BELIEF_KEPT = 0.85  # of the belief that it is a hand, from search to search; less at first
 SIDE_DECIDED = 4.0  # below so many votes, log-odds, every frame is also looked at as the other hand
 SIDE_SURE = 0.9  # confidence below which a side is published as unknown
 MOST_M_S = 3.0  # hands keep below this, or so
@@ -49,6 +50,7 @@ class Track:
     id: int = 0  # none yet
     published: bool = False
     belief: float = 0.0  # log-odds that it is a hand at all, over the last searches
+    searches: int = 0  # since the one that began it
     score: float = 0.0  # of the finder's last proposal of it
     pose: HandPose | None = None  # as last measured
     fitted: tuple[Array, Array] | None = None  # the same before it was smoothed: T_camera_wrist (4, 4) m, angles (20,)
@@ -86,6 +88,12 @@ class Track:
         if self.is_left != was_left:
             self.smoother.reset()  # a left hand's angles are not the right one's
             self.fitted = None
+
+    def believe(self, log_odds: float) -> None:
+        """Take what a search says of its being a hand: the mean of the first searches, later of the last ones."""
+        self.searches += 1
+        kept = min(BELIEF_KEPT, self.searches / (self.searches + 1))
+        self.belief = kept * self.belief + (1 - kept) * log_odds
 
     def move(self, centre_m: Array, t_ns: int) -> None:
         """Take a measured centre (3,) m."""

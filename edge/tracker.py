@@ -44,7 +44,6 @@ CROP_VOTES, FINDER_VOTES, PAIR_VOTES = 4.0, 4.0, 3.0
 SIDE_VOTES = {"right": FINDER_VOTES, "left": -FINDER_VOTES, "unknown": 0.0}
 # Log-odds that what is followed is a hand: to look at it for some frames, to publish it then or at once, to go on.
 MAYBE, PUBLISH, SURE, DROP = -1.0, 1.5, 2.5, 0.5
-BELIEF_KEPT = 0.7  # of the belief, from search to search
 ON_TRIAL, ON_TRIAL_NS = 5, 150_000_000  # frames and time after which a hand that is not believed in is given up
 PROBATION_NS = 400_000_000  # for so long a new hand goes when it would not be published any more
 UNSEEN = 0.02  # the finder's score of a place it does not propose
@@ -240,8 +239,7 @@ class Tracker:
                 track.vote(SIDE_VOTES[roi.side], FINDER_VOTES)  # a proposal is of one hand, the nearest
             if roi:
                 track.score = roi.score
-            now = belief(look, roi.score if roi else UNSEEN)
-            track.belief = BELIEF_KEPT * track.belief + (1 - BELIEF_KEPT) * now
+            track.believe(belief(look, roi.score if roi else UNSEEN))
             on_probation = track.published and self._t_ns - track.begun_ns < PROBATION_NS
             if track.belief < (PUBLISH if on_probation else DROP):
                 self._refuse(track, looks)

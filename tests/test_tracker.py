@@ -282,9 +282,10 @@ def test_what_is_no_longer_believed_in_is_dropped(
     tracker.process(frames[1])
     assert tracker.tracks
     tracker.finder = Blind()
-    monkeypatch.setattr("edge_hand.edge.tracker.belief", lambda look, score: -5.0 if score < 0.1 else 5.0)
-    seen = [len(tracker.process(replace(frames[2], t_ns=frames[2].t_ns + k * SEARCH_NS))) for k in range(8)]
-    assert seen[0] == 1 and seen[-1] == 0
+    said = iter([5.0] * 4 + [-5.0] * 8)
+    monkeypatch.setattr("edge_hand.edge.tracker.belief", lambda look, score: next(said))
+    seen = [len(tracker.process(replace(frames[2], t_ns=frames[2].t_ns + k * SEARCH_NS))) for k in range(12)]
+    assert seen[:5] == [1] * 5 and seen[-1] == 0
 
 
 def test_a_hand_that_is_outvoted_after_it_was_looked_at_is_looked_at_as_the_other_side_s(

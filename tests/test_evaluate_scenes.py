@@ -108,6 +108,15 @@ def test_a_hand_out_of_sight_too_near_too_far_or_tiny_need_not_be_found():
     assert not must_be_found(tiny, frame)
 
 
+def test_a_hand_that_the_sensor_does_not_read_need_not_be_found():
+    here = hand("left")
+    row = np.median(CAMERA.project(here.vertices_m)[:, 1])
+    for unread, must in ((slice(0, int(row - 8)), True), (slice(0, int(row + 8)), False), (slice(None), False)):
+        depth = scene(0).frame.depth.copy()
+        depth[unread] = 0
+        assert must_be_found(here, replace(scene(0).frame, depth=depth)) is must
+
+
 def test_a_published_hand_far_from_every_true_one_is_false():
     truth = hand("right")
     shown = [scene(i, truth) for i in range(4)]

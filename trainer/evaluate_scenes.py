@@ -25,7 +25,7 @@ PER_SEQUENCE = 500  # frames
 FPS = 30.0
 FOUND_M = 0.06  # a published hand whose joints' mean is as near as this to a true one's is that hand
 FALSE_M = 0.10  # one further than this from every true hand that shows anything, and is no other's, is none
-LEAST_SEEN, NEAR_M, FAR_M, LEAST_PX = 0.5, 0.2, 1.3, 12  # a hand that must be found
+LEAST_SEEN, LEAST_READ, NEAR_M, FAR_M, LEAST_PX = 0.5, 0.5, 0.2, 1.3, 12  # a hand that must be found
 GONE, AWAY_NS = 0.1, 200_000_000  # a hand of which less was to be seen for longer than this has left the picture
 BACK_NS = 5_000_000_000  # one that is back after less than this should have its id
 KINDS = ("missed", "false", "side", "switch", "late")
@@ -105,12 +105,12 @@ def evaluate_scenes(
 ) -> dict[str, Any]:
     """Run a new tracker over each of the sequences first, first + 1, ... until `frames` are measured.
 
-    recall: of hands with half or more to be seen, 0.2 to 1.3 m away, 12 px or more across; sides and errors are of
-    those found, `predicted` how many of them were published so. false: no hand is there, or another published one has
-    it; `false_frames_tracked` leaves predicted ones out. switches: a hand that stays in the picture, or is out of it
-    for 0.2 s at most, goes on under another id. back: hands that come back within 5 s, and how many of them with the id
-    that they had. wait: frames from the first in which a hand must be found until it is, 0 at once. false_runs: frames
-    in a row with a false hand.
+    recall: of hands with half or more to be seen and to be read by the sensor where they are, 0.2 to 1.3 m away, 12 px
+    or more across; sides and errors are of those found, `predicted` how many of them were published so. false: no hand
+    is there, or another published one has it; `false_frames_tracked` leaves predicted ones out. switches: a hand that
+    stays in the picture, or is out of it for 0.2 s at most, goes on under another id. back: hands that come back within
+    5 s, and how many of them with the id that they had. wait: frames from the first in which a hand must be found until
+    it is, 0 at once. false_runs: frames in a row with a false hand.
     Raises ValueError if there is nothing to measure.
     """
     if frames < 1 or per_sequence < 1:
@@ -237,11 +237,14 @@ def match(true: Sequence[Array], published: Sequence[Array], most_m: float = FOU
 
 
 def must_be_found(hand: SceneHand, frame: DepthFrame) -> bool:
-    """Whether a tracker may be blamed for missing it."""
+    """Whether a tracker may be blamed for missing it: it shows, near and large enough, and the sensor reads it."""
     z = float(hand.joints_m[:, 2].mean())
     if hand.seen < LEAST_SEEN or not NEAR_M <= z <= FAR_M or hand.vertices_m[:, 2].min() <= 0:
         return False
-    return bool(np.ptp(frame.intrinsics.project(hand.vertices_m), axis=0).max() >= LEAST_PX)
+    pixels = frame.intrinsics.project(hand.vertices_m)
+    columns, rows = np.rint(pixels[((pixels > -0.5) & (pixels < np.array(frame.depth.shape[::-1]) - 0.5)).all(1)]).T
+    read = frame.depth[rows.astype(int), columns.astype(int)] > 0
+    return bool(np.ptp(pixels, axis=0).max() >= LEAST_PX and read.mean() >= LEAST_READ)
 
 
 def _report(c: _Counts, sequences: int) -> dict[str, Any]:
